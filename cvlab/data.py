@@ -1,0 +1,381 @@
+"""Data sets as parts (train, val, test), and the decoded images that a training step draws from.
+
+A classification folder is DIR/<class>/* or DIR/{train,val,test}/<class>/*; a segmentation folder is DIR/images/NAME.*
+with DIR/masks/NAME.png. Where no parts are given they are cut 70/15/15 by a seed of their own, so that trainings with
+different seeds share them. With no folder at all the parts are synthetic scenes (cvlab/shapes.py).
+"""
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from cvlab import shapes
+from cvlab.transforms import ImageError, open_image, to_float, train_pairs, train_views, uniforms
+
+PARTS = ("train", "val", "test")
+SHARES = {"val": 0.15, "test": 0.15}  # of a class; the rest is for training
+SHAPES_SIZES = {"train": 3000, "val": 500, "test": 500}
+IMAGE_SUFFIXES = {
+    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp",
+}  # fmt: skip
+MAX_MASK_CLASSES = 64
+
+
+class DataError(ValueError):
+    """A data set that cannot be used as it is; the message names the folder or file and says what to do."""
+
+
+@dataclass
+class Parts:
+    """A data set cut into parts; nothing is decoded before `read`.
+
+    Attributes:
+        name: of the data set, for the card.
+        class_names: in the order of the labels (or of the mask channels).
+        samples: samples[part] is a list of whatever `open_sample` opens.
+        open_sample: sample to (image, label) or (image, mask (C, H, W) bool).
+        split: what decided the cut: {"split_seed": ..., "per_class": ...}.
+        fingerprints: fingerprints[part] are hashes of the files' contents; empty for synthetic scenes.
+        notes: sentences about what was done to the data, such as files left out.
+    """
+
+    name: str
+    class_names: list[str]
+    samples: dict[str, list]
+    open_sample: Callable[[object], tuple[Image.Image, object]]
+    split: dict = field(default_factory=dict)
+    fingerprints: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def facts(self) -> dict:
+        """What config.json keeps of the data, so that a later evaluation knows what was trained on."""
+        return {"name": self.name, **self.split, "fingerprints": self.fingerprints}
+
+    def read(self, part: str, prepare: Callable[[Image.Image], Tensor]) -> tuple[list[Tensor], list]:
+        """Decodes a part, on all cores and with a progress bar: [prepare(image), ...] and [label or mask, ...].
+
+        Files that cannot be opened are left out and named in `notes`, and their samples dropped.
+
+        Raises:
+            DataError: nothing in the part can be opened.
+        """
+
+        def read_one(sample: object) -> tuple[Tensor, object] | str:
+            try:
+                image, label = self.open_sample(sample)
+                return prepare(image), label
+            except (ImageError, DataError) as error:
+                return str(error)
+
+        samples = self.samples[part]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            opened = list(tqdm(pool.map(read_one, samples), f"reading {part}", len(samples), leave=False))
+        self.notes += [f"Left out of {part}: {reason}" for reason in opened if isinstance(reason, str)]
+        good = [i for i, pair in enumerate(opened) if not isinstance(pair, str)]
+        if not good:
+            raise DataError(f"No picture of the part {part!r} of {self.name} can be used. {' '.join(self.notes[:3])}")
+        self.samples[part] = [samples[i] for i in good]
+        return [opened[i][0] for i in good], [opened[i][1] for i in good]
+
+
+# --- classification ---------------------------------------------------------------------------------------------------
+
+
+def classification_parts(
+    folder: str | Path | None, split_seed: int = 0, per_class: tuple[int, int] | None = None, image_size: int = 64
+) -> Parts:
+    """The parts of a folder of classes, or of synthetic scenes where `folder` is None.
+
+    Args:
+        split_seed: decides the cut, where the folder has none of its own.
+        per_class: take so many of each class for train and val; the rest is test.
+        image_size: of the synthetic scenes.
+
+    Raises:
+        DataError: no such folder, no classes in it, or a class that is too small to be cut.
+    """
+    if folder is None:
+        return _shapes_parts(shapes.CLASS_NAMES, lambda scene: scene.label, image_size)
+    folder = _existing(folder)
+    given = {part: folder / name for part, name in _given_parts(folder).items()}
+    class_names = _class_folders(given["train"] if given else folder)
+    if not class_names:
+        raise DataError(f"{folder} has no classes: expected one folder of pictures for each class.")
+    split = {"split_seed": split_seed, "per_class": per_class}
+    parts = Parts(folder.resolve().name, class_names, {part: [] for part in PARTS}, _open_labelled, split)
+    for label, name in enumerate(class_names):
+        if given:
+            cut = {part: _pictures(root / name) for part, root in given.items()}
+            if "test" not in given:
+                cut["train"], cut["test"] = _cut(cut["train"], [split_seed, label], {"test": SHARES["test"]})
+        else:
+            shares = dict(zip(("train", "val"), per_class, strict=True)) if per_class else SHARES
+            pieces = _cut(_pictures(folder / name), [split_seed, label], shares, rest="test" if per_class else "train")
+            cut = dict(zip(("test", *shares) if per_class else ("train", *shares), pieces, strict=True))
+        if short := [part for part in ("train", "val") if not cut[part]]:
+            raise DataError(f"Class {name!r} of {folder} has no picture for the part {short[0]!r}: add some.")
+        for part in PARTS:
+            parts.samples[part] += [(path, label) for path in cut[part]]
+    if given and "test" not in given:
+        parts.notes.append(f"{folder.name} has no test part: {SHARES['test']:.0%} of train was set aside as one.")
+    return _with_fingerprints(parts)
+
+
+def _open_labelled(sample: tuple[Path, int]) -> tuple[Image.Image, int]:
+    path, label = sample
+    return open_image(path), label
+
+
+def _given_parts(folder: Path) -> dict[str, str]:
+    """{"train": "train", "val": "valid", ...} where the folder is cut into parts already, else {}."""
+    names = {"train": ["train"], "val": ["val", "valid"], "test": ["test"]}
+    given = {part: name for part, options in names.items() for name in options if (folder / name).is_dir()}
+    if "train" in given and "val" in given:
+        return given
+    if "train" in given and "test" in given:
+        raise DataError(f"{folder} has train and test but no val: add a folder val, which chooses the best model.")
+    return {}
+
+
+def _class_folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+# --- segmentation -----------------------------------------------------------------------------------------------------
+
+
+def segmentation_parts(
+    folder: str | Path | None, split_seed: int = 0, class_names: Sequence[str] | None = None, image_size: int = 64
+) -> Parts:
+    """The parts of a folder of images and masks, or of synthetic scenes where `folder` is None.
+
+    Masks are 0/1, 0/255, or class indices with 0 as background.
+
+    Args:
+        split_seed: decides the cut.
+        class_names: one name per channel; by default "foreground", or "class 1", "class 2", ...
+        image_size: of the synthetic scenes.
+
+    Raises:
+        DataError: no such folder, no pairs in it, or masks with values that are neither.
+    """
+    if folder is None:
+        return _shapes_parts(["shape"], lambda scene: torch.from_numpy(scene.mask)[None], image_size)
+    folder = _existing(folder)
+    images = _pictures(folder / "images")
+    pairs = {path: folder / "masks" / f"{path.stem}.png" for path in images}
+    missing = [path.name for path, mask in pairs.items() if not mask.is_file()]
+    images = [path for path in images if pairs[path].is_file()]
+    if not images:
+        raise DataError(f"{folder} has no pairs: expected images/NAME.jpg (or other) with masks/NAME.png.")
+    num_classes = _count_mask_classes([pairs[path] for path in images])
+    if class_names is None:
+        class_names = ["foreground"] if num_classes == 1 else [f"class {i + 1}" for i in range(num_classes)]
+    if len(class_names) != num_classes:
+        raise DataError(f"The masks of {folder} have {num_classes} classes, but {len(class_names)} names were given.")
+    train, *others = _cut(images, [split_seed], SHARES)
+    cut = dict(zip(PARTS, (train, *others), strict=True))
+    if short := [part for part in PARTS if not cut[part]]:
+        raise DataError(f"{folder} has only {len(images)} pairs: too few for a part {short[0]!r}.")
+    parts = Parts(
+        folder.resolve().name,
+        list(class_names),
+        {part: [(path, pairs[path]) for path in cut[part]] for part in PARTS},
+        lambda sample: _open_pair(*sample, num_classes),
+        {"split_seed": split_seed},
+    )
+    parts.notes += [f"Left out: images/{name} has no mask." for name in missing]
+    return _with_fingerprints(parts)
+
+
+def read_mask(path: str | Path, num_classes: int) -> Tensor:
+    """A mask file as (num_classes, H, W) bool: 0/1 and 0/255 for one class, else class indices with 0 as background.
+
+    Raises:
+        DataError: not a picture, or a value that stands for no class.
+    """
+    values = _mask_values(path)
+    if num_classes == 1:
+        if not set(np.unique(values)) <= {0, 1} and not set(np.unique(values)) <= {0, 255}:
+            raise DataError(f"{path} has values other than 0 and 1 (or 0 and 255): it is not a mask of one class.")
+        return torch.from_numpy(values > 0)[None]
+    if values.max() > num_classes:
+        raise DataError(f"{path} has the value {values.max()}, but there are {num_classes} classes.")
+    return torch.from_numpy(values[None] == np.arange(1, num_classes + 1)[:, None, None])
+
+
+def _open_pair(image_path: Path, mask_path: Path, num_classes: int) -> tuple[Image.Image, Tensor]:
+    image, mask = open_image(image_path), read_mask(mask_path, num_classes)
+    if mask.shape[1:] != (image.height, image.width):
+        raise DataError(
+            f"masks/{mask_path.name} is {mask.shape[2]} x {mask.shape[1]} pixels, "
+            f"its image {image.width} x {image.height}."
+        )
+    return image, mask
+
+
+def _mask_values(path: str | Path) -> np.ndarray:
+    try:
+        with Image.open(path) as mask:
+            values = np.asarray(mask)  # a palette image gives its indices: the class of each pixel
+    except Exception as error:  # as in open_image: a damaged file raises anything
+        raise DataError(f"{path} cannot be opened as a mask.") from error
+    values = values[..., 0] if values.ndim == 3 else values
+    return values.astype(np.uint8) if values.dtype == bool else values
+
+
+def _count_mask_classes(masks: list[Path]) -> int:
+    def values_in(path: Path) -> frozenset[int]:
+        try:
+            return frozenset(np.unique(_mask_values(path)).tolist())
+        except DataError:
+            return frozenset()  # named when it is read
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        values = list(tqdm(pool.map(values_in, masks), "checking masks", len(masks), leave=False))
+    if all(v <= {0, 1} or v <= {0, 255} for v in values):
+        return 1
+    highest, path = max((max(v, default=0), path) for v, path in zip(values, masks, strict=True))
+    if highest > MAX_MASK_CLASSES:
+        raise DataError(
+            f"{path} has the value {highest}: masks must hold 0/1, 0/255 or class indices up to {MAX_MASK_CLASSES}."
+        )
+    return highest
+
+
+# --- shared -----------------------------------------------------------------------------------------------------------
+
+
+def _shapes_parts(class_names: list[str], label_of: Callable[[shapes.Scene], object], image_size: int) -> Parts:
+    first = 0
+    samples = {}
+    for part, count in SHAPES_SIZES.items():
+        samples[part] = list(range(first, first + count))
+        first += count
+
+    def open_scene(seed: int) -> tuple[Image.Image, object]:
+        scene = shapes.scene(seed, image_size)
+        return scene.image, label_of(scene)
+
+    return Parts("cvlab/shapes.py", list(class_names), samples, open_scene)
+
+
+def _existing(folder: str | Path) -> Path:
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}. Check the path given to --data.")
+    return folder
+
+
+def _pictures(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+
+
+def fingerprint(path: Path) -> str:
+    """A short hash of a file's contents: the same photo is recognised under another name."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _cut(paths: list[Path], seed: list[int], shares: dict[str, float], rest: str = "train") -> tuple[list[Path], ...]:
+    """The rest, then a piece for each of `shares` (a fraction, or a number of pictures), drawn by the seed.
+
+    Files of equal content stay in one piece: a copy of a training photo in another part would be no test.
+    """
+    copies = defaultdict(list)
+    for path in paths:
+        copies[fingerprint(path)].append(path)
+    groups = list(copies.values())
+    groups = [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]
+    pieces = []
+    for share in shares.values():
+        wanted = share if isinstance(share, int) else round(share * len(paths))
+        piece: list[Path] = []
+        while groups and len(piece) < wanted:
+            piece += groups.pop()
+        pieces.append(sorted(piece))
+    return sorted(path for group in groups for path in group), *pieces
+
+
+def _with_fingerprints(parts: Parts) -> Parts:
+    parts.fingerprints = {part: sorted(fingerprint(sample[0]) for sample in parts.samples[part]) for part in PARTS}
+    return parts
+
+
+def channel_statistics(images: Sequence[Tensor]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel over all pixels, for images (3, h, w) uint8, in units of [0, 1]."""
+    pixels = sum(image[0].numel() for image in images)
+    mean = sum(image.flatten(1).double().sum(1) for image in images) / pixels
+    square = sum(image.flatten(1).double().square().sum(1) for image in images) / pixels
+    std = (square - mean.square()).sqrt()
+    return [round(m / 255, 4) for m in mean.tolist()], [round(max(s / 255, 1e-3), 4) for s in std.tolist()]
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+# DataLoader hands these data sets a whole batch of indices (`__getitems__`), so nothing is left to collate.
+
+
+def as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The collate_fn for data sets that return whole batches."""
+    return batch
+
+
+class EvaluationSet(Dataset):
+    """Views and labels (or masks) as they are: batches of (N, 3, S, S) float32 in [0, 1] and labels."""
+
+    def __init__(self, views: Sequence[Tensor], labels: Tensor) -> None:
+        self.views, self.labels = torch.stack(list(views)), labels
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        return to_float(self.views[indices]), self.labels[indices]
+
+
+class AugmentedImages(Dataset):
+    """Photos of any size (3, h, w) uint8, freshly cropped, turned and coloured in every epoch.
+
+    Set `epoch` before each one: an augmentation depends on (seed, epoch, index) alone.
+    """
+
+    def __init__(
+        self, images: Sequence[Tensor], labels: Tensor, image_size: int, seed: int, min_area: float = 0.35
+    ) -> None:
+        self.images, self.labels, self.image_size, self.seed, self.min_area = images, labels, image_size, seed, min_area
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        u = uniforms(self.seed, self.epoch, indices)
+        views = train_views([self.images[i] for i in indices], self.image_size, u, self.min_area)
+        return views, self.labels[indices]
+
+
+class AugmentedPairs(Dataset):
+    """Images (N, 3, S, S) uint8 and masks (N, C, S, S) bool, moved together; `epoch` as in AugmentedImages."""
+
+    def __init__(self, images: Tensor, masks: Tensor, seed: int) -> None:
+        self.images, self.masks, self.seed = images, masks, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        return train_pairs(self.images[indices], self.masks[indices], uniforms(self.seed, self.epoch, indices))

@@ -1,0 +1,78 @@
+"""Scores: count first, score at the end. Nothing is averaged over batches, so the batch size changes nothing."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def confusion_matrix(labels: Tensor, predictions: Tensor, num_classes: int) -> Tensor:
+    """(num_classes, num_classes) int64: how many images of class row were predicted as class column."""
+    index = labels.long() * num_classes + predictions.long()
+    return torch.bincount(index.flatten(), minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def wilson_interval(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """95% interval of a proportion (Wilson, "Probable Inference", 1927). (0, 1) where nothing was counted."""
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    # At p = 0 and 1 the bound is exactly there; rounding may pass it by 1e-17.
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
+
+
+def segmentation_counts(predicted: Tensor, masks: Tensor) -> Tensor:
+    """(N, 4) int64 of true positive, false positive, false negative and true negative pixels of each image.
+
+    Args:
+        predicted, masks: (N, C, H, W) bool. Pixels of all channels are counted together.
+    """
+    tp = (predicted & masks).flatten(1).sum(1)
+    fp = (predicted & ~masks).flatten(1).sum(1)
+    fn = (~predicted & masks).flatten(1).sum(1)
+    tn = (~predicted & ~masks).flatten(1).sum(1)
+    return torch.stack([tp, fp, fn, tn], dim=1)
+
+
+@dataclass(frozen=True)
+class SegmentationScores:
+    """Scores over all pixels of a part, and the mean of the images' own iou. Empty masks predicted empty score 1."""
+
+    iou: float
+    iou_per_image: float
+    dice: float
+    precision: float
+    recall: float
+    accuracy: float
+
+
+def segmentation_scores(counts: Tensor | np.ndarray) -> SegmentationScores:
+    """Scores from the (N, 4) counts of `segmentation_counts`."""
+    counts = np.asarray(counts, dtype=np.float64)
+    tp, fp, fn, tn = counts.sum(axis=0)
+    undefined = 0.0 if fp + fn else 1.0  # a score of nothing found, or of nothing to find, among errors and without
+    union = counts[:, :3].sum(axis=1)
+    per_image = np.divide(counts[:, 0], union, out=np.ones(len(counts)), where=union > 0)
+    return SegmentationScores(
+        iou=tp / (tp + fp + fn) if tp + fp + fn else undefined,
+        iou_per_image=per_image.mean(),
+        dice=2 * tp / (2 * tp + fp + fn) if tp + fp + fn else undefined,
+        precision=tp / (tp + fp) if tp + fp else undefined,
+        recall=tp / (tp + fn) if tp + fn else undefined,
+        accuracy=(tp + tn) / (tp + fp + fn + tn),
+    )
+
+
+def bootstrap_intervals(counts: Tensor, resamples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """95% intervals of every score, by drawing whole images with replacement (percentile bootstrap)."""
+    counts = np.asarray(counts)
+    chosen = np.random.default_rng(seed).integers(0, len(counts), size=(resamples, len(counts)))
+    scores = [vars(segmentation_scores(counts[rows])) for rows in chosen]
+    return {
+        name: tuple(float(bound) for bound in np.percentile([s[name] for s in scores], [2.5, 97.5]))
+        for name in scores[0]
+    }

@@ -1,0 +1,68 @@
+"""Networks by name. A network is an `nn.Module` that declares its stages; `build` gives it what a model knows.
+
+Every model takes RGB images in [0, 1] (normalisation is its first layer) and knows
+`task`, `class_names`, `image_size`, `crop_pct`, `threshold`, `stages` and `config`.
+"""
+
+import inspect
+from collections.abc import Sequence
+
+from torch import nn
+
+from cvlab.models.convnet import ConvNet
+from cvlab.models.stage import Stage
+from cvlab.models.unet import UNet
+
+__all__ = ["NETWORKS", "Stage", "build"]
+
+NETWORKS: dict[str, type[nn.Module]] = {"convnet": ConvNet, "unet": UNet}
+
+
+def build(
+    network: str,
+    class_names: Sequence[str],
+    image_size: int,
+    arguments: dict | None = None,
+    mean: Sequence[float] = (0.5, 0.5, 0.5),
+    std: Sequence[float] = (0.25, 0.25, 0.25),
+    crop_pct: float = 1.0,
+    threshold: float = 0.5,
+) -> nn.Module:
+    """A freshly initialised model.
+
+    Args:
+        network: a key of `NETWORKS`.
+        class_names: one name per class, in the order of the logits.
+        image_size: side of the square view that the model sees, pixels.
+        arguments: keyword arguments of the network itself (its widths and the like).
+        mean, std: per channel, of images in [0, 1]; they become the model's first layer.
+        crop_pct: a classifier's view is the centre crop of a photo whose shorter side is image_size / crop_pct.
+        threshold: a segmenter's mask is where the probability exceeds it.
+
+    Raises:
+        ValueError: an unknown network, or an argument that it does not take.
+    """
+    if network not in NETWORKS:
+        raise ValueError(f"unknown network {network!r}; known are {', '.join(NETWORKS)}")
+    arguments = dict(arguments or {})
+    known = set(inspect.signature(NETWORKS[network]).parameters) - {"num_classes", "mean", "std"}
+    if unknown := sorted(set(arguments) - known):
+        raise ValueError(f"network {network!r} takes no argument {unknown[0]!r}; it takes {', '.join(sorted(known))}")
+    model = NETWORKS[network](num_classes=len(class_names), mean=mean, std=std, **arguments)
+    model.class_names = list(class_names)
+    model.image_size = image_size
+    model.crop_pct = crop_pct
+    model.threshold = threshold
+    model.config = {
+        "task": model.task,
+        "network": network,
+        "arguments": arguments,
+        "class_names": list(class_names),
+        "image_size": image_size,
+        "mean": list(mean),
+        "std": list(std),
+        "crop_pct": crop_pct,
+        "threshold": threshold,
+        "stages": list(model.stages),
+    }
+    return model

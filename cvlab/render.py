@@ -1,0 +1,132 @@
+"""Pictures: colours for maps, overlays, masks, training curves, confusion matrices.
+
+A map is divided by its maximum at most, never by min-max: zero evidence stays zero and leaves the photo as it is.
+"""
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from cvlab import atomic
+from cvlab.explain import heatmap
+
+COLORMAP = "inferno"  # perceptually uniform, reads the same to the colour-blind, starts at black for zero
+MASK_COLOR = (0, 158, 222)
+
+
+def to_picture(images: Tensor) -> Image.Image:
+    """(1, 3, H, W) or (3, H, W) in [0, 1] to PIL RGB."""
+    pixels = images.detach().reshape(3, *images.shape[-2:]).permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(np.round(pixels * 255).astype(np.uint8))
+
+
+def relative_heat(attribution: Tensor, size: Sequence[int], maximum: float | None = None) -> np.ndarray:
+    """The positive part of a map (1, 1, h, w) at `size` (H, W), divided by its maximum: (H, W) in [0, 1].
+
+    Args:
+        maximum: divide by this instead, to show several maps of one stage on a common scale.
+    """
+    heat = heatmap(attribution.detach().reshape(1, 1, *attribution.shape[-2:]).float(), size)[0, 0].cpu().numpy()
+    maximum = float(heat.max()) if maximum is None else maximum
+    return np.clip(heat / maximum, 0, 1) if maximum > 0 else np.zeros_like(heat)
+
+
+def heatmap_picture(
+    attribution: Tensor, size: Sequence[int], colormap: str = COLORMAP, maximum: float | None = None
+) -> Image.Image:
+    """The map alone, in colours from zero to its maximum."""
+    heat = relative_heat(attribution, size, maximum)
+    return Image.fromarray(np.round(matplotlib.colormaps[colormap](heat)[..., :3] * 255).astype(np.uint8))
+
+
+def overlay(
+    view: Tensor,
+    attribution: Tensor,
+    colormap: str = COLORMAP,
+    opacity: float = 0.7,
+    maximum: float | None = None,
+) -> Image.Image:
+    """A map over the view the network saw: (1, 3, H, W) in [0, 1] and (1, 1, h, w) to PIL RGB.
+
+    The colour's opacity grows with the evidence, so a blank map leaves the picture unchanged.
+    """
+    heat = relative_heat(attribution, view.shape[-2:], maximum)
+    photo = np.asarray(to_picture(view)) / 255
+    alpha = opacity * np.sqrt(heat)[..., None]
+    mixed = (1 - alpha) * photo + alpha * matplotlib.colormaps[colormap](heat)[..., :3]
+    return Image.fromarray(np.round(mixed * 255).astype(np.uint8))
+
+
+def mask_overlay(image: Image.Image, mask: np.ndarray, color: Sequence[int] = MASK_COLOR) -> Image.Image:
+    """A mask (H, W) bool over an image of the same size: tinted inside, with a line around it."""
+    pixels = np.asarray(image).astype(np.float64)
+    inside = np.pad(mask, 1, mode="edge")
+    surrounded = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
+    pixels[mask] = 0.55 * pixels[mask] + 0.45 * np.array(color)
+    pixels[mask & ~surrounded] = color
+    return Image.fromarray(np.round(pixels).astype(np.uint8))
+
+
+def row(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
+    """Pictures side by side under their titles."""
+    figure = Figure(figsize=(2.4 * len(images), 2.7), layout="constrained")
+    for axes, image, title in zip(np.atleast_1d(figure.subplots(1, len(images))), images, titles, strict=True):
+        axes.imshow(image, interpolation="nearest")
+        axes.set_title(title, fontsize=9)
+        axes.axis("off")
+    return _drawn(figure)
+
+
+def curves(history: Sequence[dict]) -> Image.Image:
+    """Loss and score of training and validation over the epochs; the best epoch by the validation score is marked."""
+    score = "accuracy" if "val_accuracy" in history[0] else "iou"
+    epochs = [line["epoch"] for line in history]
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("loss", score), strict=True):
+        axes.plot(epochs, [line[f"train_{name}"] for line in history], "--", color="#7a7a7a", label="training")
+        axes.plot(epochs, [line[f"val_{name}"] for line in history], color="#0072b2", label="validation")
+        axes.set_xlabel("epoch")
+        axes.set_title(name)
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    best = max(history, key=lambda line: line[f"val_{score}"])
+    axes.plot(best["epoch"], best[f"val_{score}"], "o", color="#0072b2", label=f"best: {best[f'val_{score}']:.3f}")
+    axes.legend()
+    return _drawn(figure)
+
+
+def confusion_picture(matrix: Tensor, class_names: Sequence[str]) -> Image.Image:
+    """A confusion matrix: rows are true classes, columns predicted ones, colours the share of the row."""
+    side = 2.2 + 0.55 * len(class_names)
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    axes = figure.subplots()
+    share = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
+    drawn = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for i, j in torch.cartesian_prod(torch.arange(len(matrix)), torch.arange(len(matrix))).tolist():
+        axes.text(j, i, int(matrix[i, j]), ha="center", va="center", color="white" if share[i, j] > 0.6 else "black")
+    axes.set_xticks(range(len(class_names)), class_names, rotation=60, ha="right")
+    axes.set_yticks(range(len(class_names)), class_names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    figure.colorbar(drawn, label="share of the true class", shrink=0.8)
+    return _drawn(figure)
+
+
+def save_png(image: Image.Image, path: str | Path) -> None:
+    """Writes a PNG whole or not at all."""
+    buffer = BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    atomic.write_bytes(path, buffer.getvalue())
+
+
+def _drawn(figure: Figure) -> Image.Image:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return Image.open(buffer).convert("RGB")

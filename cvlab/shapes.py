@@ -1,0 +1,118 @@
+"""Synthetic scenes whose evidence is known: what to learn without a data set, and the ground truth of explanations.
+
+On a textured background stand one or two shapes of one kind (the label) among distractors of kinds that are no class.
+One distractor may cover part of a shape. The mask holds the visible pixels of the labelled shapes: nothing else in the
+picture says anything about the label. A scene depends on its seed alone.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+SUPERSAMPLING = 3  # polygons are drawn larger and reduced, for soft edges
+
+
+def _regular_polygon(corners: int, turn: float = 0.0) -> np.ndarray:
+    angles = 2 * np.pi * (np.arange(corners) / corners + turn)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def _star(points: int, inner: float) -> np.ndarray:
+    corners = _regular_polygon(2 * points)
+    corners[1::2] *= inner
+    return corners
+
+
+def _cross(arm: float) -> np.ndarray:
+    quarter = np.array([[1, -arm], [1, arm], [arm, arm]])
+    turns = [np.array([[0, -1], [1, 0]])] * 3
+    quarters = [quarter]
+    for turn in turns:
+        quarters.append(quarters[-1] @ turn.T)
+    return np.concatenate(quarters)
+
+
+# Corners within the unit circle.
+KINDS = {
+    "circle": _regular_polygon(48),
+    "cross": _cross(0.33),
+    "square": _regular_polygon(4),
+    "star": _star(5, 0.42),
+    "triangle": _regular_polygon(3),
+}
+DISTRACTORS = {
+    "bar": _regular_polygon(4, 0.125) * [1.3, 0.3],
+    "lens": _regular_polygon(48) * [1.2, 0.4],
+    "zigzag": np.array([[-1, -0.2], [-0.3, 0.5], [0.3, -0.5], [1, 0.2], [1, 0.6], [0.3, 0], [-0.3, 1], [-1, 0.3]]),
+}
+CLASS_NAMES = list(KINDS)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture (RGB), its label (an index of CLASS_NAMES) and its evidence, (H, W) bool."""
+
+    image: Image.Image
+    label: int
+    mask: np.ndarray
+
+
+def scene(seed: int, size: int = 64) -> Scene:
+    """The scene of a seed, drawn at `size` x `size` pixels. The same seed shows the same scene at every size."""
+    rng = np.random.default_rng(seed)
+    label = int(rng.integers(len(KINDS)))
+    pixels = _texture(rng, size)
+    evidence = np.zeros((size, size), dtype=bool)
+    targets = int(rng.integers(1, 3))
+    distractors = rng.choice(list(DISTRACTORS), size=int(rng.integers(2, 5)))
+    centres = _apart(rng, targets + len(distractors))
+    # Distractors first, then the labelled shapes; one last distractor may cover part of the first of them.
+    for name, centre in zip(distractors, centres[targets:], strict=True):
+        pixels, _ = _draw(rng, pixels, DISTRACTORS[name], centre, rng.uniform(0.07, 0.13))
+    for centre in centres[:targets]:
+        pixels, drawn = _draw(rng, pixels, KINDS[CLASS_NAMES[label]], centre, rng.uniform(0.16, 0.28))
+        evidence |= drawn
+    if rng.random() < 0.5:
+        beside = centres[0] + rng.uniform(0.1, 0.15) * _regular_polygon(1, rng.random())[0]
+        pixels, drawn = _draw(rng, pixels, DISTRACTORS["bar"], beside, 0.11)
+        evidence &= ~drawn
+    pixels = np.clip(pixels + rng.normal(0, 0.02, (size, size, 1)), 0, 1)
+    return Scene(Image.fromarray(np.round(pixels * 255).astype(np.uint8)), label, evidence)
+
+
+def _apart(rng: np.random.Generator, count: int) -> list[np.ndarray]:
+    """Centres in the unit square, each the farthest from those before among eight tries."""
+    centres: list[np.ndarray] = []
+    for _ in range(count):
+        tries = rng.uniform(0.2, 0.8, size=(8, 2))
+        distances = [min((np.linalg.norm(t - c) for c in centres), default=1.0) for t in tries]
+        centres.append(tries[int(np.argmax(distances))])
+    return centres
+
+
+def _draw(
+    rng: np.random.Generator, pixels: np.ndarray, corners: np.ndarray, centre: np.ndarray, radius: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """One textured shape over the picture (H, W, 3); returns the picture and the pixels (H, W) that it covers."""
+    size = len(pixels)
+    angle = rng.uniform(0, 2 * np.pi)
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    corners = (centre + radius * corners @ rotation.T) * size * SUPERSAMPLING
+    canvas = Image.new("L", (size * SUPERSAMPLING,) * 2)
+    ImageDraw.Draw(canvas).polygon([tuple(corner) for corner in corners], fill=255)
+    cover = np.asarray(canvas.reduce(SUPERSAMPLING)) / 255
+    mixed = pixels + cover[..., None] * (_texture(rng, size) - pixels)
+    return mixed, cover > 0.5
+
+
+def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
+    """(size, size, 3) in [0, 1]: a colour that drifts towards another, with stripes or patches on it."""
+    first, second = rng.uniform(0.1, 0.9, size=(2, 3))
+    y, x = (np.mgrid[:size, :size] + 0.5) / size
+    direction, frequency, phase = rng.uniform(0, 2 * np.pi), rng.uniform(4, 14), rng.uniform(0, 2 * np.pi)
+    wave = np.cos(2 * np.pi * frequency * (x * np.cos(direction) + y * np.sin(direction)) + phase)
+    coarse = Image.fromarray(rng.random((5, 5)).astype(np.float32))
+    patches = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
+    share = np.clip(patches, 0, 1)[..., None]
+    return np.clip(share * first + (1 - share) * second + rng.uniform(0, 0.12) * wave[..., None], 0, 1)
