@@ -72,8 +72,9 @@ def load(folder_or_id: str | Path) -> nn.Module:
     try:
         with torch.device("meta"):
             shapes = {name: tuple(tensor.shape) for name, tensor in build(**arguments).state_dict().items()}
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} describes a model that cannot be built: {error}.") from error
+    except (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError) as error:
+        reason = str(error).split("\n")[0]  # torch adds its C++ stack
+        raise CheckpointError(f"{folder / 'config.json'} describes a model that cannot be built: {reason}.") from error
     weights_file = folder / "model.safetensors"
     _check_weights(weights_file, shapes)
     model = build(**arguments)
@@ -97,7 +98,7 @@ def _read_config(folder: Path) -> dict:
         raise CheckpointError(f"{path} is larger than {MAX_CONFIG_BYTES // 2**20} MB: not a model's configuration.")
     try:
         config = json.loads(path.read_text("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number of a million digits
         raise CheckpointError(f"{path} is not valid JSON. Fetch or train the model again.") from error
     config = config.get("cvlab") if isinstance(config, dict) else None
     if not isinstance(config, dict):
@@ -114,8 +115,11 @@ def _read_config(folder: Path) -> dict:
     if not config["class_names"] or not all(isinstance(name, str) for name in config["class_names"]):
         raise CheckpointError(f"{path}: class_names must be a list of at least one name.")
     for key in ("mean", "std"):
-        if len(config[key]) != 3 or not all(isinstance(value, int | float) for value in config[key]):
-            raise CheckpointError(f"{path}: {key} must be three numbers, one a channel.")
+        # Python's JSON knows NaN and Infinity: both fail the comparison.
+        if len(config[key]) != 3 or not all(
+            isinstance(value, int | float) and abs(value) < 1000 for value in config[key]
+        ):
+            raise CheckpointError(f"{path}: {key} must be three numbers below 1000, one a channel.")
     if not 0 < config["crop_pct"] <= 1 or not 0 < config["threshold"] < 1 or min(config["std"]) <= 0:
         raise CheckpointError(f"{path}: crop_pct, threshold or std is outside its range.")
     return config

@@ -52,7 +52,8 @@ def class_score(class_idx: int | Tensor) -> Score:
     """The logit of a class, (N, C) -> (N,). A tensor of N indices asks another class of each image."""
 
     def score(logits: Tensor) -> Tensor:
-        index = torch.as_tensor(class_idx, device=logits.device).expand(len(logits))
+        # A clone: autograd refuses to keep a tensor that was made in inference mode.
+        index = torch.as_tensor(class_idx, device=logits.device).clone().expand(len(logits))
         _check_class(index, logits)
         return logits.gather(1, index[:, None])[:, 0]
 
@@ -86,7 +87,9 @@ def region_score(region: Tensor, class_idx: int = 0) -> Score:
         if region.shape[-2:] != chosen.shape[-2:]:
             size, expected = "x".join(map(str, region.shape[-2:])), "x".join(map(str, chosen.shape[-2:]))
             raise ValueError(f"the region is {size} pixels and the model's logits are {expected}")
-        inside = region.to(logits.device).reshape(-1, *region.shape[-2:]).expand_as(chosen)
+        inside = region.to(logits.device, copy=True).reshape(-1, *region.shape[-2:])  # a copy: as in class_score
+        if len(inside) not in (1, len(chosen)):
+            raise ValueError(f"there are {len(inside)} regions for {len(chosen)} images")
         pixels = inside.sum((1, 2))
         if not pixels.all():
             raise ValueError("the region is empty: no pixel to explain")
@@ -108,8 +111,9 @@ def predicted_masks(model: nn.Module, logits: Tensor) -> Tensor:
 
 
 def _check_class(index: Tensor, logits: Tensor) -> None:
-    if index.min() < 0 or index.max() >= logits.shape[1]:
-        raise ValueError(f"there is no class {int(index.max())}: the model has {logits.shape[1]}, counted from 0")
+    unknown = index[(index < 0) | (index >= logits.shape[1])]
+    if len(unknown):
+        raise ValueError(f"there is no class {int(unknown[0])}: the model has {logits.shape[1]}, counted from 0")
 
 
 # --- maps -------------------------------------------------------------------------------------------------------------

@@ -108,11 +108,12 @@ def _draw(
 
 def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
     """(size, size, 3) in [0, 1]: a colour that drifts towards another, with stripes or patches on it."""
-    first, second = rng.uniform(0.1, 0.9, size=(2, 3))
+    first = rng.uniform(0.1, 0.9, size=3)
+    second = np.clip(first + rng.uniform(-0.3, 0.3, size=3), 0, 1)
     y, x = (np.mgrid[:size, :size] + 0.5) / size
     direction, frequency, phase = rng.uniform(0, 2 * np.pi), rng.uniform(4, 14), rng.uniform(0, 2 * np.pi)
     wave = np.cos(2 * np.pi * frequency * (x * np.cos(direction) + y * np.sin(direction)) + phase)
     coarse = Image.fromarray(rng.random((5, 5)).astype(np.float32))
     patches = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
     share = np.clip(patches, 0, 1)[..., None]
-    return np.clip(share * first + (1 - share) * second + rng.uniform(0, 0.12) * wave[..., None], 0, 1)
+    return np.clip(share * first + (1 - share) * second + rng.uniform(0, 0.08) * wave[..., None], 0, 1)

@@ -20,6 +20,8 @@ register_heif_opener()
 
 MAX_PIXELS = 80_000_000  # 240 MB decoded; larger than what phones and scanners usually save
 MIN_SIDE = 2  # a line of pixels is no picture
+# By content, whatever the file's name. Pillow knows more: among them EPS, a program that it hands to Ghostscript.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "PPM", "JPEG2000")
 UNIFORMS_PER_IMAGE = 10
 
 
@@ -41,7 +43,7 @@ def open_image(path_or_file: str | Path | BinaryIO) -> Image.Image:
     """
     name = Path(path_or_file).name if isinstance(path_or_file, str | Path) else "the picture"
     try:
-        with Image.open(path_or_file) as image:
+        with Image.open(path_or_file, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ImageError(
@@ -51,13 +53,14 @@ def open_image(path_or_file: str | Path | BinaryIO) -> Image.Image:
             if min(width, height) < MIN_SIDE:
                 raise ImageError(f"{name} is {width} x {height} pixels: too small to show anything.")
             image.load()
-            notes = ["Only the first frame of the animation is used."] if getattr(image, "n_frames", 1) > 1 else []
+            frames = getattr(image, "n_frames", 1)  # of an animation, or pages of a scan
+            notes = [f"Only the first of its {frames} frames is used."] if frames > 1 else []
             rgb = _to_rgb(ImageOps.exif_transpose(image), name, notes)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise ImageError(f"{name} cannot be read: {error.strerror}.") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not a picture in a format that cvlab knows.") from error
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{name} has too many pixels: cvlab opens up to {MAX_PIXELS / 1e6:.0f} million.") from error
     except ImageError:
         raise
@@ -84,14 +87,15 @@ def _to_8_bits(pixels: np.ndarray, name: str, notes: list[str]) -> np.ndarray:
     if not np.isfinite(pixels).all():
         raise ImageError(f"{name} has pixels that are not numbers (NaN or infinite).")
     low, high = float(pixels.min()), float(pixels.max())
-    if pixels.dtype == np.uint16 or (pixels.dtype.kind in "iu" and low >= 0 and 255 < high <= 65535):
+    if pixels.dtype.kind == "u" or (pixels.dtype.kind == "i" and low >= 0 and 255 < high <= 65535):  # u is of 16 bits
         return np.round(pixels / 257).astype(np.uint8)  # 65535 / 257 = 255
     if low >= 0 and high <= 1 and pixels.dtype.kind == "f":
         return np.round(pixels * 255).astype(np.uint8)
     if low >= 0 and high <= 255:
         return np.round(pixels).astype(np.uint8)
     notes.append(f"Pixel values from {low:g} to {high:g} are shown from black to white.")
-    return np.round((pixels - low) / (high - low) * 255).astype(np.uint8)
+    span = (high - low) or 1.0  # one value everywhere is black
+    return np.round((pixels.astype(np.float64) - low) / span * 255).astype(np.uint8)
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------
@@ -112,7 +116,7 @@ def view(image: Image.Image, model: nn.Module) -> Tensor:
 def centre_view(image: Image.Image, image_size: int, crop_pct: float = 1.0) -> Image.Image:
     """Shorter side to floor(image_size / crop_pct), then the centre: timm's evaluation geometry."""
     image = resize_shorter(image, math.floor(image_size / crop_pct))
-    left, top = (image.width - image_size) // 2, (image.height - image_size) // 2
+    left, top = round((image.width - image_size) / 2), round((image.height - image_size) / 2)
     return image.crop((left, top, left + image_size, top + image_size))
 
 
@@ -125,8 +129,7 @@ def resize_shorter(image: Image.Image, size: int) -> Image.Image:
         across = width > height
         image = image.crop((cut, 0, cut + 2 * short, height) if across else (0, cut, width, cut + 2 * short))
         width, height = image.size
-    scale = size / short
-    return image.resize((max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BILINEAR)
+    return image.resize((size * width // short, size * height // short), Image.Resampling.BILINEAR)
 
 
 def whole_view(image: Image.Image, image_size: int) -> Image.Image:
@@ -191,11 +194,13 @@ def train_views(
         (N, 3, S, S) float32 in [0, 1].
     """
     views = []
-    area, log_aspect = between(min_area, 1.0, u[:, 0]), between(math.log(3 / 4), math.log(4 / 3), u[:, 1])
+    shares, aspects = between(min_area, 1.0, u[:, 0]), between(math.log(3 / 4), math.log(4 / 3), u[:, 1]).exp()
     for i, image in enumerate(images):
         height, width = image.shape[1:]
-        crop_w = min(width, math.sqrt(area[i] * width * height * math.exp(log_aspect[i])))
-        crop_h = min(height, math.sqrt(area[i] * width * height / math.exp(log_aspect[i])))
+        area = shares[i].item() * width * height
+        crop_w = min(width, math.sqrt(area * aspects[i].item()))
+        crop_h = min(height, area / crop_w)
+        crop_w = min(width, area / crop_h)  # wider again where the photo is too low for the aspect
         centre_x = crop_w / 2 + (width - crop_w) * u[i, 2].item()
         centre_y = crop_h / 2 + (height - crop_h) * u[i, 3].item()
         angle = math.radians(degrees) * (2 * u[i, 4].item() - 1)
