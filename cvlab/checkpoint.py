@@ -44,9 +44,10 @@ def save(model: nn.Module, folder: str | Path, **facts: object) -> None:
     folder = Path(folder)
     versions = {name: version(name) for name in ("torch", "torchvision", "timm", "captum")}
     block = {**model.config, **facts, "format": FORMAT, "threshold": model.threshold, "versions": versions}
+    config = json.dumps({"cvlab": block}, indent=1) + "\n"  # before anything is written: a fact may be no JSON
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     atomic.write_bytes(folder / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
-    atomic.write_text(folder / "config.json", json.dumps({"cvlab": block}, indent=1) + "\n")
+    atomic.write_text(folder / "config.json", config)
 
 
 def load(folder_or_id: str | Path) -> nn.Module:
@@ -116,9 +117,8 @@ def _read_config(folder: Path) -> dict:
         raise CheckpointError(f"{path}: class_names must be a list of at least one name.")
     for key in ("mean", "std"):
         # Python's JSON knows NaN and Infinity: both fail the comparison.
-        if len(config[key]) != 3 or not all(
-            isinstance(value, int | float) and abs(value) < 1000 for value in config[key]
-        ):
+        fine = [isinstance(value, int | float) and abs(value) < 1000 for value in config[key]]
+        if fine != [True] * 3:
             raise CheckpointError(f"{path}: {key} must be three numbers below 1000, one a channel.")
     if not 0 < config["crop_pct"] <= 1 or not 0 < config["threshold"] < 1 or min(config["std"]) <= 0:
         raise CheckpointError(f"{path}: crop_pct, threshold or std is outside its range.")

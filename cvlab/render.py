@@ -76,11 +76,18 @@ def mask_overlay(image: Image.Image, mask: np.ndarray, color: Sequence[int] = MA
 
 def row(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
     """Pictures side by side under their titles."""
-    figure = Figure(figsize=(2.4 * len(images), 2.7), layout="constrained")
-    for axes, image, title in zip(np.atleast_1d(figure.subplots(1, len(images))), images, titles, strict=True):
+    return grid(images, titles, len(images))
+
+
+def grid(images: Sequence[Image.Image], titles: Sequence[str], columns: int) -> Image.Image:
+    """Pictures under their titles, in rows of `columns`."""
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(2.2 * columns, 2.5 * rows), layout="constrained")
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.axis("off")
+    for axes, image, title in zip(figure.axes, images, titles, strict=False):
         axes.imshow(image, interpolation="nearest")
         axes.set_title(title, fontsize=9)
-        axes.axis("off")
     return _drawn(figure)
 
 
@@ -116,6 +123,33 @@ def confusion_picture(matrix: Tensor, class_names: Sequence[str]) -> Image.Image
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     figure.colorbar(drawn, label="share of the true class", shrink=0.8)
+    return _drawn(figure)
+
+
+def reliability_picture(bins: np.ndarray) -> Image.Image:
+    """The rows of `cvlab.metrics.reliability` as bars against the diagonal of perfect calibration."""
+    confidence, accuracy, count = bins[bins[:, 2] > 0].T
+    figure = Figure(figsize=(4.4, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], "--", color="#7a7a7a", label="perfectly calibrated")
+    axes.bar(confidence, accuracy, width=0.9 / len(bins), color="#0072b2", alpha=0.3 + 0.7 * count / count.max())
+    axes.set_xlabel("confidence of the prediction")
+    axes.set_ylabel("share that is right")
+    axes.set_title("reliability (darker: more images)")
+    axes.legend()
+    return _drawn(figure)
+
+
+def threshold_picture(thresholds: Sequence[float], ious: Sequence[float], chosen: float) -> Image.Image:
+    """iou over the threshold of the mask."""
+    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(thresholds, ious, color="#0072b2")
+    axes.axvline(chosen, color="#7a7a7a", linestyle="--", label=f"in use: {chosen:g}")
+    axes.set_xlabel("threshold")
+    axes.set_ylabel("iou on val")
+    axes.grid(alpha=0.3)
+    axes.legend()
     return _drawn(figure)
 
 

@@ -102,15 +102,15 @@ def _to_8_bits(pixels: np.ndarray, name: str, notes: list[str]) -> np.ndarray:
 
 
 def view(image: Image.Image, model: nn.Module) -> Tensor:
-    """What a model sees of a photo: (1, 3, S, S) float32 in [0, 1], S = model.image_size.
+    """What a model sees of a photo: (1, 3, S, S) float32 in [0, 1], S = model.image_size."""
+    return to_float(to_uint8(square_view(image, model)))[None]
 
-    A classifier sees the centre crop (`centre_view`), a segmenter the whole photo (`whole_view`).
-    """
+
+def square_view(image: Image.Image, model: nn.Module) -> Image.Image:
+    """The same as a picture: a classifier sees the centre (`centre_view`), a segmenter the whole (`whole_view`)."""
     if model.task == "classification":
-        square = centre_view(image, model.image_size, model.crop_pct)
-    else:
-        square = whole_view(image, model.image_size)
-    return to_float(to_uint8(square))[None]
+        return centre_view(image, model.image_size, model.crop_pct)
+    return whole_view(image, model.image_size)
 
 
 def centre_view(image: Image.Image, image_size: int, crop_pct: float = 1.0) -> Image.Image:

@@ -57,8 +57,9 @@ class Hub:
 
     def env(self, home: Path, token: str | None = None) -> dict[str, str]:
         """Environment variables that lead a client here, with its cache and settings under `home`."""
-        env = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-        return env | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN": token or ""}
+        switches = dict.fromkeys(("DISABLE_XET", "DISABLE_PROGRESS_BARS", "DISABLE_TELEMETRY"), "1") | {"OFFLINE": "0"}
+        env = {f"HF_HUB_{name}": value for name, value in switches.items()}
+        return env | {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_TOKEN": token or "", "NO_PROXY": "*"}
 
     def blob(self, sha256: str) -> Path:
         return self.root / sha256
@@ -317,6 +318,7 @@ def serve(root: Path, token: str | None = None, port: int = 0) -> Iterator[Hub]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         while not server.started:
+            assert thread.is_alive(), "the server did not start"
             time.sleep(0.01)
         try:
             yield hub

@@ -141,7 +141,8 @@ def published(hub, owner, trained) -> subprocess.CompletedProcess:
         ("user/name@exp/one", True),
         ("name", False),
         ("user/name@", False),
-        ("user/name@../../x", False),
+        ("user/name@../x", False),
+        ("user/name@a/../../../x", False),
         ("user/name@/etc/passwd", False),
         ("./x", False),
         ("../x", False),
@@ -285,6 +286,8 @@ def test_the_cache_serves_when_the_hub_does_not(hub, model_id, tmp_path):
     assert not hub.log
     hub.faults[f"/api/models/{model_id}"] = 429
     assert visitor.pull(model_id) == folder
+    with pytest.raises(HubError, match=model_id):  # a copy that another program has fetched, without our limits
+        offline.pull(model_id, MAX_WEIGHTS_BYTES=100)
     (folder / "model.safetensors").unlink()
     with pytest.raises(HubError, match=model_id):  # a copy that is not whole
         offline.pull(model_id)
@@ -330,8 +333,9 @@ def test_an_unknown_repository(owner):
         owner.pull("user/nobody")
 
 
-@pytest.mark.parametrize("fault", ["corrupt", "truncate"])
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize(
+    ("name", "fault"), [("config.json", "corrupt"), ("model.safetensors", "corrupt"), ("model.safetensors", "truncate")]
+)
 def test_a_damaged_download_is_refused_and_not_kept(hub, model_id, small, tmp_path, name, fault):
     visitor = Client(hub, tmp_path)
     hub.faults[name] = fault

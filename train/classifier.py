@@ -32,7 +32,7 @@ CACHE_MARGIN = 1.25  # training photos are kept this much larger than a view, so
 
 def main() -> None:
     parser = options.parser(
-        __doc__.splitlines()[0], image_size=64, epochs=12, batch_size=64, lr=0.15, optimizer="sgd", weight_decay=5e-4
+        __doc__.splitlines()[0], image_size=64, epochs=36, batch_size=64, lr=0.1, optimizer="sgd", weight_decay=5e-4
     )
     parser.add_argument("--per-class", type=int, nargs=2, metavar=("TRAIN", "VAL"), help="so many of each class")
     parser.add_argument("--crop-pct", type=float, default=1.0, help="share of the shorter side that a view shows")

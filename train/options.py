@@ -95,7 +95,7 @@ def accelerator_for(
     args: argparse.Namespace, model: nn.Module, images: Tensor, criterion: Callable[[Tensor], Tensor]
 ) -> Accelerator:
     """The Accelerator of a run; its precision is measured where --precision is auto, and kept when resumed."""
-    recorded = args.out / "precision.txt"
+    recorded = args.out / "state" / "precision.txt"
     if args.precision == "auto" and args.resume and recorded.is_file():
         args.precision = recorded.read_text().strip()
     elif args.precision == "auto":

@@ -1,0 +1,72 @@
+"""Pictures of an evaluation: which images were wrong, where the model looked, what each stage of a U-Net saw.
+
+Images come as the views that the model saw, (N, 3, S, S) uint8; every picture is drawn on that view.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from cvlab.explain import explain, grad_cam, predict, predicted_masks, region_score
+from cvlab.render import grid, heatmap_picture, mask_overlay, overlay, to_picture
+from cvlab.transforms import to_float, whole_mask
+
+
+def misclassified(model: nn.Module, views: Tensor, labels: Tensor, predicted: Tensor, most: int = 24) -> Image.Image:
+    """The first `most` wrong images, true / predicted class above, each beside the evidence for the wrong class."""
+    drawn, titles = [], []
+    for i in (predicted != labels).nonzero()[:most, 0].tolist():
+        images = to_float(views[i])[None]
+        _, attribution = grad_cam(model, images, int(predicted[i]))
+        drawn += [to_picture(images), overlay(images, attribution)]
+        titles += [f"true: {model.class_names[labels[i]]}", f"predicted: {model.class_names[predicted[i]]}"]
+    return grid(drawn, titles, 6)
+
+
+def grad_cam_rows(model: nn.Module, views: Tensor, titles: Sequence[str]) -> Image.Image:
+    """Original, heatmap and overlay of each image, for its predicted class at the last stage."""
+    drawn, captions = [], []
+    for view, title in zip(views, titles, strict=True):
+        images = to_float(view)[None]
+        logits, attribution = grad_cam(model, images)
+        heat = heatmap_picture(attribution, images.shape[-2:])
+        drawn += [to_picture(images), heat, overlay(images, attribution)]
+        captions += [title, "heatmap", f"why {model.class_names[logits.argmax()]}"]
+    return grid(drawn, captions, 6)
+
+
+def mask_pairs(model: nn.Module, views: Tensor, masks: Sequence[Tensor], ious: Sequence[float]) -> Image.Image:
+    """The true mask of each image beside the predicted one, with the image's iou."""
+    drawn, titles = [], []
+    for view, mask, iou in zip(views, masks, ious, strict=True):
+        images = to_float(view)[None]
+        pair = whole_mask(mask, model.image_size), predicted_masks(model, predict(model, images))[0]
+        drawn += [mask_overlay(to_picture(images), each.any(0).numpy()) for each in pair]
+        titles += ["true mask", f"predicted, iou {iou:.3f}"]
+    return grid(drawn, titles, 4)
+
+
+def stage_rows(model: nn.Module, views: Tensor) -> Image.Image:
+    """Seg-Grad-CAM of the predicted mask: a row an image, with input, mask and an overlay for every stage."""
+    drawn, titles = [], []
+    for view in views:
+        images = to_float(view)[None]
+        photo, mask = to_picture(images), predicted_masks(model, predict(model, images))[:, 0]
+        drawn += [photo, mask_overlay(photo, mask[0].numpy())]
+        if mask.any():
+            maps = explain(model, images, region_score(mask)).maps["grad_cam"]
+            drawn += [overlay(images, attribution) for attribution in maps.values()]
+            titles += ["image", "predicted mask", *maps]
+        else:
+            drawn += [photo] * len(model.stages)
+            titles += ["image", "nothing found", *["no mask to explain"] * len(model.stages)]
+    return grid(drawn, titles, 2 + len(model.stages))
+
+
+def spread(labels: Tensor, per_class: bool) -> Tensor:
+    """Indices of the images to explain: two of each of the first five classes, or six spread over all."""
+    if per_class:
+        return torch.cat([(labels == label).nonzero()[:2, 0] for label in labels.unique()[:5]])
+    return torch.linspace(0, len(labels) - 1, min(6, len(labels))).long()

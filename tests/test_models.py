@@ -1,0 +1,126 @@
+"""cvlab.models: shapes, declared stages, closed-form parameter counts, normalisation as the first layer."""
+
+import json
+
+import pytest
+import torch
+
+from cvlab.models import build
+
+
+def parameters(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def stage_shapes(model, images):
+    """Channels and resolution of each stage, in the order in which the forward pass comes through them."""
+    shapes = {}
+    for name, stage in model.stages.items():
+        stage.module.register_forward_hook(
+            lambda module, inputs, output, name=name, stage=stage: shapes.update({name: stage.to_map(output).shape[1:]})
+        )
+    model(images)
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def test_shapes_of_the_logits(classifier, segmenter, images):
+    assert classifier(images).shape == (4, 3)
+    assert segmenter(images).shape == (4, 2, 16, 16)
+    assert segmenter(images[..., :8]).shape == (4, 2, 16, 8)  # fully convolutional
+
+
+def test_convnet_stages_in_the_order_of_the_forward_pass(classifier, images):
+    # The stem halves, and from the second on each stage halves again.
+    expected = {"stage1": (4, 8, 8), "stage2": (8, 4, 4)}
+    assert list(stage_shapes(classifier, images).items()) == list(expected.items())
+    assert list(classifier.stages) == classifier.config["stages"] == list(expected)
+
+
+def test_unet_stages_in_the_order_of_the_forward_pass(segmenter, images):
+    expected = {
+        "encoder1": (4, 16, 16),
+        "encoder2": (8, 8, 8),
+        "bottleneck": (16, 4, 4),
+        "decoder2": (8, 8, 8),
+        "decoder1": (4, 16, 16),
+    }
+    assert list(stage_shapes(segmenter, images).items()) == list(expected.items())
+    assert list(segmenter.stages) == segmenter.config["stages"] == list(expected)
+
+
+@pytest.mark.parametrize("depth", [1, 3, 4])
+def test_a_unet_has_as_many_stages_as_its_depth_says(depth):
+    stages = list(build("unet", ["a"], 16, {"width": 1, "depth": depth}).stages)
+    down = [f"encoder{i}" for i in range(1, depth + 1)]
+    assert stages == [*down, "bottleneck", *(f"decoder{i}" for i in range(depth, 0, -1))]
+
+
+def test_number_of_parameters_of_a_convnet():
+    # A 3x3 convolution without bias has 9 * in * out weights, the BatchNorm after it 2 * out.
+    stem = 27 * 4 + 8
+    stage1 = 2 * (9 * 4 * 4 + 8 + 9 * 4 * 4 + 8)
+    widening = (9 * 4 * 8 + 16) + (9 * 8 * 8 + 16) + (4 * 8 + 16)  # its shortcut is a 1x1 convolution
+    stage2 = widening + 2 * (9 * 8 * 8 + 16)
+    head = 8 * 3 + 3
+    model = build("convnet", ["a", "b", "c"], 16, {"widths": [4, 8], "depth": 2})
+    assert parameters(model) == stem + stage1 + stage2 + head == 2879
+
+
+@pytest.mark.parametrize(("batch_norm", "per_channel", "total"), [(True, 2, 7554), (False, 1, 7474)])
+def test_number_of_parameters_of_a_unet(batch_norm, per_channel, total):
+    # Without BatchNorm (weight and bias a channel) the convolution has a bias (one a channel).
+    def double_conv(before, after):
+        return 9 * before * after + 9 * after * after + 2 * per_channel * after
+
+    encoders = double_conv(3, 4) + double_conv(4, 8)
+    bottleneck = double_conv(8, 16)
+    ups = (4 * 16 * 8 + 8) + (4 * 8 * 4 + 4)  # 2x2 kernels
+    decoders = double_conv(16, 8) + double_conv(8, 4)  # the skip doubles the channels
+    head = 4 * 2 + 2
+    model = build("unet", ["a", "b"], 16, {"width": 4, "depth": 2, "batch_norm": batch_norm})
+    assert parameters(model) == encoders + bottleneck + ups + decoders + head == total
+
+
+@pytest.mark.parametrize("network", ["convnet", "unet"])
+def test_normalisation_is_the_first_layer(network, images):
+    mean, std = (0.1, 0.4, 0.7), (0.2, 0.3, 0.5)
+    model = build(network, ["a"], 16, mean=mean, std=std).eval()
+    plain = build(network, ["a"], 16, mean=(0, 0, 0), std=(1, 1, 1)).eval()
+    plain.load_state_dict(model.state_dict())
+    normalised = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    assert torch.equal(model(images), plain(normalised))
+    assert not torch.equal(model(images), plain(images))
+
+
+def test_mean_and_std_are_written_in_the_config_alone(model):
+    assert not [name for name in model.state_dict() if name.startswith("normalize")]
+    assert (model.config["mean"], model.config["std"]) == ([0.5] * 3, [0.25] * 3)
+
+
+def test_a_model_knows_what_it_was_built_with():
+    model = build("unet", ["horse"], 32, {"width": 2}, crop_pct=0.9, threshold=0.3)
+    known = {"task": "segmentation", "class_names": ["horse"], "image_size": 32, "crop_pct": 0.9, "threshold": 0.3}
+    assert {name: getattr(model, name) for name in known} == known
+    assert json.loads(json.dumps(model.config)) == model.config
+    assert known.items() <= model.config.items()
+
+
+@pytest.mark.parametrize("size", [(18, 16), (16, 18), (2, 16), (15, 15)])
+def test_a_unet_refuses_a_side_that_it_cannot_halve(segmenter, size):
+    with pytest.raises(ValueError, match="multiples of 4"):
+        segmenter(torch.rand(1, 3, *size))
+
+
+@pytest.mark.parametrize(
+    ("network", "arguments"),
+    [
+        ("resnet", {}),
+        ("convnet", {"width": 8}),
+        ("unet", {"widths": [8]}),
+        ("unet", {"num_classes": 3}),  # said by class_names
+        ("convnet", {"mean": (0, 0, 0)}),  # an argument of build
+    ],
+)
+def test_an_unknown_network_or_argument_is_refused(network, arguments):
+    with pytest.raises(ValueError, match="network"):
+        build(network, ["a"], 16, arguments)
