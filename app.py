@@ -26,24 +26,34 @@ from gradio.processing_utils import save_pil_to_cache
 from PIL import Image
 from torch import nn
 
-from cvlab import checkpoint, hub, shapes
+from cvlab import checkpoint, figures, hub, shapes
 from cvlab.answers import grad_cam_answer, predict_answer, stages_answer
 from cvlab.explain import default_stage
+from cvlab.figures import Figure, as_html, paragraph
 from cvlab.transforms import open_image
 
 ROOT = Path(__file__).resolve().parent
 TOP_CLASSES = 5
 
-PREDICTED = "(the predicted one)"
-GRAD_CAM_PICTURES = ("original", "heat", "blended")
-STAGES_PICTURES = ("stage_input", "stage_mask", "gallery")
+PREDICTED = "(predicted)"
+EXAMPLE_SEEDS = (4022, 4019, 4015)  # beyond those that cvlab/data.py gives to train, val and test
 
-# System fonts: the default theme asks a font server.
-THEME = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+# System fonts, as the default theme asks a font server; and greys and blues that can be read on their background.
+THEME = gr.themes.Default(
+    primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+).set(
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_300",
+)
 CSS = """
-.gradio-container {max-width: 1200px !important; margin: 0 auto}
-.note p {margin: 0}
-.stages .caption-label {position: static; display: block; max-width: 100%; border-radius: 0}
+.gradio-container {width: 100%; max-width: 1200px !important; margin: 0 auto}
+button[role=tab].selected {color: var(--primary-700) !important}
+.dark button[role=tab].selected {color: var(--primary-300) !important}
+.examples {display: grid; grid-template-columns: repeat(5, 1fr); gap: 6px}
+.examples button {min-width: 0; flex-direction: column; padding: 4px; font-weight: normal}
+.examples button img {width: 100%; height: 52px; object-fit: cover; margin: 0; border-radius: 3px}
 """
 
 
@@ -109,15 +119,16 @@ def file_of(payload: ImageData | None) -> str | BytesIO | None:
     return payload.path
 
 
-def example_files(folder: Path) -> list[str]:
-    """Pictures to begin with: synthetic scenes, and the two photographs that scikit-learn brings along."""
-    scenes = []
-    for seed in (4006, 4019, 4003):  # beyond the seeds that cvlab/data.py gives to train, val and test
+def example_files(folder: Path) -> dict[str, str]:
+    """Pictures to begin with, {path: caption}: synthetic scenes, and the photographs that scikit-learn brings along."""
+    examples = {}
+    for seed in EXAMPLE_SEEDS:
+        scene = shapes.scene(seed, size=256)
         path = folder / f"scene-{seed}.png"
-        shapes.scene(seed, size=256).image.save(path)
-        scenes.append(str(path))
+        scene.image.save(path)
+        examples[str(path)] = shapes.CLASS_NAMES[scene.label]
     photos = Path(sklearn.datasets.__file__).parent / "images"
-    return [*scenes, *(str(photos / name) for name in ("flower.jpg", "china.jpg"))]
+    return examples | {str(photos / "flower.jpg"): "flower", str(photos / "china.jpg"): "temple"}
 
 
 def answer(models: Models, photo: str | BytesIO | None, name: str) -> dict[str, object]:
@@ -125,8 +136,7 @@ def answer(models: Models, photo: str | BytesIO | None, name: str) -> dict[str, 
 
     What cannot be answered is emptied, with a sentence instead: an old heatmap never stands beside another photo.
     """
-    shown = dict.fromkeys(("facts", "label", "mask", *GRAD_CAM_PICTURES, *STAGES_PICTURES), None)
-    shown |= dict.fromkeys(("notes", "mask_numbers", "trust", "stages_trust"), "")
+    shown = {"notes": "", "facts": None, "label": None, "look": "", "grad_cam": "", "stages": ""}
     try:
         if not name:
             raise ValueError("Choose a model, or type its name on the Hub (user/name).")
@@ -137,44 +147,63 @@ def answer(models: Models, photo: str | BytesIO | None, name: str) -> dict[str, 
         if photo is None:
             raise ValueError("Drop a photo, or choose an example.")
         image = open_image(photo)
-        shares, mask_picture, shown["mask_numbers"] = predict_answer(image, model)
+        shares, mask, sentence = predict_answer(image, model)
     except (ValueError, OSError) as error:
         return shown | {"notes": sentence_of(error)}
-    segmenter = model.task == "segmentation"
-    share = "Share of the photo" if segmenter else "Probability"
+    share, heading = ("Probability", True) if mask is None else ("Share of the photo", False)
     shown["notes"] = " ".join(image.info["notes"])
-    shown["label"] = gr.Label(value=shares, label=share, show_heading=not segmenter)
-    shown["mask"] = gr.Image(value=mask_picture, visible=segmenter)
-    return shown | grad_cam_shown(image, model, PREDICTED, None) | stages_shown(image, model)
+    shown["label"] = gr.Label(value=shares, label=share, show_heading=heading)
+    shown |= grad_cam_shown(image, model, PREDICTED, None) | stages_shown(image, model)
+    if mask is not None:
+        shown["look"] = as_html([Figure(mask, "Mask", sentence, "The photo, grey outside the predicted mask")], "large")
+    return shown
 
 
 def redraw(models: Models, photo: str | BytesIO | None, name: str, class_name: str, stage: str) -> dict[str, object]:
-    """Grad-CAM again, for another class or stage."""
+    """The Grad-CAM tab again, for another class or stage."""
     try:
         if photo is None:
             raise ValueError("Drop a photo, or choose an example.")
-        return grad_cam_shown(open_image(photo), models[name], class_name, stage)
+        return {"grad_cam": grad_cam_shown(open_image(photo), models[name], class_name, stage)["grad_cam"]}
     except (ValueError, OSError) as error:
-        return dict.fromkeys(GRAD_CAM_PICTURES) | {"trust": sentence_of(error)}
+        return {"grad_cam": paragraph(sentence_of(error))}
 
 
 def grad_cam_shown(image: Image.Image, model: nn.Module, class_name: str, stage: str | None) -> dict[str, object]:
-    """The Grad-CAM tab."""
+    """The Grad-CAM tab, and its overlay beside the prediction."""
     try:
         drawn = grad_cam_answer(image, model, None if class_name == PREDICTED else class_name, stage)
     except ValueError as error:
-        return dict.fromkeys(GRAD_CAM_PICTURES) | {"trust": sentence_of(error)}
-    scale = f"Peak {drawn.peak:.3g}: colours run from no evidence to this. {drawn.sentence}"
-    return {"original": drawn.original, "heat": drawn.heatmap, "blended": drawn.overlay, "trust": scale}
+        return {"grad_cam": paragraph(sentence_of(error))}
+    why, side = f"{drawn.class_name!r} at {drawn.stage}", model.image_size
+    three = [
+        Figure(drawn.original, "Original", f"What the model sees: {side} x {side} pixels."),
+        Figure(drawn.heatmap, f"Evidence for {why}", drawn.sentence, f"Heatmap: evidence for {why}", drawn.peak),
+        Figure(drawn.overlay, f"Where it sees {drawn.class_name!r}", "Elsewhere the picture is unchanged."),
+    ]
+    return {"grad_cam": as_html(three, "large"), "look": as_html([three[2]], "large")}
 
 
 def stages_shown(image: Image.Image, model: nn.Module) -> dict[str, object]:
     """The U-Net tab, or why it is empty."""
     try:
-        photo, mask_picture, captioned, sentences = stages_answer(image, model)
+        photo, mask, stages = stages_answer(image, model)
     except ValueError as error:
-        return dict.fromkeys(STAGES_PICTURES) | {"stages_trust": sentence_of(error)}
-    return {"stage_input": photo, "stage_mask": mask_picture, "gallery": captioned, "stages_trust": sentences}
+        return {"stages": paragraph(sentence_of(error))}
+    drawn = [
+        Figure(photo, "Input", f"{model.image_size} x {model.image_size} pixels", "The photo as the model sees it"),
+        Figure(mask, "Mask", "The region that is explained.", "The photo, grey outside the predicted mask"),
+    ]
+    for stage in stages:
+        caption = f"{stage.resolution}, peak {stage.peak:.3g}. {stage.sentence}"
+        drawn.append(
+            Figure(stage.overlay, stage.name, caption, f"Evidence for the mask at {stage.name}, over the photo")
+        )
+    reading = paragraph(
+        "Each map is divided by its own maximum. The peak is that maximum times the number of positions of the "
+        "stage: with it the stages of one model can be compared, but not two models."
+    )
+    return {"stages": as_html(drawn) + reading}
 
 
 def build_page(models: Models) -> gr.Blocks:
@@ -194,20 +223,29 @@ def build_page(models: Models) -> gr.Blocks:
                     info="From the list, or a name on the Hugging Face Hub: user/name",
                 )
                 shown["facts"] = gr.Textbox(label="About the model", interactive=False, lines=2)
-                photo = photo_input(
-                    value=examples[0], label="Photo", height=300, buttons=[], alt_text="The photo that was chosen"
-                )
-                gr.Examples(examples, photo, label="Examples", cache_examples=False)
+                first = next(iter(examples))
+                photo = photo_input(value=first, label="Photo", height=300, buttons=[], alt_text="The chosen photo")
+                gr.Markdown("Examples")
+                with gr.Row(elem_classes="examples"):
+                    for path, caption in examples.items():
+                        example = gr.Button(caption, icon=path, size="sm")
+                        example.click(partial(str, path), None, photo, api_visibility="private")
             with gr.Column(scale=5, min_width=300):
-                shown["notes"] = gr.Markdown(elem_classes="note")
-                with gr.Tab("Predict"):
-                    shown["label"] = gr.Label(label="Probability", num_top_classes=TOP_CLASSES)
-                    shown["mask"] = picture("Mask", "The photo with the predicted mask tinted blue", visible=False)
-                    shown["mask_numbers"] = gr.Markdown(elem_classes="note")
+                shown["notes"] = gr.Markdown()
+                with gr.Tab("Predict"), gr.Row():
+                    with gr.Column(min_width=220):
+                        shown["label"] = gr.Label(label="Probability", num_top_classes=TOP_CLASSES)
+                    with gr.Column(min_width=220):
+                        shown["look"] = gr.HTML()
                 with gr.Tab("Grad-CAM"):
-                    shown |= grad_cam_widgets()
+                    with gr.Row():
+                        shown["class_choice"] = gr.Dropdown(
+                            [PREDICTED], value=PREDICTED, label="Evidence for the class"
+                        )
+                        shown["stage_choice"] = gr.Dropdown([], label="Read at the stage")
+                    shown["grad_cam"] = gr.HTML()
                 with gr.Tab("U-Net stages"):
-                    shown |= stages_widgets()
+                    shown["stages"] = gr.HTML()
 
         def by_widget(answer: Callable[..., dict], *inputs: object) -> dict:
             return {shown[name]: value for name, value in answer(models, *inputs).items()}
@@ -218,67 +256,17 @@ def build_page(models: Models) -> gr.Blocks:
             [photo, model],
             list(shown.values()),
             api_visibility="private",
-            show_progress_on=[shown["label"], shown["blended"], shown["gallery"]],
+            show_progress_on=[shown["label"], shown["grad_cam"], shown["stages"]],
         )
         gr.on(
             [shown["class_choice"].input, shown["stage_choice"].input],
             partial(by_widget, redraw),
             [photo, model, shown["class_choice"], shown["stage_choice"]],
-            [shown[name] for name in (*GRAD_CAM_PICTURES, "trust")],
+            [shown["grad_cam"]],
             api_visibility="private",
         )
         add_api(models)
     return page
-
-
-def grad_cam_widgets() -> dict[str, gr.components.Component]:
-    """The Grad-CAM tab: two choices, three pictures of one view, and the scale."""
-    widgets = {}
-    with gr.Row():
-        widgets["class_choice"] = gr.Dropdown([PREDICTED], value=PREDICTED, label="Evidence for the class")
-        widgets["stage_choice"] = gr.Dropdown([], label="Read at the stage")
-    with gr.Row():
-        widgets["original"] = picture("Original", "The part of the photo that the model sees")
-        widgets["heat"] = picture("Heatmap", "Evidence for the class: black is none, yellow the most")
-        widgets["blended"] = picture("Overlay", "The heatmap laid over the photo")
-    widgets["trust"] = gr.Markdown(elem_classes="note")
-    return widgets
-
-
-def stages_widgets() -> dict[str, gr.components.Component]:
-    """The U-Net tab: input, mask, one captioned heatmap a stage, and what the maps cannot say."""
-    widgets = {}
-    with gr.Row():
-        widgets["stage_input"] = picture("Input", "The photo as the model sees it")
-        widgets["stage_mask"] = picture("Mask", "The predicted mask, tinted blue")
-    widgets["gallery"] = gr.Gallery(
-        label="Evidence for the mask at every stage, from the first encoder to the last decoder",
-        columns=4,
-        height="auto",
-        object_fit="contain",
-        format="jpeg",
-        buttons=[],
-        elem_classes="stages",
-    )
-    widgets["stages_trust"] = gr.Markdown(elem_classes="note")
-    gr.Markdown(
-        "Each map is divided by its own maximum. The peak is that maximum times the number of positions of the stage:"
-        " with it the stages of one model can be compared, but not two models.",
-        elem_classes="note",
-    )
-    return widgets
-
-
-def picture(label: str, alt_text: str, visible: bool = True) -> gr.Image:
-    """A picture that is shown, not changed. JPEG: PNG takes 70 times as long to encode."""
-    return gr.Image(
-        label=label,
-        alt_text=alt_text,
-        visible=visible,
-        interactive=False,
-        format="jpeg",
-        buttons=["download", "fullscreen"],
-    )
 
 
 def sentence_of(error: ValueError) -> str:
@@ -313,8 +301,9 @@ def add_api(models: Models) -> None:
     def api_stages(image: str | BytesIO, model: str) -> tuple[Image.Image, list[tuple]]:
         """The mask picture and a gallery of every stage, each with its name, resolution and peak."""
         with in_sentences():
-            _, mask_picture, captioned, _ = stages_answer(open_image(image), models[model])
-        return mask_picture, captioned
+            _, mask_picture, stages = stages_answer(open_image(image), models[model])
+        captions = (f"{stage.name}: {stage.resolution}, peak {stage.peak:.3g}. {stage.sentence}" for stage in stages)
+        return mask_picture, [(stage.overlay, caption) for stage, caption in zip(stages, captions, strict=True)]
 
     image, model = photo_input(visible=False), gr.Textbox(visible=False)
     class_name, stage = gr.Textbox(visible=False), gr.Textbox(visible=False)
@@ -350,7 +339,13 @@ def main() -> None:
 def launch(page: gr.Blocks, **options: object) -> None:
     """Starts the server, with the settings that keep it closed: no analytics, no history of the users' pictures."""
     page.queue(api_open=False).launch(
-        theme=THEME, css=CSS, run_history=False, footer_links=["api"], max_file_size="40mb", ssr_mode=False, **options
+        theme=THEME,
+        css=CSS + figures.CSS,
+        run_history=False,
+        footer_links=["api"],
+        max_file_size="40mb",
+        ssr_mode=False,
+        **options,
     )
 
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from cvlab.explain import diagnose, explain, grad_cam, peak, predict, predicted_masks, region_score
+from cvlab.explain import default_stage, diagnose, explain, grad_cam, peak, predict, predicted_masks, predicted_score
 from cvlab.render import heatmap_picture, mask_overlay, overlay, to_picture
 from cvlab.transforms import resize_logits, view
 
@@ -13,12 +13,25 @@ LEAST_SIDE = 320  # views of small models are enlarged to this for display
 MOST_SIDE = 1024  # and photos reduced to this
 
 
-@dataclass
+@dataclass(frozen=True)
 class GradCam:
     """One stage's answer for one class: three pictures of the same view, the peak, and a sentence on trust."""
 
+    class_name: str
+    stage: str
     original: Image.Image
     heatmap: Image.Image
+    overlay: Image.Image
+    peak: float
+    sentence: str
+
+
+@dataclass(frozen=True)
+class StageMap:
+    """What one stage of a U-Net says of the predicted mask."""
+
+    name: str
+    resolution: str
     overlay: Image.Image
     peak: float
     sentence: str
@@ -46,22 +59,29 @@ def predict_answer(image: Image.Image, model: nn.Module) -> tuple[dict[str, floa
     return shares, enlarged(mask_overlay(photo, shown.numpy())), sentence
 
 
-def grad_cam_answer(image: Image.Image, model: nn.Module, class_name: str | None, stage: str | None) -> GradCam:
+def grad_cam_answer(
+    image: Image.Image, model: nn.Module, class_name: str | None = None, stage: str | None = None
+) -> GradCam:
     """Grad-CAM for a class (None: the predicted one) at a stage (None: the deepest)."""
-    class_idx = class_index(model, class_name)
     images = view(image, model)
-    logits, attribution = grad_cam(model, images, class_idx, stage or None)
+    stage = stage or default_stage(model)
+    class_idx = class_index(model, class_name)
+    logits, attribution = grad_cam(model, images, class_idx, stage)
+    if class_idx is None:
+        class_idx = int(logits.argmax()) if model.task == "classification" else 0
     return GradCam(
-        enlarged(to_picture(images)),
-        enlarged(heatmap_picture(attribution, images.shape[-2:])),
-        enlarged(overlay(images, attribution)),
-        peak(attribution).item(),
-        diagnose(attribution, logits, class_idx or 0),
+        class_name=model.class_names[class_idx],
+        stage=stage,
+        original=enlarged(to_picture(images)),
+        heatmap=enlarged(heatmap_picture(attribution, images.shape[-2:])),
+        overlay=enlarged(overlay(images, attribution)),
+        peak=peak(attribution).item(),
+        sentence=diagnose(attribution, logits, class_idx),
     )
 
 
-def stages_answer(image: Image.Image, model: nn.Module) -> tuple[Image.Image, Image.Image, list[tuple], str]:
-    """Input, mask, (picture, caption) of every stage, and the sentences on those that need one.
+def stages_answer(image: Image.Image, model: nn.Module) -> tuple[Image.Image, Image.Image, list[StageMap]]:
+    """Input, predicted mask, and Grad-CAM of the mask at every stage, from one forward and one backward pass.
 
     Raises:
         ValueError: the model has no mask to explain: it is a classifier, or found nothing.
@@ -72,23 +92,20 @@ def stages_answer(image: Image.Image, model: nn.Module) -> tuple[Image.Image, Im
             "Its own stages can be chosen in the Grad-CAM tab."
         )
     images = view(image, model)
-    region: dict[str, Tensor] = {}
-
-    def mask_score(logits: Tensor) -> Tensor:
-        region["mask"] = predicted_masks(model, logits)[:, 0]
-        return region_score(region["mask"])(logits)
-
-    explanation = explain(model, images, mask_score)
-    captioned, sentences = [], []
-    for name, attribution in explanation.maps["grad_cam"].items():
-        height, width = attribution.shape[-2:]
-        picture = enlarged(overlay(images, attribution))
-        captioned.append((picture, f"{name}: {width} x {height}, peak {peak(attribution).item():.2f}"))
-        if sentence := diagnose(attribution, explanation.logits):
-            sentences.append(f"- **{name}**: {sentence}")
+    explanation = explain(model, images, predicted_score(model))
+    mask = predicted_masks(model, explanation.logits)[0, 0]
+    stages = [
+        StageMap(
+            name=name,
+            resolution=f"{attribution.shape[-1]} x {attribution.shape[-2]}",
+            overlay=enlarged(overlay(images, attribution)),
+            peak=peak(attribution).item(),
+            sentence=diagnose(attribution, explanation.logits),
+        )
+        for name, attribution in explanation.maps["grad_cam"].items()
+    ]
     photo = to_picture(images)
-    mask = enlarged(mask_overlay(photo, region["mask"][0].numpy()))
-    return enlarged(photo), mask, captioned, "\n".join(sentences)
+    return enlarged(photo), enlarged(mask_overlay(photo, mask.numpy())), stages
 
 
 def class_index(model: nn.Module, class_name: str | None) -> int | None:

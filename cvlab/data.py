@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from cvlab import shapes
-from cvlab.transforms import ImageError, open_image, to_float, train_pairs, train_views, uniforms
+from cvlab.transforms import FORMATS, ImageError, open_image, to_float, train_pairs, train_views, uniforms
 
 PARTS = ("train", "val", "test")
 SHARES = {"val": 0.15, "test": 0.15}  # of a class; the rest is for training
@@ -122,8 +122,13 @@ def classification_parts(
                 cut["train"], cut["test"] = _cut(cut["train"], [split_seed, label], {"test": SHARES["test"]})
         else:
             shares = dict(zip(("train", "val"), per_class, strict=True)) if per_class else SHARES
-            pieces = _cut(_pictures(folder / name), [split_seed, label], shares, rest="test" if per_class else "train")
-            cut = dict(zip(("test", *shares) if per_class else ("train", *shares), pieces, strict=True))
+            pieces = _cut(_pictures(folder / name), [split_seed, label], shares)
+            cut = dict(zip(("test" if per_class else "train", *shares), pieces, strict=True))
+            if per_class and len(cut["val"]) < per_class[1]:  # train is filled first, so a lack shows here
+                raise DataError(
+                    f"Class {name!r} of {folder} has too few pictures to take {per_class[0]} for train "
+                    f"and {per_class[1]} for val: take fewer, or add some."
+                )
         if short := [part for part in ("train", "val") if not cut[part]]:
             raise DataError(f"Class {name!r} of {folder} has no picture for the part {short[0]!r}: add some.")
         for part in PARTS:
@@ -228,7 +233,7 @@ def _open_pair(image_path: Path, mask_path: Path, num_classes: int) -> tuple[Ima
 
 def _mask_values(path: str | Path) -> np.ndarray:
     try:
-        with Image.open(path) as mask:
+        with Image.open(path, formats=FORMATS) as mask:
             values = np.asarray(mask)  # a palette image gives its indices: the class of each pixel
     except Exception as error:  # as in open_image: a damaged file raises anything
         raise DataError(f"{path} cannot be opened as a mask.") from error
@@ -290,7 +295,7 @@ def fingerprint(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def _cut(paths: list[Path], seed: list[int], shares: dict[str, float], rest: str = "train") -> tuple[list[Path], ...]:
+def _cut(paths: list[Path], seed: list[int], shares: dict[str, float]) -> tuple[list[Path], ...]:
     """The rest, then a piece for each of `shares` (a fraction, or a number of pictures), drawn by the seed.
 
     Files of equal content stay in one piece: a copy of a training photo in another part would be no test.

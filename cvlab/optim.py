@@ -50,13 +50,14 @@ def fastest_precision(model: nn.Module, images: Tensor, criterion: Callable[[Ten
     """ "bf16" where forward and backward under bfloat16 autocast take less time than in float32, else "fp32".
 
     Narrow networks on a CPU are often slower in bfloat16, so it is measured: the best of `repeats` steps each, after
-    one to warm up. The model's weights and statistics and torch's random numbers are left as they were.
+    one to warm up. The model's weights, gradients and statistics and torch's random numbers are left as they were.
 
     Args:
         images: one training batch (N, 3, S, S).
         criterion: logits to a loss.
     """
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainable = [p for p in model.parameters() if p.requires_grad]
     seconds = {"fp32": float("inf"), "bf16": float("inf")}
     with torch.random.fork_rng():
         for repeat in range(repeats + 1):
@@ -64,11 +65,10 @@ def fastest_precision(model: nn.Module, images: Tensor, criterion: Callable[[Ten
                 start = time.perf_counter()
                 with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
                     loss = criterion(model(images).float())
-                loss.backward()
+                torch.autograd.grad(loss, trainable, allow_unused=True)
                 if images.device.type == "cuda":
                     torch.cuda.synchronize()
                 if repeat > 0:
                     seconds[precision] = min(seconds[precision], time.perf_counter() - start)
-    model.zero_grad(set_to_none=True)
     model.load_state_dict(before)
     return min(seconds, key=seconds.get)

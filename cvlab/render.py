@@ -18,7 +18,6 @@ from cvlab import atomic
 from cvlab.explain import heatmap
 
 COLORMAP = "inferno"  # perceptually uniform, reads the same to the colour-blind, starts at black for zero
-MASK_COLOR = (0, 158, 222)
 
 
 def to_picture(images: Tensor) -> Image.Image:
@@ -64,14 +63,18 @@ def overlay(
     return Image.fromarray(np.round(mixed * 255).astype(np.uint8))
 
 
-def mask_overlay(image: Image.Image, mask: np.ndarray, color: Sequence[int] = MASK_COLOR) -> Image.Image:
-    """A mask (H, W) bool over an image of the same size: tinted inside, with a line around it."""
-    pixels = np.asarray(image).astype(np.float64)
-    inside = np.pad(mask, 1, mode="edge")
-    surrounded = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
-    pixels[mask] = 0.55 * pixels[mask] + 0.45 * np.array(color)
-    pixels[mask & ~surrounded] = color
-    return Image.fromarray(np.round(pixels).astype(np.uint8))
+def mask_overlay(image: Image.Image, mask: np.ndarray) -> Image.Image:
+    """A mask (H, W) bool on an image of the same size: as it is inside, pale grey outside, a dark line between.
+
+    A tint would be lost on objects of its own colour.
+    """
+    pixels = np.asarray(image)
+    grey = np.asarray(image.convert("L"))[..., None]
+    shown = np.where(mask[..., None], pixels, 160 + 0.35 * grey)
+    padded = np.pad(mask, 1, mode="edge")
+    surrounded = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    shown[mask & ~surrounded] = 0
+    return Image.fromarray(np.round(shown).astype(np.uint8))
 
 
 def row(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:

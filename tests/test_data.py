@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -295,8 +295,11 @@ def test_a_mask_of_values_that_stand_for_no_class_is_refused(tmp_path: Path) -> 
     with pytest.raises(DataError):
         read_mask(save(random_masks(1, [0, 1, 3])[0], tmp_path / "two classes.png"), 2)
     (tmp_path / "text.png").write_text("no mask")
-    with pytest.raises(DataError):
-        read_mask(tmp_path / "text.png", 1)
+    Image.new("L", (4, 4)).save(tmp_path / "postscript.png", "EPS")  # a program for Ghostscript
+    for name in ("text.png", "postscript.png"):
+        with pytest.raises(DataError) as refusal:
+            read_mask(tmp_path / name, 1)
+        assert isinstance(refusal.value.__cause__, UnidentifiedImageError)
 
 
 def test_pairs_that_do_not_fit_are_left_out_and_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, features
+from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
@@ -240,7 +240,6 @@ NOT_PICTURES = {
     "nan.tiff": encode(np.array([[0, np.nan], [1, 0.5]], np.float32), "TIFF"),
     "infinite.tiff": encode(np.array([[0, np.inf], [1, 0.5]], np.float32), "TIFF"),
     "page.html": b"<html><img src='x.jpg'></html>",
-    "postscript.jpg": encode(PICTURE, "EPS"),  # a program, which Pillow would have run by Ghostscript
     "header only.png": png(64, 64, b""),
 }
 
@@ -250,6 +249,13 @@ def test_what_is_no_picture_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(NOT_PICTURES[name])
     with pytest.raises(ImageError):
         open_image(tmp_path / name)
+
+
+def test_postscript_is_refused_unread() -> None:
+    """Pillow knows it, and would have Ghostscript run it: it is a program."""
+    with pytest.raises(ImageError) as refusal:
+        opened(encode(PICTURE, "EPS"))
+    assert isinstance(refusal.value.__cause__, UnidentifiedImageError)
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, nargs=2, metavar=("TRAIN", "VAL"), help="so many of each class")
     parser.add_argument("--crop-pct", type=float, default=1.0, help="share of the shorter side that a view shows")
     parser.add_argument("--min-area", type=float, default=0.6, help="least share of a photo that a training crop shows")
-    parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128, 256], help="channels of each stage")
+    parser.add_argument("--widths", type=int, nargs="+", default=[24, 48, 96, 192], help="channels of each stage")
     parser.add_argument("--depth", type=int, default=1, help="residual blocks per stage")
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--label-smoothing", type=float, default=0.1)

@@ -1,0 +1,64 @@
+"""Scenes are what their seed says, and their mask is the evidence of their label."""
+
+import numpy as np
+import pytest
+
+from cvlab.shapes import CLASS_NAMES, Scene, scene
+
+SEEDS = 300
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    return [scene(seed, 48) for seed in range(SEEDS)]
+
+
+def test_a_scene_depends_on_its_seed_alone() -> None:
+    first = scene(5)
+    np.random.seed(3)
+    again, other = scene(5), scene(6)
+    assert np.array_equal(np.asarray(first.image), np.asarray(again.image))
+    assert np.array_equal(first.mask, again.mask)
+    assert first.label == again.label
+    assert not np.array_equal(np.asarray(first.image), np.asarray(other.image))
+
+
+def test_pictures_masks_and_labels_fit_together(scenes: list[Scene]) -> None:
+    for each in scenes:
+        assert each.image.mode == "RGB"
+        assert each.image.size == (48, 48)
+        assert each.mask.shape == (48, 48)
+        assert each.mask.dtype == bool
+
+
+def test_every_label_occurs_about_equally_often(scenes: list[Scene]) -> None:
+    counts = np.bincount([each.label for each in scenes], minlength=len(CLASS_NAMES))
+    assert len(counts) == len(CLASS_NAMES)
+    share = SEEDS / len(CLASS_NAMES)
+    assert (np.abs(counts - share) < 4 * np.sqrt(share)).all()
+
+
+def test_the_evidence_is_visible(scenes: list[Scene]) -> None:
+    areas = np.array([each.mask.mean() for each in scenes])
+    assert (areas > 0.01).mean() >= 0.99
+    assert areas.max() < 0.6  # and it is not the whole picture
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_seed_shows_the_same_scene_at_every_size(seed: int) -> None:
+    small, large = scene(seed, 64), scene(seed, 128)
+    assert small.label == large.label
+    reduced = large.mask.reshape(64, 2, 64, 2).mean(axis=(1, 3)) > 0.5
+    assert (reduced & small.mask).sum() / (reduced | small.mask).sum() > 0.85
+    pixels = np.asarray(large.image, float).reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
+    assert np.abs(pixels - np.asarray(small.image)).mean() < 10  # of 255; two other scenes differ by about 60
+
+
+def test_the_label_cannot_be_read_off_where_or_how_large_the_evidence_is(scenes: list[Scene]) -> None:
+    """Means of each class against those of all: what is left to tell the classes is their shape."""
+    y, x = np.mgrid[:48, :48] / 48
+    positions = np.array([[x[each.mask].mean(), y[each.mask].mean()] for each in scenes if each.mask.any()])
+    labels = np.array([each.label for each in scenes if each.mask.any()])
+    error = positions.std(0) / np.sqrt(SEEDS / len(CLASS_NAMES))
+    for label in range(len(CLASS_NAMES)):
+        assert (np.abs(positions[labels == label].mean(0) - positions.mean(0)) < 4 * error).all()
