@@ -48,8 +48,8 @@ def save_pictures(folder: Path, count: int, seed: int) -> None:
 
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
-    """20 cats and 40 dogs, not cut."""
-    save_pictures(tmp_path / "pets" / "dog", 40, seed=1)
+    """20 cats and 45 dogs, not cut."""
+    save_pictures(tmp_path / "pets" / "dog", 45, seed=1)
     save_pictures(tmp_path / "pets" / "cat", 20, seed=2)
     return tmp_path / "pets"
 
@@ -73,9 +73,9 @@ def paths_of(parts: Parts, part: str) -> set[Path]:
 def test_each_class_is_cut_70_15_15(pets: Path) -> None:
     parts = classification_parts(pets)
     assert parts.class_names == ["cat", "dog"]
-    assert labels_of(parts, "train") == {"cat": 14, "dog": 28}
-    assert labels_of(parts, "val") == {"cat": 3, "dog": 6}
-    assert labels_of(parts, "test") == {"cat": 3, "dog": 6}
+    assert labels_of(parts, "train") == {"cat": 14, "dog": 31}
+    assert labels_of(parts, "val") == {"cat": 3, "dog": 7}  # 6.75
+    assert labels_of(parts, "test") == {"cat": 3, "dog": 7}
     for part in PARTS:
         assert all(path.parent.name == parts.class_names[label] for path, label in parts.samples[part])
     assert parts.notes == []
@@ -195,7 +195,7 @@ def test_files_beside_the_classes_and_other_files_in_them_do_not_count(pets: Pat
     (pets / ".cache").mkdir()
     parts = classification_parts(pets)
     assert parts.class_names == ["cat", "dog"]
-    assert sum(len(parts.samples[part]) for part in PARTS) == 60
+    assert sum(len(parts.samples[part]) for part in PARTS) == 65
 
 
 def test_fingerprints_are_of_the_contents(pets: Path) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from cvlab.shapes import CLASS_NAMES, Scene, scene
 
@@ -42,6 +43,35 @@ def test_the_evidence_is_visible(scenes: list[Scene]) -> None:
     areas = np.array([each.mask.mean() for each in scenes])
     assert (areas > 0.01).mean() >= 0.99
     assert areas.max() < 0.6  # and it is not the whole picture
+
+
+def step_across_outline(each: Scene, mask: np.ndarray) -> float:
+    """Mean difference of neighbours of which one is in the mask."""
+    steps = np.abs(np.diff(np.asarray(each.image, float), axis=1)).mean(axis=-1)
+    return steps[mask[:, 1:] != mask[:, :-1]].mean()
+
+
+def test_the_mask_lies_on_the_shapes_that_are_drawn(scenes: list[Scene]) -> None:
+    """The picture changes at the mask's outline, and not where the outline is mirrored, turned or two pixels off."""
+    there = np.mean([step_across_outline(each, each.mask) for each in scenes])
+    for move in (np.fliplr, np.flipud, np.transpose, lambda mask: np.roll(mask, 2, axis=1)):
+        assert there > 3 * np.mean([step_across_outline(each, move(each.mask)) for each in scenes])
+
+
+def test_the_mask_holds_one_or_two_shapes(scenes: list[Scene]) -> None:
+    larger_parts = []
+    for each in scenes:
+        parts, _ = ndimage.label(each.mask)
+        areas = np.bincount(parts.ravel())[1:]
+        larger_parts.append((areas > 0.4 * areas.max()).sum())
+    assert 0.3 < np.mean(np.array(larger_parts) == 2) < 0.7  # half of them, less those that overlap, and cut ones
+    assert np.mean(np.array(larger_parts) > 2) < 0.05
+
+
+def test_what_a_distractor_covers_is_no_evidence(scenes: list[Scene]) -> None:
+    """One or two convex shapes together have no hole: a hole in their mask is what lies over them."""
+    convex = [each.mask for each in scenes if CLASS_NAMES[each.label] in ("circle", "square", "triangle")]
+    assert sum((ndimage.binary_fill_holes(mask) & ~mask).sum() > 5 for mask in convex) >= 5
 
 
 @pytest.mark.parametrize("seed", range(20))

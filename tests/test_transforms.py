@@ -23,6 +23,7 @@ from cvlab.transforms import (
     crop_grid,
     open_image,
     resize_logits,
+    resize_shorter,
     train_pairs,
     train_views,
     uniforms,
@@ -162,6 +163,7 @@ if AVIF:
     FILES["rgb.avif"] = (encode(PICTURE, "AVIF"), PICTURE, TOLERANCE, 0)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # numpy's, of divisions by zero and the like
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_of_known_pixels(name: str, tmp_path: Path) -> None:
     contents, expected, tolerance, notes = FILES[name]
@@ -344,6 +346,12 @@ def test_of_a_panorama_the_middle_is_seen(size: tuple[int, int]) -> None:
     expected = v2.Compose([v2.Resize(36, antialias=True), v2.CenterCrop(32)])(image)
     difference = np.asarray(expected).astype(int) - np.asarray(centre_view(image, 32, 0.875))
     assert np.abs(difference).max() <= 2
+
+
+def test_the_shorter_side_is_what_is_asked_for_and_a_panorama_is_not_wider_than_two() -> None:
+    sizes = {(90, 60): (48, 32), (61, 97): (32, 50), (32, 32): (32, 32), (500, 90): (64, 32), (90, 501): (32, 64)}
+    for size, expected in sizes.items():
+        assert resize_shorter(Image.new("RGB", size), 32).size == expected
 
 
 @pytest.mark.parametrize("size", SIZES)
