@@ -44,13 +44,14 @@ def _read_json(path: Path) -> dict:
 
 def _front_matter(name: str, config: dict, metrics: dict) -> str:
     tag, metric = PIPELINE_TAGS[config["task"]], MAIN_METRIC[config["task"]]
+    dataset = config.get("data", {}).get("name", "unknown")
     found = []
     if metric in metrics:
         found.append(
             EvalResult(
                 task_type=tag,
-                dataset_type=config["data"]["name"],
-                dataset_name=config["data"]["name"],
+                dataset_type=dataset,
+                dataset_name=dataset,
                 dataset_split=metrics["part"],
                 metric_type=metric,
                 metric_value=metrics[metric]["value"],

@@ -27,6 +27,8 @@ REQUIRED = {
 }
 MAX_CONFIG_BYTES = 4 * 2**20
 MAX_IMAGE_SIZE = 4096
+MAX_ARGUMENT = 8192  # channels, mostly
+MAX_DEPTH = 32  # modules are built one by one before any shape can be compared
 
 
 class CheckpointError(ValueError):
@@ -115,6 +117,10 @@ def _read_config(folder: Path) -> dict:
         raise CheckpointError(f"{path}: image_size {config['image_size']} is not within 1 and {MAX_IMAGE_SIZE}.")
     if not config["class_names"] or not all(isinstance(name, str) for name in config["class_names"]):
         raise CheckpointError(f"{path}: class_names must be a list of at least one name.")
+    for key, value in config["arguments"].items():
+        values, limit = value if isinstance(value, list) else [value], MAX_DEPTH if key == "depth" else MAX_ARGUMENT
+        if len(values) > MAX_DEPTH or not all(isinstance(v, int | float) and abs(v) <= limit for v in values):
+            raise CheckpointError(f"{path}: the argument {key!r} is no number, or is too large to be a network's.")
     for key in ("mean", "std"):
         # Python's JSON knows NaN and Infinity: both fail the comparison.
         fine = [isinstance(value, int | float) and abs(value) < 1000 for value in config[key]]

@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
+from cvlab.models.stage import identity
+
 Score = Callable[[Tensor], Tensor]
 
 METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -98,11 +100,21 @@ def region_score(region: Tensor, class_idx: int = 0) -> Score:
     return score
 
 
-def predicted_score(model: nn.Module) -> Score:
-    """What the model itself says: the logit of the top class, or the mean logit over the predicted mask of class 0."""
-    if model.task == "classification":
-        return lambda logits: class_score(logits.argmax(1))(logits)
-    return lambda logits: region_score(predicted_masks(model, logits)[:, 0])(logits)
+def predicted_score(model: nn.Module, class_idx: int | Tensor | None = None) -> Score:
+    """What the model itself says: the logit of a class, or the mean logit over the predicted mask of a class.
+
+    Args:
+        class_idx: by default a classifier's top class, or a segmenter's class 0.
+    """
+
+    def score(logits: Tensor) -> Tensor:
+        if model.task == "classification":
+            return class_score(logits.argmax(1) if class_idx is None else class_idx)(logits)
+        index = class_idx or 0
+        _check_class(torch.tensor([index]), logits)
+        return region_score(predicted_masks(model, logits)[:, index], index)(logits)
+
+    return score
 
 
 def predicted_masks(model: nn.Module, logits: Tensor) -> Tensor:
@@ -143,17 +155,16 @@ def grad_cam(
         ValueError: a stage or class that the model does not have, or an empty predicted mask.
     """
     (stage,) = _check_stages(model, [stage or default_stage(model)])
+    score = predicted_score(model, class_idx)
+    if model.stages[stage].to_map is not identity:  # LayerGradCam would take tokens for channels
+        explanation = explain(model, images, score, [stage])
+        return explanation.logits, explanation.maps["grad_cam"][stage]
     recorded = []
 
     def score_of(images: Tensor) -> Tensor:
         logits = model(images)
         recorded.append(logits.detach())
-        if class_idx is None:
-            return predicted_score(model)(logits)
-        if model.task == "classification":
-            return class_score(class_idx)(logits)
-        _check_class(torch.tensor([class_idx]), logits)
-        return region_score(predicted_masks(model, logits)[:, class_idx], class_idx)(logits)
+        return score(logits)
 
     with _alone_with(model), _differentiable(images) as images:
         attribution = LayerGradCam(score_of, model.stages[stage].module).attribute(images)

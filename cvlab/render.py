@@ -135,7 +135,8 @@ def reliability_picture(bins: np.ndarray) -> Image.Image:
     figure = Figure(figsize=(4.4, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], "--", color="#7a7a7a", label="perfectly calibrated")
-    axes.bar(confidence, accuracy, width=0.9 / len(bins), color="#0072b2", alpha=0.3 + 0.7 * count / count.max())
+    colors = [(0, 0.45, 0.7, 0.25 + 0.75 * share) for share in count / count.max()]
+    axes.bar(confidence, accuracy, width=0.9 / len(bins), color=colors)
     axes.set_xlabel("confidence of the prediction")
     axes.set_ylabel("share that is right")
     axes.set_title("reliability (darker: more images)")

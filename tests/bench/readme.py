@@ -1,0 +1,64 @@
+"""Prints the README's table of shipped models from the files beside their weights.
+
+python tests/bench/readme.py            print it
+python tests/bench/readme.py --write    put it into README.md
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+START, END = "<!-- figures -->\n", "<!-- /figures -->\n"
+
+
+def row(folder: Path) -> str:
+    """One shipped model: its score on the test part with the 95% interval, and what it cost."""
+    metrics, manifest = (json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "manifest"))
+    config = json.loads((folder / "config.json").read_text())["cvlab"]
+    name = "accuracy" if config["task"] == "classification" else "iou"
+    score = metrics[name]
+    return (
+        f"| [{folder.name}](checkpoints/{folder.name}) | {config['data']['name']} | {metrics['n']} | "
+        f"{name} **{score['value']:.3f}** ({score['low']:.3f} to {score['high']:.3f}) | "
+        f"{manifest['parameters'] / 1e6:.2f} M | {manifest['epochs']} | {manifest['minutes']:.0f} | "
+        f"{manifest['precision']} |"
+    )
+
+
+def table(root: Path = ROOT) -> str:
+    """The table, with the hardware and versions of the trainings."""
+    folders = sorted(path.parent for path in root.glob("checkpoints/*/metrics.json"))
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in folders]
+    hardware = ", ".join(sorted({manifest["hardware"] for manifest in manifests}))
+    versions = ", ".join(sorted({f"torch {manifest['versions']['torch']}" for manifest in manifests}))
+    lines = [
+        "| model | data | test pictures | score on test (95% interval) | parameters | epochs | minutes | precision |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(row(folder) for folder in folders),
+    ]
+    note = (
+        f"One training each (seed 0) on {hardware}, {versions}. Intervals: Wilson for accuracy, bootstrap "
+        "over pictures for iou; they cover the choice of pictures, not of the seed. Each model's card has its command."
+    )
+    return "\n".join(["", *lines, "", note, ""])
+
+
+def inserted(text: str) -> str:
+    """The README's text with the table between its marks."""
+    before, rest = text.split(START)
+    return before + START + table() + "\n" + END + rest.split(END)[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    readme = ROOT / "README.md"
+    if parser.parse_args().write:
+        readme.write_text(inserted(readme.read_text()))
+    else:
+        print(table())
+
+
+if __name__ == "__main__":
+    main()
