@@ -255,6 +255,7 @@ def build_page(models: Models) -> gr.Blocks:
             partial(by_widget, answer),
             [photo, model],
             list(shown.values()),
+            trigger_mode="always_last",  # a choice made while an answer is on its way is not lost
             api_visibility="private",
             show_progress_on=[shown["label"], shown["grad_cam"], shown["stages"]],
         )
@@ -263,6 +264,7 @@ def build_page(models: Models) -> gr.Blocks:
             partial(by_widget, redraw),
             [photo, model, shown["class_choice"], shown["stage_choice"]],
             [shown["grad_cam"]],
+            trigger_mode="always_last",
             api_visibility="private",
         )
         add_api(models)

@@ -16,24 +16,47 @@ from cvlab.checkpoint import load
 from cvlab.explain import grad_cam
 from cvlab.transforms import open_image, view
 
-model = load("{folder}")
+model = load("{source}")
 images = view(open_image("photo.jpg"), model)
 logits, attribution = grad_cam(model, images)
 ```"""
 
 
-def write(folder: str | Path) -> None:
-    """Writes README.md from config.json, and from manifest.json and metrics.json where they are there."""
+LIMITS = {
+    "classification": (
+        "It always answers one of its classes, also for a photo that shows none of them. Its scores hold for photos "
+        "like those it was trained on; other cameras, views or styles may do worse. A heatmap shows where evidence "
+        "for a class was found, not that the evidence is right."
+    ),
+    "segmentation": (
+        "It sees the whole photo squashed to a square: what is small in a large photo is lost. Its scores hold for "
+        "photos like those it was trained on. A heatmap shows where evidence for the mask was found; at the last "
+        "decoder it only repeats the prediction."
+    ),
+}
+
+
+def write(folder: str | Path, model_id: str | None = None) -> None:
+    """Writes README.md from config.json, and from manifest.json, metrics.json and report/ where they are there.
+
+    Args:
+        model_id: the Hub name under which the folder is published; by default the card speaks of the folder.
+    """
     folder = Path(folder)
     config = _read_json(folder / "config.json")["cvlab"]
     manifest, metrics = _read_json(folder / "manifest.json"), _read_json(folder / "metrics.json")
-    name = folder.resolve().name
+    name = (model_id or folder.resolve().name).split("/")[-1]
     sections = [
         _front_matter(name, config, metrics),
         f"# {name}\n\n{_summary(config, manifest)}",
-        _metrics(metrics),
-        _training(config, manifest, folder),
-        "## Use\n\n" + SNIPPET.format(folder=folder),
+        _scores(metrics),
+        f"## Data\n\n{_data(config.get('data', {}))}",
+        f"## Training\n\n{_training(manifest)}",
+        "\n".join(
+            f"![{path.stem.replace('_', ' ')}](report/{path.name})" for path in sorted(folder.glob("report/*.png"))
+        ),
+        f"## Limits\n\n{LIMITS[config['task']]}",
+        "## Use\n\n" + SNIPPET.format(source=model_id or folder),
     ]
     atomic.write_text(folder / "README.md", "\n\n".join(section for section in sections if section) + "\n")
 
@@ -84,34 +107,48 @@ def _summary(config: dict, manifest: dict) -> str:
     )
 
 
-def _metrics(metrics: dict) -> str:
+def _scores(metrics: dict) -> str:
     if not metrics:
         return ""
     rows = [
-        f"| {name} | {score['value']:.4f} | {score['low']:.4f} to {score['high']:.4f} |"
+        f"| {name.replace('_', ' ')} | {score['value']:.4f} | {score['low']:.4f} to {score['high']:.4f} |"
         for name, score in metrics.items()
         if isinstance(score, dict) and "low" in score
     ]
     table = "\n".join(["| score | value | 95% interval |", "| --- | --- | --- |", *rows])
-    return f"## Scores\n\nPart {metrics['part']!r}, {metrics['n']} pictures.\n\n{table}"
+    threshold = f", threshold {metrics['threshold']:g}" if "threshold" in metrics else ""
+    text = f"## Scores\n\nPart {metrics['part']!r}, {metrics['n']} pictures{threshold}.\n\n{table}"
+    if "temperature" in metrics:
+        text += (
+            f"\n\nExpected calibration error {metrics['expected_calibration_error']:.4f}; "
+            f"{metrics['expected_calibration_error_at_temperature']:.4f} when the logits are divided by "
+            f"{metrics['temperature']:.3f} (fitted on val)."
+        )
+    if "classes" in metrics:
+        text += "\n\n| class | precision | recall | F1 | pictures |\n| --- | --- | --- | --- | --- |"
+        for name, each in metrics["classes"].items():
+            scores = " | ".join(f"{each[score]:.3f}" for score in ("precision", "recall", "f1-score"))
+            text += f"\n| {name} | {scores} | {each['support']:.0f} |"
+    return text
 
 
-def _training(config: dict, manifest: dict, folder: Path) -> str:
-    data = config.get("data", {})
-    lines = [f"Data: {data.get('name', 'unknown')}, cut by split seed {data.get('split_seed', 'none')}."]
-    if manifest:
-        versions = manifest["versions"]
-        lines += [
-            "",
-            f"```\n{manifest['command']}\n```",
-            "",
-            f"{manifest['epochs']} epochs in {manifest['minutes']:.1f} minutes on {manifest['hardware']} "
-            f"({manifest['precision']}, torch {versions['torch']}, seed {manifest['seed']}); the epoch with the best "
-            "validation score was kept.",
-        ]
-    lines += ["", *(f"![{name}](report/{name}.png)" for name in _pictures(folder))]
-    return "## Training\n\n" + "\n".join(lines).strip()
+def _data(data: dict) -> str:
+    sizes = {part: len(prints) for part, prints in data.get("fingerprints", {}).items()}
+    if not sizes:
+        return f"{data.get('name', 'unknown')}: synthetic scenes, which a seed draws; no photograph was used."
+    listed = ", ".join(f"{part} {size}" for part, size in sizes.items())
+    return (
+        f"{data['name']}, cut by split seed {data['split_seed']}: {listed} pictures. val chose the epoch, test was not "
+        "used in training; config.json holds a hash of every picture, so that none is counted as unseen by mistake."
+    )
 
 
-def _pictures(folder: Path) -> list[str]:
-    return [name for name in ("curves", "confusion_matrix") if (folder / "report" / f"{name}.png").is_file()]
+def _training(manifest: dict) -> str:
+    if not manifest:
+        return "No record of it is in this folder."
+    return (
+        f"```\n{manifest['command']}\n```\n\n"
+        f"{manifest['epochs']} epochs in {manifest['minutes']:.1f} minutes on {manifest['hardware']} "
+        f"({manifest['precision']}, torch {manifest['versions']['torch']}, seed {manifest['seed']}, at most "
+        f"{manifest['peak_memory_mb']} MB of memory). The epoch with the best validation score was kept."
+    )

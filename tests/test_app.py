@@ -165,6 +165,7 @@ def browser() -> Iterator[Browser]:
         pytest.skip("no Chromium on this machine: install it to test the page (apt-get install chromium)")
     os.environ.setdefault("PLAYWRIGHT_BROWSERS_PATH", "0")
     with sync_playwright() as playwright:
+        expect.set_options(timeout=20_000)  # two slow cores answer within that
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
@@ -182,11 +183,11 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
 
 def choose_model(page: Page, name: str) -> None:
     """Types the name, as a visitor with a keyboard does, and waits until the page speaks of that model."""
-    task = "Finds the pixels of" if name == SEGMENTER else "Tells apart"
+    facts = {CLASSIFIER: "Tells apart: circle", SEGMENTER: "Finds the pixels of: shape"}.get(name, "onerror")
     box = page.get_by_label("Model", exact=True)
     box.fill(name)
     box.press("Enter")
-    expect(page.get_by_label("About the model")).to_have_value(re.compile(task))
+    expect(page.get_by_label("About the model")).to_have_value(re.compile(facts))
 
 
 def upload(page: Page, path: Path) -> None:
@@ -219,14 +220,14 @@ def test_an_upload_shows_the_prediction(page: Page, tmp_path: Path, seed: int) -
 def test_another_class_and_another_stage_change_the_map(page: Page) -> None:
     tab(page, "Grad-CAM")
     before = picture(page, re.compile("^Heatmap: evidence for .* at stage4"))
-    page.get_by_label("Evidence for class").click()
+    page.get_by_label("Evidence for the class").click()
     page.get_by_role("option", name="triangle").click()
     other_class = picture(page, re.compile("^Heatmap: evidence for 'triangle' at stage4"))
-    page.get_by_label("at stage").click()
+    page.get_by_label("Read at the stage").click()
     page.get_by_role("option", name="stage2").click()
     other_stage = picture(page, re.compile("^Heatmap: evidence for 'triangle' at stage2"))
     assert len({before, other_class, other_stage}) == 3
-    assert page.get_by_text(re.compile(r"^peak [\d.]+")).filter(visible=True).count() == 1
+    expect(page.locator(".scale").filter(visible=True)).to_have_text(re.compile(r"0\s+peak [\d.]+"))
 
 
 def test_the_three_pictures_stand_in_one_row(page: Page) -> None:

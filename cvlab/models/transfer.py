@@ -1,0 +1,238 @@
+"""Any classifier of timm behind cvlab's interface: a backbone that was trained on much, and a linear head.
+
+    images -> normalize -> backbone (timm, its head included) -> logits
+
+timm says of each of its networks where its resolution steps lie (feature_info). These become the stages: convolutional
+ones as they are, (N, h, w, C) ones permuted, the tokens of vision transformers as the grid that they were cut from,
+without CLS. Of a transformer's block the output of its first norm is taken: where only the CLS token is read at the
+end, no gradient reaches the patches that leave the last block, but it does reach those that enter it.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import timm
+import torch
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.models import get_pretrained_cfg, is_model
+from torch import Tensor, nn
+
+from cvlab.models.stage import Normalize, Stage, identity
+
+# The keyword arguments of timm's networks that a config may set, and their types. Others decide what is built too, but
+# some of them name files or code.
+ARGUMENTS = {
+    "architecture": str,
+    "global_pool": str,
+    "class_token": bool,
+    "fixed_input_size": bool,
+    "drop_rate": float,
+    "drop_path_rate": float,
+}
+GLOBAL_POOLS = ("avg", "max", "avgmax", "catavgmax", "token", "map", "fast", "prr", "first", "gem")
+ToMap = Callable[[Tensor], Tensor]
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")
+
+
+class TimmClassifier(nn.Module):
+    """A classifier of timm, freshly initialised. `backbone` is timm's module, and its tensor names are timm's.
+
+    Args:
+        num_classes: length of the logits.
+        image_size: side of the square view; a network that is made for one size is made for this one.
+        architecture: one of `timm.list_models()`, such as "resnet18".
+        global_pool: how features become one vector, one of GLOBAL_POOLS; by default as the architecture does.
+        class_token: whether a transformer has a CLS token; by default as the architecture does.
+        fixed_input_size: whether the network is made for one image size; by default as the architecture is.
+        drop_rate: dropout before the head.
+        drop_path_rate: stochastic depth (Huang et al., "Deep Networks with Stochastic Depth", 2016).
+        mean, std: of the images in [0, 1].
+
+    Raises:
+        ValueError: no such architecture, or one without a map that could be explained.
+    """
+
+    task = "classification"
+
+    def __init__(
+        self,
+        num_classes: int,
+        image_size: int,
+        architecture: str,
+        global_pool: str | None = None,
+        class_token: bool | None = None,
+        fixed_input_size: bool | None = None,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+    ) -> None:
+        super().__init__()
+        if not is_model(architecture):
+            raise ValueError(f"timm has no network {architecture!r}; see timm.list_models()")
+        size = {"input_size": (3, image_size, image_size)}
+        if fixed_input_size is not None:
+            size["fixed_input_size"] = fixed_input_size
+        given = {"global_pool": global_pool, "class_token": class_token}
+        # Zeros are not given: not every network has these two.
+        given |= {"drop_rate": drop_rate or None, "drop_path_rate": drop_path_rate or None}
+        self.model_args = {key: value for key, value in given.items() if value is not None}
+        make = partial(
+            timm.create_model,
+            architecture,
+            pretrained=False,
+            num_classes=num_classes,
+            pretrained_cfg_overlay=size,
+            **self.model_args,
+        )
+        self.normalize = Normalize(mean, std)
+        self.backbone = make()
+        with torch.device("meta"):  # a twin without memory shows what comes out where
+            twin = make().eval()
+            maps = _maps(twin, torch.empty(1, 3, image_size, image_size))
+        if not maps:
+            raise ValueError(f"timm's {architecture} has no stage that could be explained")
+        self._maps = maps
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        return {name: Stage(self.backbone.get_submodule(name), to_map) for name, to_map in self._maps.items()}
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.backbone(self.normalize(images))  # (N, num_classes)
+
+    def timm_config(self) -> dict:
+        """The keys by which timm builds the same network and its transforms, for the top level of config.json."""
+        known = self.backbone.pretrained_cfg
+        mean, std = (tensor.flatten().tolist() for tensor in (self.normalize.mean, self.normalize.std))
+        return {
+            "architecture": known["architecture"],
+            "num_classes": self.backbone.num_classes,
+            "num_features": self.backbone.num_features,
+            "label_names": self.class_names,
+            "model_args": self.model_args,
+            "pretrained_cfg": {
+                "input_size": list(known["input_size"]),
+                "fixed_input_size": known["fixed_input_size"],
+                "interpolation": self.interpolation,
+                "crop_pct": self.crop_pct,
+                "crop_mode": "center",
+                "mean": [round(value, 6) for value in mean],
+                "std": [round(value, 6) for value in std],
+                "num_classes": self.backbone.num_classes,
+                "first_conv": known["first_conv"],
+                "classifier": known["classifier"],
+            },
+        }
+
+
+def default_view(architecture: str) -> dict:
+    """What `build` should be told for a network with timm's own weights: {image_size, mean, std, crop_pct, ...}."""
+    known = get_pretrained_cfg(architecture)
+    return {
+        "image_size": known.input_size[-1],
+        "mean": list(known.mean),
+        "std": list(known.std),
+        "crop_pct": known.crop_pct,
+        "interpolation": known.interpolation,
+    }
+
+
+def imagenet_names(num_classes: int) -> list[str] | None:
+    """Names of the ImageNet subset with so many classes, in timm's order; None where there is no such subset."""
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    if subset is None:
+        return None
+    known = ImageNetInfo(subset)
+    return unique([known.index_to_description(i).split(",")[0] for i in range(num_classes)])
+
+
+def unique(names: Sequence[str]) -> list[str]:
+    """The names with a number behind each repetition: crane, crane (2). A page finds a class by its name."""
+    found: list[str] = []
+    repeats: dict[str, int] = {}
+    taken: set[str] = set()
+    for name in names:
+        numbered = name
+        while numbered in taken:
+            repeats[name] = repeats.get(name, 1) + 1
+            numbered = f"{name} ({repeats[name]})"
+        taken.add(numbered)
+        found.append(numbered)
+    return found
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+
+
+def tokens_to_map(activation: Tensor, prefix_tokens: int) -> Tensor:
+    """(N, prefix + h*w, C) -> (N, C, h, w), h = w: patch tokens as the grid they were cut from, CLS and others left."""
+    patches = activation[:, prefix_tokens:]
+    side = math.isqrt(patches.shape[1])
+    return patches.transpose(1, 2).unflatten(2, (side, side))
+
+
+def channels_last_to_map(activation: Tensor) -> Tensor:
+    """(N, h, w, C) -> (N, C, h, w)."""
+    return activation.permute(0, 3, 1, 2)
+
+
+def _maps(backbone: nn.Module, images: Tensor) -> dict[str, ToMap]:
+    """The module of each stage and its to_map, found by what comes out of the modules in one forward pass."""
+    shapes: dict[str, Sequence[int]] = {}  # in the order of the forward pass
+    calls: Counter[str] = Counter()
+
+    def recorder(name: str) -> Callable:
+        def hook(module: nn.Module, inputs: tuple, output: object) -> None:
+            calls[name] += 1
+            if isinstance(output, Tensor):
+                shapes[name] = output.shape
+
+        return hook
+
+    for name, module in backbone.named_modules():
+        module.register_forward_hook(recorder(name))
+    with torch.no_grad():
+        backbone(images)
+    shapes = {name: shape for name, shape in shapes.items() if calls[name] == 1}
+    image_size = images.shape[-1]
+    found: dict[str, ToMap] = {}
+    for i in range(len(backbone.feature_info)):
+        feature = backbone.feature_info[i]
+        to_map = _to_map(shapes.get(feature["module"], ()), image_size, feature["reduction"])
+        if to_map is identity:
+            found[feature["module"]] = identity
+            continue
+        norm = feature["module"] + ".norm1"
+        to_map_of_norm = _to_map(shapes.get(norm, ()), image_size, feature["reduction"])
+        if to_map_of_norm is not None:
+            found[norm] = to_map_of_norm
+        elif to_map is not None:
+            found[feature["module"]] = to_map
+    if found:
+        return found
+    # feature_info names no module with one tensor as its output: take the last layer of each resolution instead.
+    grids: dict[int, tuple[str, ToMap]] = {}
+    tokens: dict[int, tuple[str, ToMap]] = {}
+    for name, shape in shapes.items():
+        if len(shape) == 4 and shape[2] == shape[3] > 1:
+            grids[shape[2]] = name, identity
+        elif len(shape) == 3 and name.endswith(("norm1", "norm_out")):
+            side = math.isqrt(shape[1])
+            tokens[side] = name, partial(tokens_to_map, prefix_tokens=shape[1] - side**2)
+    return dict(last for _, last in sorted((tokens or grids).items(), reverse=True))
+
+
+def _to_map(shape: Sequence[int], image_size: int, reduction: int) -> ToMap | None:
+    """How an output of this shape becomes (N, C, h, w), h = w; None where it has no such form."""
+    if len(shape) == 4 and shape[2] == shape[3]:
+        return identity
+    if len(shape) == 4 and shape[1] == shape[2]:
+        return channels_last_to_map
+    if len(shape) == 3:
+        for side in (math.ceil(image_size / reduction), image_size // reduction):
+            if shape[1] >= side**2:
+                return partial(tokens_to_map, prefix_tokens=shape[1] - side**2)
+    return None
