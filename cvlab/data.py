@@ -1,4 +1,4 @@
-"""Data sets as parts (train, val, test), and the decoded images that a training step draws from.
+"""Data sets as parts: train, val, test.
 
 A classification folder is DIR/<class>/* or DIR/{train,val,test}/<class>/*; a segmentation folder is DIR/images/NAME.*
 with DIR/masks/NAME.png. Where no parts are given they are cut 70/15/15 by a seed of their own, so that trainings with
@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from cvlab import shapes
-from cvlab.transforms import FORMATS, ImageError, open_image, to_float, train_pairs, train_views, uniforms
+from cvlab.transforms import FORMATS, ImageError, open_image
 
 PARTS = ("train", "val", "test")
 SHARES = {"val": 0.15, "test": 0.15}  # of a class; the rest is for training
@@ -318,69 +317,3 @@ def _cut(paths: list[Path], seed: list[int], shares: dict[str, float]) -> tuple[
 def _with_fingerprints(parts: Parts) -> Parts:
     parts.fingerprints = {part: sorted(fingerprint(sample[0]) for sample in parts.samples[part]) for part in PARTS}
     return parts
-
-
-def channel_statistics(images: Sequence[Tensor]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel over all pixels, for images (3, h, w) uint8, in units of [0, 1]."""
-    pixels = sum(image[0].numel() for image in images)
-    mean = sum(image.flatten(1).double().sum(1) for image in images) / pixels
-    square = sum(image.flatten(1).double().square().sum(1) for image in images) / pixels
-    std = (square - mean.square()).sqrt()
-    return [round(m / 255, 4) for m in mean.tolist()], [round(max(s / 255, 1e-3), 4) for s in std.tolist()]
-
-
-# --- batches ----------------------------------------------------------------------------------------------------------
-# DataLoader hands these data sets a whole batch of indices (`__getitems__`), so nothing is left to collate.
-
-
-def as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The collate_fn for data sets that return whole batches."""
-    return batch
-
-
-class EvaluationSet(Dataset):
-    """Views and labels (or masks) as they are: batches of (N, 3, S, S) float32 in [0, 1] and labels."""
-
-    def __init__(self, views: Sequence[Tensor], labels: Tensor) -> None:
-        self.views, self.labels = torch.stack(list(views)), labels
-
-    def __len__(self) -> int:
-        return len(self.views)
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return to_float(self.views[indices]), self.labels[indices]
-
-
-class AugmentedImages(Dataset):
-    """Photos of any size (3, h, w) uint8, freshly cropped, turned and coloured in every epoch.
-
-    Set `epoch` before each one: an augmentation depends on (seed, epoch, index) alone.
-    """
-
-    def __init__(
-        self, images: Sequence[Tensor], labels: Tensor, image_size: int, seed: int, min_area: float = 0.35
-    ) -> None:
-        self.images, self.labels, self.image_size, self.seed, self.min_area = images, labels, image_size, seed, min_area
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        u = uniforms(self.seed, self.epoch, indices)
-        views = train_views([self.images[i] for i in indices], self.image_size, u, self.min_area)
-        return views, self.labels[indices]
-
-
-class AugmentedPairs(Dataset):
-    """Images (N, 3, S, S) uint8 and masks (N, C, S, S) bool, moved together; `epoch` as in AugmentedImages."""
-
-    def __init__(self, images: Tensor, masks: Tensor, seed: int) -> None:
-        self.images, self.masks, self.seed = images, masks, seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return train_pairs(self.images[indices], self.masks[indices], uniforms(self.seed, self.epoch, indices))

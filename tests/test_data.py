@@ -1,4 +1,4 @@
-"""Parts of folders of generated pictures, whose cut, notes and batches are known beforehand."""
+"""Parts of folders of generated pictures, whose cut and notes are known beforehand."""
 
 import shutil
 from collections import Counter
@@ -9,17 +9,11 @@ import pytest
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from cvlab.data import (
     PARTS,
-    AugmentedImages,
-    AugmentedPairs,
     DataError,
-    EvaluationSet,
     Parts,
-    as_is,
-    channel_statistics,
     classification_parts,
     fingerprint,
     read_mask,
@@ -390,94 +384,3 @@ def test_flower_photos() -> None:
     for part, count in {"train": 280, "val": 60, "test": 60}.items():
         assert labels_of(parts, part) == dict.fromkeys(names, count)
     assert not set(parts.fingerprints["train"]) & set(parts.fingerprints["test"] + parts.fingerprints["val"])
-
-
-# --- batches ----------------------------------------------------------------------------------------------------------
-
-
-def test_channel_statistics_are_numpys() -> None:
-    pixels = [noise(i, 5 + i, 9 - i) for i in range(4)]
-    mean, std = channel_statistics([torch.from_numpy(each).permute(2, 0, 1) for each in pixels])
-    together = np.concatenate([each.reshape(-1, 3) for each in pixels]) / 255
-    np.testing.assert_allclose(mean, together.mean(0), rtol=0, atol=1e-4)
-    np.testing.assert_allclose(std, together.std(0), rtol=0, atol=1e-4)
-    _, flat = channel_statistics([torch.zeros(3, 4, 4, dtype=torch.uint8)])
-    assert min(flat) > 0  # it is divided by
-
-
-def tensors(n: int, height: int = 16, width: int = 16) -> list[Tensor]:
-    return [torch.from_numpy(noise(i, height, width)).permute(2, 0, 1).contiguous() for i in range(n)]
-
-
-def test_evaluation_batches_are_whole_and_unchanged() -> None:
-    views, labels = tensors(10), torch.arange(10) % 3
-    batches = list(DataLoader(EvaluationSet(views, labels), batch_size=4, collate_fn=as_is))
-    assert [len(images) for images, _ in batches] == [4, 4, 2]
-    assert torch.equal(torch.cat([labels for _, labels in batches]), labels)
-    images = torch.cat([images for images, _ in batches])
-    assert images.dtype == torch.float32
-    torch.testing.assert_close(images, torch.stack(views) / 255)
-
-
-def loaded(data_set: AugmentedImages | AugmentedPairs, epoch: int, batch_size: int) -> list[tuple[Tensor, Tensor]]:
-    data_set.epoch = epoch
-    return list(DataLoader(data_set, batch_size=batch_size, collate_fn=as_is))
-
-
-def joined(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    return torch.cat([images for images, _ in batches]), torch.cat([second for _, second in batches])
-
-
-def test_augmented_images_depend_on_seed_epoch_and_index_alone() -> None:
-    images = [image for i, image in enumerate(tensors(10, 20, 30)) if i < 5] + tensors(5, 24, 18)
-    labels = torch.arange(10)
-    train_set = AugmentedImages(images, labels, image_size=16, seed=7)
-    assert len(train_set) == 10
-    first = loaded(train_set, epoch=3, batch_size=4)
-    assert [views.shape for views, _ in first] == [(4, 3, 16, 16), (4, 3, 16, 16), (2, 3, 16, 16)]
-    other_epoch = loaded(train_set, epoch=4, batch_size=4)
-    again = loaded(train_set, epoch=3, batch_size=4)
-    for (views, batch_labels), (same, same_labels) in zip(first, again, strict=True):
-        assert torch.equal(views, same)
-        assert torch.equal(batch_labels, same_labels)
-    views, batch_labels = joined(first)
-    assert torch.equal(batch_labels, labels)
-    assert views.min() >= 0
-    assert views.max() <= 1
-    torch.testing.assert_close(joined(loaded(train_set, epoch=3, batch_size=1))[0], views)
-    other_seed = loaded(AugmentedImages(images, labels, image_size=16, seed=8), epoch=3, batch_size=4)
-    for others in (joined(other_epoch)[0], joined(other_seed)[0]):
-        assert ((views - others).abs().amax(dim=(1, 2, 3)) > 0.01).all()
-
-
-def test_augmented_pairs_depend_on_seed_epoch_and_index_alone() -> None:
-    images = torch.stack(tensors(10))
-    masks = torch.from_numpy(np.stack(random_masks(20, [0, 1], 16, 16))).view(10, 2, 16, 16) == 1
-    train_set = AugmentedPairs(images, masks, seed=7)
-    first = loaded(train_set, epoch=3, batch_size=4)
-    assert [moved.shape for _, moved in first] == [(4, 2, 16, 16), (4, 2, 16, 16), (2, 2, 16, 16)]
-    for (views, moved), (same_views, same_moved) in zip(first, loaded(train_set, 3, 4), strict=True):
-        assert torch.equal(views, same_views)
-        assert torch.equal(moved, same_moved)
-        assert moved.dtype == torch.bool
-    views, moved = joined(first)
-    one_by_one, moved_one_by_one = joined(loaded(train_set, epoch=3, batch_size=1))
-    torch.testing.assert_close(one_by_one, views)
-    assert torch.equal(moved_one_by_one, moved)
-    others, moved_otherwise = joined(loaded(train_set, epoch=4, batch_size=4))
-    assert ((views - others).abs().amax(dim=(1, 2, 3)) > 0.01).all()
-    assert (moved != moved_otherwise).flatten(1).any(1).all()
-
-
-def test_a_shuffled_loader_keeps_labels_with_their_images() -> None:
-    """Images of one grey value each: the label is told by the view, whatever was done to it."""
-    labels = torch.arange(8)
-    images = [torch.full((3, 12, 15), 30 * int(label) + 20, dtype=torch.uint8) for label in labels]
-    loader = DataLoader(EvaluationSet(images, labels), batch_size=3, shuffle=True, collate_fn=as_is)
-    seen = joined(list(loader))
-    assert sorted(seen[1].tolist()) == labels.tolist()
-    assert torch.equal(((seen[0][:, 0, 0, 0] * 255 - 20) / 30).round().long(), seen[1])
-    train_set = AugmentedImages(images, labels, image_size=8, seed=0)
-    views, shuffled = train_set.__getitems__([5, 0, 3])
-    assert shuffled.tolist() == [5, 0, 3]
-    assert (views.std(dim=(1, 2, 3)) < 1e-3).all()  # nothing of another image in it

@@ -16,6 +16,7 @@ ORDER = [
     "atomic",
     "shapes",
     "transforms",
+    "batches",
     "losses",
     "metrics",
     "optim",

@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository r
 import options
 
 from cvlab import card, checkpoint, hub, models, optim, render
-from cvlab.data import AugmentedImages, EvaluationSet, as_is, channel_statistics, classification_parts
+from cvlab.batches import AugmentedImages, EvaluationSet, as_is, channel_statistics
+from cvlab.data import classification_parts
 from cvlab.metrics import confusion_matrix
 from cvlab.transforms import centre_view, resize_shorter, to_uint8
 

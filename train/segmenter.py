@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository r
 import options
 
 from cvlab import card, checkpoint, hub, models, optim, render
-from cvlab.data import AugmentedPairs, EvaluationSet, as_is, channel_statistics, segmentation_parts
+from cvlab.batches import AugmentedPairs, EvaluationSet, as_is, channel_statistics
+from cvlab.data import segmentation_parts
 from cvlab.explain import predict, predicted_masks
 from cvlab.losses import SEGMENTATION_LOSSES
 from cvlab.metrics import segmentation_counts, segmentation_scores

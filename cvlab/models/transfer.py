@@ -179,6 +179,11 @@ def channels_last_to_map(activation: Tensor) -> Tensor:
     return activation.permute(0, 3, 1, 2)
 
 
+def windows_to_map(activation: Tensor, reroll: nn.Module, block: int) -> Tensor:
+    """(N, h*w, C) -> (N, C, h, w) for Hiera, whose tokens lie in the order of its windows."""
+    return channels_last_to_map(reroll(activation, block))
+
+
 def _maps(backbone: nn.Module, images: Tensor) -> dict[str, ToMap]:
     """The module of each stage and its to_map, found by what comes out of the modules in one forward pass."""
     shapes: dict[str, Sequence[int]] = {}  # in the order of the forward pass
@@ -201,6 +206,10 @@ def _maps(backbone: nn.Module, images: Tensor) -> dict[str, ToMap]:
     found: dict[str, ToMap] = {}
     for i in range(len(backbone.feature_info)):
         feature = backbone.feature_info[i]
+        if hasattr(backbone, "reroll"):
+            block = int(feature["module"].removeprefix("blocks."))
+            found[feature["module"]] = partial(windows_to_map, reroll=backbone.reroll, block=block)
+            continue
         to_map = _to_map(shapes.get(feature["module"], ()), image_size, feature["reduction"])
         if to_map is identity:
             found[feature["module"]] = identity
