@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from PIL import Image
 from torch import nn
 
-from cvlab.explain import default_stage, diagnose, explain, grad_cam, peak, predict, predicted_masks, predicted_score
+from cvlab.diagnose import diagnose
+from cvlab.explain import default_stage, explain, grad_cam, peak, predict, predicted_masks, predicted_score
 from cvlab.render import heatmap_picture, mask_overlay, overlay, to_picture
 from cvlab.transforms import resize_logits, view
 

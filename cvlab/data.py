@@ -5,9 +5,7 @@ with DIR/masks/NAME.png. Where no parts are given they are cut 70/15/15 by a see
 different seeds share them. With no folder at all the parts are synthetic scenes (cvlab/shapes.py).
 """
 
-import hashlib
 import os
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cvlab import shapes
+from cvlab.copies import find_copies, fingerprint, grouped
 from cvlab.transforms import FORMATS, ImageError, open_image
 
 PARTS = ("train", "val", "test")
@@ -62,6 +61,21 @@ class Parts:
         """What config.json keeps of the data, so that a later evaluation knows what was trained on."""
         return {"name": self.name, **self.split, "fingerprints": self.fingerprints}
 
+    def as_recorded(self, fingerprints: dict[str, list[str]]) -> int:
+        """Puts every picture that a training recorded into the part that it was in then.
+
+        Pictures that are not recorded stay in the part of this cut. Returns how many were trained on.
+        """
+        if not fingerprints:
+            return 0
+        known = {text: part for part, texts in fingerprints.items() for text in texts}
+        cut, self.samples = self.samples, {part: [] for part in PARTS}
+        for part, samples in cut.items():
+            for sample in samples:
+                self.samples[known.get(fingerprint(sample[0]), part)].append(sample)
+        _with_fingerprints(self)
+        return sum(known.get(text) == "train" for text in self.fingerprints["train"])
+
     def read(self, part: str, prepare: Callable[[Image.Image], Tensor]) -> tuple[list[Tensor], list]:
         """Decodes a part, on all cores and with a progress bar: [prepare(image), ...] and [label or mask, ...].
 
@@ -93,17 +107,28 @@ class Parts:
 
 
 def classification_parts(
-    folder: str | Path | None, split_seed: int = 0, per_class: tuple[int, int] | None = None, image_size: int = 64
+    folder: str | Path | None,
+    split_seed: int = 0,
+    per_class: tuple[int, int] | None = None,
+    image_size: int = 64,
+    allow_leaks: bool = False,
+    needed: Sequence[str] = ("train", "val"),
 ) -> Parts:
     """The parts of a folder of classes, or of synthetic scenes where `folder` is None.
+
+    Copies of a photo stay in one part. Where the folder has parts of its own, a copy in train of a photo of val or test
+    is left out of train and named.
 
     Args:
         split_seed: decides the cut, where the folder has none of its own.
         per_class: take so many of each class for train and val; the rest is test.
         image_size: of the synthetic scenes.
+        allow_leaks: go on although files of val stand in test, too.
+        needed: parts in which every class must have a picture.
 
     Raises:
-        DataError: no such folder, no classes in it, or a class that is too small to be cut.
+        DataError: no such folder, no classes in it, a class that is too small to be cut, or the same file in val and
+            test.
     """
     if folder is None:
         return _shapes_parts(shapes.CLASS_NAMES, lambda scene: scene.label, image_size)
@@ -128,10 +153,12 @@ def classification_parts(
                     f"Class {name!r} of {folder} has too few pictures to take {per_class[0]} for train "
                     f"and {per_class[1]} for val: take fewer, or add some."
                 )
-        if short := [part for part in ("train", "val") if not cut[part]]:
+        if short := [part for part in needed if not cut.get(part)]:
             raise DataError(f"Class {name!r} of {folder} has no picture for the part {short[0]!r}: add some.")
         for part in PARTS:
-            parts.samples[part] += [(path, label) for path in cut[part]]
+            parts.samples[part] += [(path, label) for path in cut.get(part, [])]
+    if given:
+        _separate(parts, allow_leaks)
     if given and "test" not in given:
         parts.notes.append(f"{folder.name} has no test part: {SHARES['test']:.0%} of train was set aside as one.")
     return _with_fingerprints(parts)
@@ -161,7 +188,11 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def segmentation_parts(
-    folder: str | Path | None, split_seed: int = 0, class_names: Sequence[str] | None = None, image_size: int = 64
+    folder: str | Path | None,
+    split_seed: int = 0,
+    class_names: Sequence[str] | None = None,
+    image_size: int = 64,
+    needed: Sequence[str] = PARTS,
 ) -> Parts:
     """The parts of a folder of images and masks, or of synthetic scenes where `folder` is None.
 
@@ -171,6 +202,7 @@ def segmentation_parts(
         split_seed: decides the cut.
         class_names: one name per channel; by default "foreground", or "class 1", "class 2", ...
         image_size: of the synthetic scenes.
+        needed: parts that must have a picture.
 
     Raises:
         DataError: no such folder, no pairs in it, or masks with values that are neither.
@@ -191,7 +223,7 @@ def segmentation_parts(
         raise DataError(f"The masks of {folder} have {num_classes} classes, but {len(class_names)} names were given.")
     train, *others = _cut(images, [split_seed], SHARES)
     cut = dict(zip(PARTS, (train, *others), strict=True))
-    if short := [part for part in PARTS if not cut[part]]:
+    if short := [part for part in needed if not cut[part]]:
         raise DataError(f"{folder} has only {len(images)} pairs: too few for a part {short[0]!r}.")
     parts = Parts(
         folder.resolve().name,
@@ -289,20 +321,12 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
-def fingerprint(path: Path) -> str:
-    """A short hash of a file's contents: the same photo is recognised under another name."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
 def _cut(paths: list[Path], seed: list[int], shares: dict[str, float]) -> tuple[list[Path], ...]:
     """The rest, then a piece for each of `shares` (a fraction, or a number of pictures), drawn by the seed.
 
-    Files of equal content stay in one piece: a copy of a training photo in another part would be no test.
+    Copies of a photo stay in one piece (cvlab/copies.py): a training photo in another part would be no test.
     """
-    copies = defaultdict(list)
-    for path in paths:
-        copies[fingerprint(path)].append(path)
-    groups = list(copies.values())
+    groups = grouped(paths)
     groups = [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]
     pieces = []
     for share in shares.values():
@@ -312,6 +336,27 @@ def _cut(paths: list[Path], seed: list[int], shares: dict[str, float]) -> tuple[
             piece += groups.pop()
         pieces.append(sorted(piece))
     return sorted(path for group in groups for path in group), *pieces
+
+
+def _separate(parts: Parts, allow_leaks: bool) -> None:
+    """Leaves out of train what stands in val or test as well; refuses files that val and test share."""
+    where = [(part, sample) for part in PARTS for sample in parts.samples[part]]
+    dropped = set()
+    for copy in find_copies([sample[0] for _, sample in where]):
+        (first_part, first), (second_part, second) = where[copy.first], where[copy.second]
+        if first_part == second_part:
+            continue
+        if first_part == "train":  # the order of PARTS: the second is of val or test
+            dropped.add(first)
+            parts.notes.append(f"Left out of train: {first[0]} is a copy of {second[0]}.")
+        elif copy.exact and not allow_leaks:
+            raise DataError(
+                f"{first[0]} and {second[0]} are the same file, in val and in test: remove one, "
+                "or go on with --allow-leaks."
+            )
+        else:
+            parts.notes.append(f"{first[0]} in val is a copy of {second[0]} in test.")
+    parts.samples["train"] = [sample for sample in parts.samples["train"] if sample not in dropped]
 
 
 def _with_fingerprints(parts: Parts) -> Parts:

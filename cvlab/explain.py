@@ -8,14 +8,11 @@ What is explained is a score, a small function of the logits: a class (`class_sc
     hires_cam  activation times gradient at every pixel, summed over channels (Draelos and Carin, "HiResCAM", 2020)
 
 Maps are raw and signed: negative values speak against the score. `heatmap` keeps the positive part at image size. One
-thread at a time explains a model; afterwards no hook, gradient or mode is left behind, also when something failed.
+thread at a time explains a model, and leaves no trace in it (cvlab/traceless.py).
 """
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +20,7 @@ from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
 from cvlab.models.stage import identity
+from cvlab.traceless import alone_with, differentiable, passes
 
 Score = Callable[[Tensor], Tensor]
 
@@ -66,6 +64,11 @@ def contrast_score(a: int | Tensor, b: int | Tensor) -> Score:
     """Why class a rather than class b: the difference of their logits, (N, C) -> (N,)."""
     score_a, score_b = class_score(a), class_score(b)
     return lambda logits: score_a(logits) - score_b(logits)
+
+
+def against(score: Score) -> Score:
+    """The evidence against what a score asks for: its negative. Of a region it is the evidence for background."""
+    return lambda logits: -score(logits)
 
 
 def region_score(region: Tensor, class_idx: int = 0) -> Score:
@@ -133,7 +136,7 @@ def _check_class(index: Tensor, logits: Tensor) -> None:
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
     """Logits in eval mode without gradients, while nobody else explains the same model."""
-    with _alone_with(model), torch.no_grad():
+    with alone_with(model), torch.no_grad():
         return model(images)
 
 
@@ -154,7 +157,7 @@ def grad_cam(
     Raises:
         ValueError: a stage or class that the model does not have, or an empty predicted mask.
     """
-    (stage,) = _check_stages(model, [stage or default_stage(model)])
+    (stage,) = check_stages(model, [stage or default_stage(model)])
     score = predicted_score(model, class_idx)
     if model.stages[stage].to_map is not identity:  # LayerGradCam would take tokens for channels
         explanation = explain(model, images, score, [stage])
@@ -166,7 +169,7 @@ def grad_cam(
         recorded.append(logits.detach())
         return score(logits)
 
-    with _alone_with(model), _differentiable(images) as images:
+    with alone_with(model), differentiable(images) as images:
         attribution = LayerGradCam(score_of, model.stages[stage].module).attribute(images)
     return recorded[0], attribution.detach()
 
@@ -189,21 +192,17 @@ def explain(
     Raises:
         ValueError: a stage, class or method that is not there, or an empty region.
     """
-    stages = _check_stages(model, stages or model.stages)
+    stages = check_stages(model, stages or model.stages)
     if unknown := [m for m in methods if m not in METHODS]:
         raise ValueError(f"unknown method {unknown[0]!r}; known are {', '.join(METHODS)}")
-    with _alone_with(model), _differentiable(images) as images:
-        with _recorded_outputs({name: model.stages[name].module for name in stages}) as outputs:
-            logits = model(images)
-        scores = score(logits)
-        gradients = torch.autograd.grad(scores.sum(), [outputs[name] for name in stages])
+    seen = passes(model, images, score, {name: model.stages[name].module for name in stages})
     maps: dict[str, dict[str, Tensor]] = {method: {} for method in methods}
-    for name, gradient in zip(stages, gradients, strict=True):
+    for name in stages:
         to_map = model.stages[name].to_map
-        activation, gradient = to_map(outputs[name].detach()), to_map(gradient)
+        activation, gradient = to_map(seen.activations[name]), to_map(seen.gradients[name])
         for method in methods:
             maps[method][name] = METHODS[method](activation, gradient)
-    return Explanation(logits.detach(), scores.detach(), maps)
+    return Explanation(seen.logits, seen.scores, maps)
 
 
 def default_stage(model: nn.Module) -> str:
@@ -228,88 +227,16 @@ def peak(attribution: Tensor) -> Tensor:
     return attribution.flatten(1).amax(1).relu() * attribution.shape[-2] * attribution.shape[-1]
 
 
-def score_map_correlation(attribution: Tensor, logits: Tensor, class_idx: int = 0) -> float:
-    """Pearson's r between a segmenter's map and its own logits at the map's resolution; 0 for a flat map.
-
-    At 1 the map repeats what was predicted and says nothing about why: so it is at the last decoder stage under a 1x1
-    head, where Grad-CAM is (logit - bias) times a constant, whatever region is asked about.
-
-    Args:
-        attribution: (1, 1, h, w).
-        logits: (1, C, H, W).
-    """
-    score_map = F.adaptive_avg_pool2d(logits[:, class_idx : class_idx + 1], attribution.shape[-2:])
-    a, b = attribution.flatten() - attribution.mean(), score_map.flatten() - score_map.mean()
-    norm = (a.norm() * b.norm()).item()
-    return (a @ b).item() / norm if norm > 0 else 0.0
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """(N,): Pearson's r between the maps of each pair, (N, 1, h, w) both; 0 where one of them is flat."""
+    a, b = a.flatten(1).double(), b.flatten(1).double()  # squares of tiny float32 numbers would be 0
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    norms = a.norm(dim=1) * b.norm(dim=1)
+    return torch.where(norms > 0, (a * b).sum(1) / norms, 0.0).float()
 
 
-def diagnose(attribution: Tensor, logits: Tensor | None = None, class_idx: int = 0) -> str:
-    """A sentence on how far a map (1, 1, h, w) can be trusted to explain; empty where there is nothing to warn of.
-
-    Args:
-        logits: (1, C, H, W) of a segmenter, to recognise a map that only repeats the prediction.
-    """
-    if attribution.abs().max() == 0:
-        return "Blank: this stage's activations or gradients are all zero, so nothing of the score passed through here."
-    if attribution.max() <= 0:
-        return "Blank: all evidence at this stage speaks against the score, and a heatmap shows only evidence for it."
-    if logits is not None and logits.ndim == 4 and score_map_correlation(attribution, logits, class_idx) > 0.999:
-        return "Tautology: this map is the prediction itself times a constant. It shows what was found, not why."
-    return ""
-
-
-# --- without a trace --------------------------------------------------------------------------------------------------
-
-_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-_locks_guard = threading.Lock()
-
-
-@contextmanager
-def _alone_with(model: nn.Module) -> Iterator[None]:
-    """One thread at a time (hooks are seen by every thread that runs the model); eval mode, restored afterwards."""
-    with _locks_guard:
-        lock = _locks.setdefault(model, threading.RLock())
-    with lock:
-        training = [module for module in model.modules() if module.training]
-        model.eval()
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
-
-
-@contextmanager
-def _differentiable(images: Tensor) -> Iterator[Tensor]:
-    """Gradients on, and a copy of the images that requires them: so stages of a frozen model have gradients too."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield images.detach().clone().requires_grad_()
-
-
-@contextmanager
-def _recorded_outputs(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """What each module puts out, by name. The network goes on with a clone: an in-place ReLU would overwrite it."""
-    outputs: dict[str, Tensor] = {}
-
-    def recorder(name: str) -> Callable:
-        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-            outputs[name] = output
-            return output.clone()
-
-        return hook
-
-    handles = []
-    try:
-        for name, module in modules.items():
-            handles.append(module.register_forward_hook(recorder(name)))
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _check_stages(model: nn.Module, stages: Sequence[str]) -> list[str]:
+def check_stages(model: nn.Module, stages: Sequence[str]) -> list[str]:
+    """The names as a list; a ValueError for one that the model does not have."""
     if unknown := [stage for stage in stages if stage not in model.stages]:
         raise ValueError(f"this model has no stage {unknown[0]!r}; it has {', '.join(model.stages)}")
     return list(stages)

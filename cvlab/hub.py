@@ -87,6 +87,14 @@ def pull(model_id: str) -> Path:
     return folder
 
 
+def source_of(folder: Path) -> str:
+    """Where a model comes from, for people: user/name@commit of a folder in the Hugging Face cache, else the folder."""
+    commit, snapshots, repo = folder.resolve().name, folder.resolve().parent, folder.resolve().parents[1:2]
+    if snapshots.name == "snapshots" and repo and repo[0].name.startswith("models--"):
+        return f"{repo[0].name.removeprefix('models--').replace('--', '/', 1)}@{commit}"
+    return str(folder)
+
+
 def push(
     folder: str | Path, model_id: str, private: bool = False, revision: str | None = None, with_photos: bool = False
 ) -> str:

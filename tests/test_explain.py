@@ -11,11 +11,12 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 from cvlab import checkpoint
+from cvlab.diagnose import diagnose
 from cvlab.explain import (
     class_score,
     contrast_score,
+    correlation,
     default_stage,
-    diagnose,
     explain,
     grad_cam,
     heatmap,
@@ -24,7 +25,6 @@ from cvlab.explain import (
     predicted_masks,
     predicted_score,
     region_score,
-    score_map_correlation,
 )
 from cvlab.models import Stage
 
@@ -500,25 +500,8 @@ def test_peak_by_hand():
     assert peak(attribution).tolist() == [3.0, 0.0]
 
 
-def test_score_map_correlation_by_hand():
-    logits = torch.tensor([[[[1.0, 2], [3, 4]], [[0, 0], [0, 9]]]])
-    attribution = torch.tensor([[[[-1.0, 1], [1, -1]]]])
-    assert score_map_correlation(logits[:, :1] * 5 + 3, logits) == pytest.approx(1)
-    assert score_map_correlation(-logits[:, :1], logits) == pytest.approx(-1)
-    assert score_map_correlation(attribution, logits) == pytest.approx(0)
-    assert score_map_correlation(torch.ones(1, 1, 2, 2), logits) == 0  # flat
-    assert score_map_correlation(logits[:, 1:], logits, 1) == pytest.approx(1)
-    # At a coarser stage the logits are averaged over its cells.
-    fine = logits[:, :1].repeat_interleave(3, 2).repeat_interleave(3, 3)
-    assert score_map_correlation(logits[:, :1], fine) == pytest.approx(1)
-
-
-def test_diagnose_names_what_is_wrong_with_a_map():
-    logits = torch.tensor([[[[1.0, 2], [3, 4]]]])
-    fine = torch.tensor([[[[-1.0, 1], [1, -1]]]])
-    dead, against = diagnose(torch.zeros(1, 1, 2, 2)), diagnose(-fine.abs())
-    tautology = diagnose(logits - 2, logits)
-    assert diagnose(fine) == diagnose(fine, logits) == diagnose(logits - 2) == ""
-    assert diagnose(fine, CLASS_LOGITS[:1]) == ""  # a classifier has no score map
-    assert len({dead, against, tautology, ""}) == 4
-    assert diagnose(torch.zeros(1, 1, 2, 2), logits) == dead
+def test_correlation_by_hand():
+    a = torch.tensor([[[[1.0, 2], [3, 4]]]] * 4)
+    b = torch.stack([5 * a[0] + 3, -a[0], torch.tensor([[[-1.0, 1], [1, -1]]]), torch.ones(1, 2, 2)])
+    assert correlation(a, b).tolist() == pytest.approx([1, -1, 0, 0])
+    assert correlation(1e-30 * a, b).tolist() == pytest.approx([1, -1, 0, 0])

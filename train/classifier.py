@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository r
 
 import options
 
-from cvlab import card, checkpoint, hub, models, optim, render
+from cvlab import card, checkpoint, models, optim, render
 from cvlab.batches import AugmentedImages, EvaluationSet, as_is, channel_statistics
 from cvlab.data import classification_parts
 from cvlab.metrics import confusion_matrix
@@ -36,6 +36,7 @@ def main() -> None:
         __doc__.splitlines()[0], image_size=64, epochs=36, batch_size=64, lr=0.1, optimizer="sgd", weight_decay=5e-4
     )
     parser.add_argument("--per-class", type=int, nargs=2, metavar=("TRAIN", "VAL"), help="so many of each class")
+    parser.add_argument("--allow-leaks", action="store_true", help="go on although val and test share files")
     parser.add_argument("--crop-pct", type=float, default=1.0, help="share of the shorter side that a view shows")
     parser.add_argument("--min-area", type=float, default=0.6, help="least share of a photo that a training crop shows")
     parser.add_argument("--widths", type=int, nargs="+", default=[24, 48, 96, 192], help="channels of each stage")
@@ -48,13 +49,14 @@ def main() -> None:
     set_seed(args.seed)
 
     # Data: photos for training a bit larger than a view, the others exactly as the model will see them.
-    parts = classification_parts(args.data, args.split_seed, args.per_class, args.image_size)
+    parts = classification_parts(args.data, args.split_seed, args.per_class, args.image_size, args.allow_leaks)
     cache_size = math.ceil(args.image_size / args.crop_pct * CACHE_MARGIN) if args.data else args.image_size
     train_images, train_labels = parts.read("train", lambda image: to_uint8(resize_shorter(image, cache_size)))
     as_seen = partial(centre_view, image_size=args.image_size, crop_pct=args.crop_pct)
     val_views, val_labels = parts.read("val", lambda image: to_uint8(as_seen(image)))
     train_set = AugmentedImages(train_images, torch.tensor(train_labels), args.image_size, args.seed, args.min_area)
     val_set = EvaluationSet(val_views, torch.tensor(val_labels))
+    args.batch_size = min(args.batch_size, len(train_set))  # drop_last would leave nothing of a small data set
     train_loader = DataLoader(train_set, args.batch_size, shuffle=True, drop_last=True, collate_fn=as_is)
     val_loader = DataLoader(val_set, args.batch_size, collate_fn=as_is)
     options.describe(parts, {"train": len(train_set), "val": len(val_set), "test": len(parts.samples["test"])})
@@ -136,9 +138,7 @@ def main() -> None:
     options.write_manifest(args, bare_model, history)
     card.write(args.out)
     print(f"Best val accuracy {progress['best_accuracy']:.4f} (epoch {progress['best_epoch']}): {args.out}")
-    print(f"Look at it: python app.py {args.out}\nMeasure it: python train/evaluate.py {args.out} --part test")
-    if args.push:
-        print(hub.push(args.out, args.push))
+    options.finish(args)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository r
 import options
 
 from cvlab import atomic, card, checkpoint, render, report
-from cvlab.data import Parts, classification_parts, segmentation_parts
+from cvlab.data import PARTS, Parts, classification_parts, segmentation_parts
 from cvlab.explain import predict
 from cvlab.metrics import (
     bootstrap_intervals,
@@ -61,22 +61,18 @@ def main() -> None:
 
     facts = model.config.get("data", {})
     split_seed, image_size = facts.get("split_seed", 0), model.image_size
+    needed = () if args.part == "all" else (args.part,)
     if args.data is None and facts.get("name") != SHAPES:
         raise ValueError(f"{args.checkpoint} was trained on {facts.get('name')}: give its folder with --data.")
     if model.task == "classification":
-        parts = classification_parts(args.data, split_seed, facts.get("per_class"), image_size)
+        parts = classification_parts(args.data, split_seed, facts.get("per_class"), image_size, True, needed)
     else:
-        parts = segmentation_parts(args.data, split_seed, model.class_names, image_size)
+        parts = segmentation_parts(args.data, split_seed, model.class_names, image_size, needed)
     if parts.class_names != model.class_names:
         raise ValueError(f"The classes of {args.data} are {parts.class_names}, the model's {model.class_names}.")
+    trained_on = parts.as_recorded(facts.get("fingerprints", {}))
     if args.part == "all":
-        parts.samples["all"] = [sample for part in ("train", "val", "test") for sample in parts.samples[part]]
-        parts.fingerprints["all"] = [print_ for each in list(parts.fingerprints.values()) for print_ in each]
-    trained_on = set(facts.get("fingerprints", {}).get("train", [])) & set(parts.fingerprints.get(args.part, []))
-    if trained_on and args.part in ("test", "val"):
-        raise ValueError(
-            f"{len(trained_on)} pictures of this {args.part} part were trained on: it would prove nothing."
-        )
+        parts.samples["all"] = [sample for part in PARTS for sample in parts.samples[part]]
     if args.part == "test":
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "data": parts.name, "command": sys.argv}
         note_reading(out / "test_reads.jsonl", line)
@@ -88,8 +84,8 @@ def main() -> None:
     metrics, lines = evaluate(
         model, other, parts, args, args.report if parts.name == SHAPES else args.report / "photos"
     )
-    if trained_on:
-        lines.append(f"\n{len(trained_on)} of these pictures were trained on: this is no estimate for unseen ones.")
+    if trained_on and args.part in ("train", "all"):
+        lines.append(f"\n{trained_on} of these pictures were trained on: this is no estimate for unseen ones.")
     lines += [f"\n{note}" for note in dict.fromkeys(parts.notes)]
     atomic.write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     title = f"# {Path(args.checkpoint).name} on the part {args.part!r} of {parts.name}\n"
@@ -125,7 +121,7 @@ def evaluate_classifier(
         scores = " | ".join(f"{row[score]:.3f}" for score in ("precision", "recall", "f1-score"))
         lines.append(f"| {name} | {scores} | {row['support']:.0f} |")
     lines.append(f"\nExpected calibration error {calibration['expected_calibration_error']:.4f}.")
-    if args.part in ("test", "all"):
+    if args.part == "test":
         val_views, val_labels = read_part(parts, "val", model)
         temperature = fit_temperature(predict_all(model, val_views), torch.tensor(val_labels))
         after = expected_calibration_error((logits / temperature).softmax(1), labels)
@@ -173,12 +169,8 @@ def evaluate_segmenter(
         difference = paired_interval(counts.numpy(), other_counts.numpy(), lambda rows: segmentation_scores(rows).iou)
         lines.append(compared(metrics, args.compare, "iou", difference))
 
-    thresholds = [round(0.05 * step, 2) for step in range(1, 20)]
-    ious = [segmentation_scores(each).iou for each in mask_counts(model, *read_part(parts, "val", model), thresholds)]
-    metrics["threshold_curve_on_val"] = dict(zip(map(str, thresholds), ious, strict=True))
-    lines.append(f"\nOn val the threshold {thresholds[np.argmax(ious)]:g} gives the highest iou, {max(ious):.4f}.")
-    picture(render.threshold_picture(thresholds, ious, model.threshold), args.report / "threshold.png", lines)
-
+    if args.part in ("test", "val"):
+        lines += threshold_curve(model, parts, metrics, args.report)
     per_image = np.array([segmentation_scores(row[None]).iou for row in counts])
     order = np.argsort(per_image, kind="stable")
     for name, chosen in (("worst", order[:4]), ("best", order[::-1][:4])):
@@ -187,6 +179,16 @@ def evaluate_segmenter(
     explained = open_views(args.images, model) if args.images else views[:: -(-len(views) // 5)]
     picture(report.stage_rows(model, explained), folder / "stages.png", lines)
     return metrics, lines
+
+
+def threshold_curve(model: nn.Module, parts: Parts, metrics: dict, folder: Path) -> list[str]:
+    """iou on val over the threshold: into the metrics and, as a picture, into the report, whose lines are returned."""
+    thresholds = [round(0.05 * step, 2) for step in range(1, 20)]
+    ious = [segmentation_scores(each).iou for each in mask_counts(model, *read_part(parts, "val", model), thresholds)]
+    metrics["threshold_curve_on_val"] = dict(zip(map(str, thresholds), ious, strict=True))
+    lines = [f"\nOn val the threshold {thresholds[np.argmax(ious)]:g} gives the highest iou, {max(ious):.4f}."]
+    picture(render.threshold_picture(thresholds, ious, model.threshold), folder / "threshold.png", lines)
+    return lines
 
 
 def read_part(parts: Parts, part: str, model: nn.Module) -> tuple[Tensor, list]:

@@ -27,7 +27,7 @@ from accelerate.utils import DataLoaderConfiguration
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cvlab import atomic
+from cvlab import atomic, card, hub
 from cvlab.data import Parts
 from cvlab.optim import OPTIMIZERS, SCHEDULES, fastest_precision
 
@@ -46,7 +46,7 @@ def parser(description: str, **defaults: object) -> argparse.ArgumentParser:
     group.add_argument("--optimizer", choices=OPTIMIZERS)
     group.add_argument("--schedule", choices=SCHEDULES, default="onecycle")
     group.add_argument("--weight-decay", type=float)
-    group.add_argument("--patience", type=int, default=20, help="stop after so many epochs without a better val score")
+    group.add_argument("--patience", type=int, default=50, help="stop after so many epochs without a better val score")
     group.add_argument("--seed", type=int, default=0, help="weights, order and augmentation")
     group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: the faster here")
     group = parser.add_argument_group("run")
@@ -164,6 +164,16 @@ def write_manifest(args: argparse.Namespace, model: nn.Module, history: list[dic
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     atomic.write_text(args.out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+
+
+def finish(args: argparse.Namespace) -> None:
+    """Says what to do with the trained model, and publishes it where --push asks for that."""
+    data = f" --data {shlex.quote(str(args.data))}" if args.data else ""
+    print(f"Look at it:  python app.py {args.out}")
+    print(f"Measure it:  python train/evaluate.py {args.out}{data} --part test")
+    if args.push:
+        card.write(args.out, args.push)
+        print(f"Published:   {hub.push(args.out, args.push)}")
 
 
 def hardware() -> str:

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository r
 
 import options
 
-from cvlab import card, checkpoint, hub, models, optim, render
+from cvlab import card, checkpoint, models, optim, render
 from cvlab.batches import AugmentedPairs, EvaluationSet, as_is, channel_statistics
 from cvlab.data import segmentation_parts
 from cvlab.explain import predict, predicted_masks
@@ -49,6 +49,7 @@ def main() -> None:
     small_masks = torch.stack([whole_mask(mask, args.image_size) for mask in train_masks])
     train_set = AugmentedPairs(torch.stack(train_images), small_masks, args.seed)
     val_set = EvaluationSet(val_images, torch.arange(len(val_images)))
+    args.batch_size = min(args.batch_size, len(train_set))  # drop_last would leave nothing of a small data set
     train_loader = DataLoader(train_set, args.batch_size, shuffle=True, drop_last=True, collate_fn=as_is)
     val_loader = DataLoader(val_set, args.batch_size, collate_fn=as_is)
     options.describe(parts, {"train": len(train_set), "val": len(val_set), "test": len(parts.samples["test"])})
@@ -131,9 +132,7 @@ def main() -> None:
     options.write_manifest(args, bare_model, history)
     card.write(args.out)
     print(f"Best val iou {progress['best_iou']:.4f} (epoch {progress['best_epoch']}): {args.out}")
-    print(f"Look at it: python app.py {args.out}\nMeasure it: python train/evaluate.py {args.out} --part test")
-    if args.push:
-        print(hub.push(args.out, args.push))
+    options.finish(args)
 
 
 def draw_example(model: torch.nn.Module, image: torch.Tensor, mask: torch.Tensor, path: Path) -> None:

@@ -1,7 +1,7 @@
 """Networks by name. A network is an `nn.Module` that declares its stages; `build` gives it what a model knows.
 
 Every model takes RGB images in [0, 1] (normalisation is its first layer) and knows
-`task`, `class_names`, `image_size`, `crop_pct`, `threshold`, `stages` and `config`.
+`task`, `class_names`, `image_size`, `crop_pct`, `interpolation`, `threshold`, `stages` and `config`.
 """
 
 import inspect
@@ -11,11 +11,12 @@ from torch import nn
 
 from cvlab.models.convnet import ConvNet
 from cvlab.models.stage import Stage
+from cvlab.models.transfer import TimmClassifier
 from cvlab.models.unet import UNet
 
 __all__ = ["NETWORKS", "Stage", "build"]
 
-NETWORKS: dict[str, type[nn.Module]] = {"convnet": ConvNet, "unet": UNet}
+NETWORKS: dict[str, type[nn.Module]] = {"convnet": ConvNet, "unet": UNet, "timm": TimmClassifier}
 
 
 def build(
@@ -27,6 +28,7 @@ def build(
     std: Sequence[float] = (0.25, 0.25, 0.25),
     crop_pct: float = 1.0,
     threshold: float = 0.5,
+    interpolation: str = "bilinear",
 ) -> nn.Module:
     """A freshly initialised model.
 
@@ -38,6 +40,7 @@ def build(
         mean, std: per channel, of images in [0, 1]; they become the model's first layer.
         crop_pct: a classifier's view is the centre crop of a photo whose shorter side is image_size / crop_pct.
         threshold: a segmenter's mask is where the probability exceeds it.
+        interpolation: how the photos of its training were resized, by Pillow's name in lower case.
 
     Raises:
         ValueError: an unknown network, or an argument that it does not take.
@@ -45,14 +48,17 @@ def build(
     if network not in NETWORKS:
         raise ValueError(f"unknown network {network!r}; known are {', '.join(NETWORKS)}")
     arguments = dict(arguments or {})
-    known = set(inspect.signature(NETWORKS[network]).parameters) - {"num_classes", "mean", "std"}
+    parameters = inspect.signature(NETWORKS[network]).parameters
+    said = {"num_classes": len(class_names), "image_size": image_size, "mean": mean, "std": std}
+    known = set(parameters) - set(said)
     if unknown := sorted(set(arguments) - known):
         raise ValueError(f"network {network!r} takes no argument {unknown[0]!r}; it takes {', '.join(sorted(known))}")
-    model = NETWORKS[network](num_classes=len(class_names), mean=mean, std=std, **arguments)
+    model = NETWORKS[network](**arguments, **{key: value for key, value in said.items() if key in parameters})
     model.class_names = list(class_names)
     model.image_size = image_size
     model.crop_pct = crop_pct
     model.threshold = threshold
+    model.interpolation = interpolation
     model.config = {
         "task": model.task,
         "network": network,
@@ -63,6 +69,7 @@ def build(
         "std": list(std),
         "crop_pct": crop_pct,
         "threshold": threshold,
+        "interpolation": interpolation,
         "stages": list(model.stages),
     }
     return model

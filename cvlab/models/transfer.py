@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from cvlab.models.stage import Normalize, Stage, identity
 
-# The keyword arguments of timm's networks that a config may set, and their types. Others decide what is built too, but
-# some of them name files or code.
+# What a config may ask of timm, and of which type. Other keyword arguments of timm's networks name files or code.
 ARGUMENTS = {
     "architecture": str,
     "global_pool": str,
@@ -31,9 +30,9 @@ ARGUMENTS = {
     "drop_rate": float,
     "drop_path_rate": float,
 }
-GLOBAL_POOLS = ("avg", "max", "avgmax", "catavgmax", "token", "map", "fast", "prr", "first", "gem")
+MAX_CLASSES = 50_000  # the largest ImageNet has 21,843
+
 ToMap = Callable[[Tensor], Tensor]
-INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")
 
 
 class TimmClassifier(nn.Module):
@@ -43,7 +42,7 @@ class TimmClassifier(nn.Module):
         num_classes: length of the logits.
         image_size: side of the square view; a network that is made for one size is made for this one.
         architecture: one of `timm.list_models()`, such as "resnet18".
-        global_pool: how features become one vector, one of GLOBAL_POOLS; by default as the architecture does.
+        global_pool: how features become one vector ("avg", "token" and others); by default as the architecture does.
         class_token: whether a transformer has a CLS token; by default as the architecture does.
         fixed_input_size: whether the network is made for one image size; by default as the architecture is.
         drop_rate: dropout before the head.
@@ -106,7 +105,6 @@ class TimmClassifier(nn.Module):
     def timm_config(self) -> dict:
         """The keys by which timm builds the same network and its transforms, for the top level of config.json."""
         known = self.backbone.pretrained_cfg
-        mean, std = (tensor.flatten().tolist() for tensor in (self.normalize.mean, self.normalize.std))
         return {
             "architecture": known["architecture"],
             "num_classes": self.backbone.num_classes,
@@ -119,13 +117,77 @@ class TimmClassifier(nn.Module):
                 "interpolation": self.interpolation,
                 "crop_pct": self.crop_pct,
                 "crop_mode": "center",
-                "mean": [round(value, 6) for value in mean],
-                "std": [round(value, 6) for value in std],
+                "mean": self.config["mean"],
+                "std": self.config["std"],
                 "num_classes": self.backbone.num_classes,
                 "first_conv": known["first_conv"],
                 "classifier": known["classifier"],
             },
         }
+
+
+def from_timm_config(config: dict) -> dict:
+    """What timm's config.json says, as the entries of our own: network, arguments, class_names, image_size and so on.
+
+    Only what is named here is read: addresses of weights, names of files and the like have no effect.
+
+    Raises:
+        ValueError: a network of another library, one without a head, not for square RGB images, or an argument that
+            cannot be allowed.
+    """
+    architecture, view = config.get("architecture"), config.get("pretrained_cfg", config)  # older ones are flat
+    if not isinstance(architecture, str) or not is_model(architecture):
+        raise ValueError(f"architecture {str(architecture)[:60]!r} is no network of timm")
+    if not isinstance(view, dict):
+        raise ValueError("pretrained_cfg is not an object")
+    num_classes = config.get("num_classes", view.get("num_classes"))
+    if type(num_classes) is not int or not 1 <= num_classes <= MAX_CLASSES:
+        raise ValueError(f"num_classes is {str(num_classes)[:60]}: a classifier has 1 to {MAX_CLASSES:,}")
+    known = get_pretrained_cfg(architecture)
+    asked = config.get("model_args") or {}
+    if not isinstance(asked, dict):
+        raise ValueError("model_args is not an object")
+    asked = {key: value for key, value in asked.items() if value is not None}
+    if asked.pop("in_chans", 3) != 3 or asked.pop("num_classes", num_classes) != num_classes:
+        raise ValueError("model_args contradicts num_classes, or the network is not for RGB images")
+    sides = asked.pop("img_size", None)
+    input_size = [3, *_pair(sides)] if sides is not None else view.get("input_size", known.input_size)
+    if not isinstance(input_size, list | tuple) or len(input_size) != 3 or input_size[0] != 3:
+        raise ValueError("input_size is not [3, side, side]")
+    if input_size[1] != input_size[2]:
+        raise ValueError(f"input_size {list(input_size)} is not square: cvlab shows a model square views")
+    fixed = view.get("fixed_input_size", known.fixed_input_size) or sides is not None
+    return {
+        "task": "classification",
+        "network": "timm",
+        "arguments": {**asked, "architecture": architecture, "fixed_input_size": fixed},
+        "class_names": _class_names(config, view, num_classes),
+        "image_size": input_size[1],
+        "mean": view.get("mean", list(known.mean)),
+        "std": view.get("std", list(known.std)),
+        "crop_pct": view.get("crop_pct", known.crop_pct),
+        "interpolation": view.get("interpolation", known.interpolation),
+        "threshold": 0.5,
+    }
+
+
+def _pair(sides: object) -> Sequence:
+    return sides if isinstance(sides, list) else [sides, sides]
+
+
+def _class_names(config: dict, view: dict, num_classes: int) -> list:
+    """label_names by their descriptions where there are some; else ImageNet's, else numbers."""
+    names = config.get("label_names", view.get("label_names"))
+    descriptions = config.get("label_descriptions", view.get("label_descriptions")) or {}
+    if isinstance(names, dict):  # JSON has the indices as strings
+        names = [names.get(str(i), f"class {i}") for i in range(num_classes)]
+    if names is None:
+        return imagenet_names(num_classes) or [f"class {i}" for i in range(num_classes)]
+    if not isinstance(names, list) or len(names) != num_classes or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"label_names is not a list of {num_classes} names, one for each class")
+    if isinstance(descriptions, dict):
+        names = [descriptions.get(name, name) for name in names]
+    return unique([str(name) for name in names])
 
 
 def default_view(architecture: str) -> dict:
@@ -145,8 +207,7 @@ def imagenet_names(num_classes: int) -> list[str] | None:
     subset = infer_imagenet_subset({"num_classes": num_classes})
     if subset is None:
         return None
-    known = ImageNetInfo(subset)
-    return unique([known.index_to_description(i).split(",")[0] for i in range(num_classes)])
+    return unique([description.split(",")[0] for description in ImageNetInfo(subset).label_descriptions()])
 
 
 def unique(names: Sequence[str]) -> list[str]:
@@ -181,7 +242,7 @@ def channels_last_to_map(activation: Tensor) -> Tensor:
 
 def windows_to_map(activation: Tensor, reroll: nn.Module, block: int) -> Tensor:
     """(N, h*w, C) -> (N, C, h, w) for Hiera, whose tokens lie in the order of its windows."""
-    return channels_last_to_map(reroll(activation, block))
+    return channels_last_to_map(reroll(activation.contiguous(), block))
 
 
 def _maps(backbone: nn.Module, images: Tensor) -> dict[str, ToMap]:

@@ -1,0 +1,214 @@
+"""Why a map is blank, saturated, inverted, tiny, or the same for every class: the first reason found, in a sentence.
+
+`diagnose` reads what a map and its logits show. `diagnose_model` makes the map itself, and so finds what lies behind:
+in the input, in the network, in the score. A sentence begins with the reason's name and a colon:
+
+    Not finite, Range, Constant image, Train mode, Saturated score, Dead stage, No gradient, Flatten head, Tiny,
+    Same for every class (by `diagnose_model` alone); Blank, Coarse, Flat, Tautology, Inverted, Unsure
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cvlab.explain import (
+    METHODS,
+    check_stages,
+    class_score,
+    correlation,
+    default_stage,
+    explain,
+    predict,
+    predicted_score,
+)
+from cvlab.traceless import alone_with, differentiable, passes
+
+SAME = 0.999  # correlation from which two maps are one
+FLAT = 0.02  # a map that varies by less than this share of its largest value
+FOR_SHARE = 0.01  # a map with less than this share of its evidence for the score looks inverted
+TINY = 1e-4  # of the score: nothing of it was decided here
+GAP = 0.1  # between the probabilities of two classes that the network cannot decide between
+COARSE = 2  # positions a side
+FAITHFUL = 0.9  # correlation of Grad-CAM with HiResCAM from which averaging over a flatten head's positions is harmless
+
+
+def diagnose(attribution: Tensor, logits: Tensor | None = None, class_idx: int = 0) -> str:
+    """A sentence on how far a map can be trusted to explain; empty where there is nothing to warn of.
+
+    Args:
+        attribution: the signed map of one image, (1, 1, h, w).
+        logits: (1, C) or (1, C, H, W), to recognise a class that is a toss-up, and a map that repeats the prediction.
+        class_idx: the class that was explained.
+    """
+    return next(_of_map(attribution, logits, class_idx), "")
+
+
+def diagnose_model(
+    model: nn.Module,
+    images: Tensor,
+    score: Callable[[Tensor], Tensor] | None = None,
+    stage: str | None = None,
+    method: str = "grad_cam",
+) -> str:
+    """The same for the map of a score at a stage, with what only the model and the image can tell.
+
+    It takes two forward passes and one backward pass more than the map alone.
+
+    Args:
+        images: one image, (1, 3, S, S) in [0, 1].
+        score: by default what the model itself says.
+        stage: a key of model.stages; by default `default_stage(model)`.
+        method: a key of METHODS.
+
+    Raises:
+        ValueError: a stage or class that the model does not have, or an empty region.
+    """
+    (stage,) = check_stages(model, [stage or default_stage(model)])
+    return next(_of_model(model, images, score or predicted_score(model), stage, method), "")
+
+
+def score_map_correlation(attribution: Tensor, logits: Tensor, class_idx: int = 0) -> float:
+    """Pearson's r between a segmenter's map and its own logits at the map's resolution; 0 for a flat map.
+
+    At 1 the map repeats what was predicted and says nothing about why: so it is at the last decoder stage under a 1x1
+    head, where Grad-CAM is (logit - bias) times a constant, whatever region is asked about.
+
+    Args:
+        attribution: (1, 1, h, w).
+        logits: (1, C, H, W).
+    """
+    score_map = F.adaptive_avg_pool2d(logits[:, class_idx : class_idx + 1], attribution.shape[-2:])
+    return correlation(attribution, score_map).item()
+
+
+# --- reasons, those behind others first -------------------------------------------------------------------------------
+
+
+def _of_model(model: nn.Module, images: Tensor, score: Callable, stage: str, method: str) -> Iterator[str]:
+    yield from _of_input(images)
+    if broken := [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
+        yield f"Not finite: the model's {broken[0]} holds NaN or infinity. Load or train the weights again."
+    if any(module.training for module in model.modules()):
+        yield "Train mode: dropout and batch statistics change the logits from call to call. Call model.eval()."
+    logits = predict(model, images)
+    if not logits.isfinite().all():
+        yield "Not finite: the weights are finite, but the logits overflow. Find the layer that explodes, or use float32."
+
+    place = model.stages[stage]
+    seen = passes(model, images, score, {stage: place.module})
+    activation, gradient = place.to_map(seen.activations[stage]), place.to_map(seen.gradients[stage])
+    of_logits = _gradient_of_score(score, logits)
+    # A score that is linear in the logits equals gradient times logits (Euler), however small its factor.
+    if of_logits.abs().sum() < GAP and not torch.isclose((of_logits * logits).sum(), seen.scores.sum(), rtol=0.01):
+        yield (
+            "Saturated score: it hardly changes with the logits, as a probability of a network that is sure. "
+            "Explain the logit instead (class_score)."
+        )
+    if not activation.any():
+        yield f"Dead stage: every activation of {stage} is zero, as after a ReLU whose inputs are all negative."
+    if not gradient.any():
+        yield (
+            f"No gradient: nothing that leaves {stage} reaches the score. It is detached, cut off by dead units above, "
+            "or only the CLS token is read (then take the block's norm1)."
+        )
+    attribution = METHODS[method](activation, gradient)
+    faithful = correlation(METHODS["grad_cam"](activation, gradient), METHODS["hires_cam"](activation, gradient))
+    if method == "grad_cam" and faithful < FAITHFUL and _flattens(model, images):
+        yield (
+            "Flatten head: the linear layer has a weight for every position, and Grad-CAM's mean over positions means "
+            f"little under it (r = {faithful.item():.2f} with hires_cam, which keeps them). Use hires_cam."
+        )
+    largest = attribution.abs().max() * attribution.shape[-2] * attribution.shape[-1]
+    if 0 < largest < TINY * seen.scores.abs().max():
+        yield (
+            f"Tiny: at most {largest.item():.1e} of a score of {seen.scores.item():.1e}. It passed by {stage}, "
+            "through a shortcut or a skip."
+        )
+    yield from _of_map(attribution, logits, _explained_class(of_logits))
+    if logits.ndim == 2 and logits.shape[1] > 1 and activation.shape[1] > 1:
+        others = logits[0].topk(min(5, logits.shape[1])).indices
+        maps = explain(model, images.expand(len(others), -1, -1, -1), class_score(others), [stage], [method])
+        each = maps.maps[method][stage]
+        if correlation(each[:1].expand_as(each), each).min() > SAME:
+            yield (
+                f"Same for every class: at {stage} the maps of the {len(others)} likeliest classes differ by a factor "
+                "only. Take a later stage, or ask why one rather than another (contrast_score)."
+            )
+
+
+def _of_input(images: Tensor) -> Iterator[str]:
+    if not images.isfinite().all():
+        yield "Not finite: the image holds NaN or infinity."
+    low, high = images.min().item(), images.max().item()
+    if low < -0.01 or high > 1.01:
+        habit = "Divide it by 255" if low >= 0 and high > 10 else "It was probably normalised twice"
+        yield f"Range: the image reaches from {low:.3g} to {high:.3g}, and the model normalises [0, 1] itself. {habit}."
+    if (images.amax((2, 3)) - images.amin((2, 3))).max() <= 1 / 255:
+        yield "Constant image: every pixel has the same colour (or it was divided by 255 twice). There is nothing to see."
+
+
+def _of_map(attribution: Tensor, logits: Tensor | None, class_idx: int | None) -> Iterator[str]:
+    """Reasons that numbers alone show; of a class that is None what depends on it is left out."""
+    if not attribution.isfinite().all():
+        yield "Not finite: the map holds NaN or infinity."
+    largest = attribution.abs().max()
+    if largest == 0:
+        yield "Blank: this stage's activations or gradients are all zero, so nothing of the score passed through here."
+    if attribution.max() <= 0:
+        yield "Blank: all evidence at this stage speaks against the score, and a heatmap shows only evidence for it."
+    if max(attribution.shape[-2:]) <= COARSE:
+        size = "x".join(map(str, attribution.shape[-2:]))
+        yield f"Coarse: this stage has {size} positions, too few to say where. Take an earlier stage or a larger image."
+    if logits is not None and logits.ndim == 4 and class_idx is not None:
+        repeats = score_map_correlation(attribution, logits, class_idx)
+        if repeats > SAME:
+            yield "Tautology: this map is the prediction itself times a constant. It shows what was found, not why."
+        if repeats < -SAME:
+            yield "Inverted: this map is the prediction times a negative constant, brightest where nothing was found."
+    if attribution.max() - attribution.min() < FLAT * largest:
+        yield "Flat: the evidence is the same everywhere, so the map is all bright and says nothing about where."
+    share = (attribution.relu().sum() / attribution.abs().sum()).item()
+    if share < FOR_SHARE:
+        yield (
+            f"Inverted: {1 - share:.1%} of the evidence speaks against the score, and the heatmap shows the rest. "
+            "Ask for the evidence against it (against)."
+        )
+    if logits is not None and logits.ndim == 2 and logits.shape[1] > 1 and class_idx is not None:
+        probs, likeliest = logits[0].softmax(0).topk(2)
+        if probs[0] - probs[1] < GAP and class_idx in likeliest.tolist():
+            yield (
+                f"Unsure: the network wavers between class {likeliest[0]} ({probs[0]:.0%}) and class {likeliest[1]} "
+                f"({probs[1]:.0%}). Ask why one rather than the other (contrast_score)."
+            )
+
+
+def _gradient_of_score(score: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
+    with differentiable(logits) as logits:
+        return torch.autograd.grad(score(logits).sum(), logits)[0]
+
+
+def _explained_class(of_logits: Tensor) -> int | None:
+    """The class whose logits alone make the score; None where others have a part in it."""
+    others = of_logits.transpose(0, 1).flatten(1).any(1).nonzero()
+    return int(others[0]) if len(others) == 1 else None
+
+
+def _flattens(model: nn.Module, images: Tensor) -> bool:
+    """Whether a linear layer reads maps (N, C, h, w) laid out as vectors (N, C*h*w), more than one position each."""
+    found = []
+
+    def look(module: nn.Module, inputs: tuple) -> None:
+        step = inputs[0].grad_fn  # that made the vectors: a view of a larger tensor, or a mean over it
+        shape = step._saved_self_sym_sizes if step is not None and "View" in step.name() else ()
+        found.append(inputs[0].ndim == 2 and len(shape) == 4 and shape[2] * shape[3] > 1)
+
+    with alone_with(model), differentiable(images) as images:
+        handles = [m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, nn.Linear)]
+        try:
+            model(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return any(found)

@@ -1,0 +1,104 @@
+"""Looking into a model without a trace: whoever looks is alone with it, and nothing of the look stays behind.
+
+One thread at a time looks into a model, in eval mode; afterwards no hook, gradient or mode is left, also when something
+failed on the way.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_locks_guard = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What one forward and one backward pass gave.
+
+    Attributes:
+        logits: (N, C) or (N, C, H, W), detached.
+        scores: (N,), detached.
+        activations, gradients: by the name of each module its output, and the score's gradient with respect to it.
+    """
+
+    logits: Tensor
+    scores: Tensor
+    activations: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+
+
+def passes(
+    model: nn.Module, images: Tensor, score: Callable[[Tensor], Tensor], modules: dict[str, nn.Module]
+) -> Passes:
+    """One forward and one backward pass, and what was seen of them at some modules.
+
+    Args:
+        images: (N, 3, S, S) in [0, 1].
+        score: logits to (N,), one number an image, each depending on its own image only.
+        modules: by a name of the caller's choice.
+
+    Raises:
+        ValueError: the score has no gradient at all.
+    """
+    with alone_with(model), differentiable(images) as images:
+        with recorded_outputs(modules) as outputs:
+            logits = model(images)
+        scores = score(logits)
+        if not scores.requires_grad:
+            raise ValueError("The score has no gradient: it, or the model, detaches or rounds what it is made of.")
+        # Materialised: a module that is cut off from the score has a gradient of zero, which `diagnose` can explain.
+        wanted = [outputs[name] for name in modules]
+        gradients = torch.autograd.grad(scores.sum(), wanted, allow_unused=True, materialize_grads=True)
+    activations = {name: outputs[name].detach() for name in modules}
+    return Passes(logits.detach(), scores.detach(), activations, dict(zip(modules, gradients, strict=True)))
+
+
+@contextmanager
+def alone_with(model: nn.Module) -> Iterator[None]:
+    """One thread at a time (hooks are seen by every thread that runs the model); eval mode, restored afterwards."""
+    with _locks_guard:
+        lock = _locks.setdefault(model, threading.RLock())
+    with lock:
+        training = [module for module in model.modules() if module.training]
+        model.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+@contextmanager
+def differentiable(images: Tensor) -> Iterator[Tensor]:
+    """Gradients on, and a copy of the images that requires them: so stages of a frozen model have gradients too."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield images.detach().clone().requires_grad_()
+
+
+@contextmanager
+def recorded_outputs(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """What each module puts out, by name. The network goes on with a clone: an in-place ReLU would overwrite it."""
+    outputs: dict[str, Tensor] = {}
+
+    def recorder(name: str) -> Callable:
+        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+            # A view: nn.Identity puts out its very input, whose gradient would mix in what else is made of it.
+            outputs[name] = output.view_as(output)
+            return outputs[name].clone()
+
+        return hook
+
+    handles = []
+    try:
+        for name, module in modules.items():
+            handles.append(module.register_forward_hook(recorder(name)))
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
