@@ -3,7 +3,8 @@
     python app.py                           the models in checkpoints/ and runs/
     python app.py runs/NAME user/name ...   also these: folders, or names on the Hugging Face Hub
 
-CVLAB_MODELS="user/a,user/b" adds models as the command line does.
+CVLAB_MODELS="user/a,user/b" adds models as the command line does. On a public server CVLAB_ALLOW="user,school" limits
+the other Hub names that a visitor may type to these owners.
 """
 
 import argparse
@@ -69,12 +70,17 @@ def offered_models(root: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 class Models:
-    """The models of the page, loaded when first used. A visitor can name a Hub model, but no folder of the server."""
+    """The models of the page, loaded when first used. A visitor can name a Hub model, but no folder of the server.
 
-    def __init__(self, offered: dict[str, str]) -> None:
+    A branch of the Hub is looked up once: as long as the page runs, its answers are those of one commit.
+    """
+
+    def __init__(self, offered: dict[str, str], owners: Sequence[str] = ()) -> None:
         self.offered = offered
+        self.owners = owners  # on the Hub, of models that are not offered; none means everybody's
         self._lock = threading.Lock()
         self._load = lru_cache(maxsize=8)(checkpoint.load)
+        self._pull = lru_cache(maxsize=None)(hub.pull)
 
     def __getitem__(self, name: str) -> nn.Module:
         """The model of an offered name (a shipped one also as checkpoints/NAME) or of a Hub name.
@@ -83,12 +89,15 @@ class Models:
             ValueError: there is no such model, or it cannot be opened.
         """
         source = self.offered.get(name.removeprefix("checkpoints/"))
-        with self._lock:
-            if source is not None:
-                return self._load(source)
+        if source is None:
             if not hub.is_id(name):
                 raise ValueError(f"There is no model {name!r}: choose one of the list, or type a Hub name (user/name).")
-            return self._load(hub.pull(name))
+            if self.owners and name.split("/")[0] not in self.owners:
+                raise ValueError(f"This page opens models of {', '.join(self.owners)} only, not {name!r}.")
+        with self._lock:
+            if source is None or (hub.is_id(source) and not Path(source).is_dir()):
+                source = self._pull(source or name)
+            return self._load(source)
 
 
 def model_facts(model: nn.Module) -> str:
@@ -97,7 +106,8 @@ def model_facts(model: nn.Module) -> str:
     shown = ", ".join(classes[:8]) + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")
     kind = "Tells apart" if model.task == "classification" else "Finds the pixels of"
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    return f"{kind}: {shown}. It sees {model.image_size} x {model.image_size} pixels; {parameters:.1f} M parameters."
+    facts = f"{kind}: {shown}. It sees {model.image_size} x {model.image_size} pixels; {parameters:.1f} M parameters."
+    return facts + (f" From the Hub: {model.source}." if hub.is_id(model.source) else "")
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -335,7 +345,8 @@ def main() -> None:
     args = parser.parse_args()
     named = [name.strip() for name in os.environ.get("CVLAB_MODELS", "").split(",") if name.strip()]
     offered = offered_models(ROOT, [*args.models, *named])
-    launch(build_page(Models(offered)), server_port=args.port)
+    owners = [owner.strip() for owner in os.environ.get("CVLAB_ALLOW", "").split(",") if owner.strip()]
+    launch(build_page(Models(offered, owners)), server_port=args.port)
 
 
 def launch(page: gr.Blocks, **options: object) -> None:

@@ -281,12 +281,15 @@ def _count_mask_classes(masks: list[Path]) -> int:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         values = list(tqdm(pool.map(values_in, masks), "checking masks", len(masks), leave=False))
-    if all(v <= {0, 1} or v <= {0, 255} for v in values):
+    odd = [i for i, v in enumerate(values) if not (v <= {0, 1} or v <= {0, 255})]
+    if not odd:
         return 1
-    highest, path = max((max(v, default=0), path) for v, path in zip(values, masks, strict=True))
+    highest = max(max(v, default=0) for v in values)
     if highest > MAX_MASK_CLASSES:
+        found = ", ".join(map(str, sorted(values[odd[0]])[:5]))
         raise DataError(
-            f"{path} has the value {highest}: masks must hold 0/1, 0/255 or class indices up to {MAX_MASK_CLASSES}."
+            f"{masks[odd[0]]} has the values {found} ...: masks must hold 0/1, 0/255 or class indices "
+            f"up to {MAX_MASK_CLASSES}."
         )
     return highest
 

@@ -31,7 +31,9 @@ FOR_SHARE = 0.01  # a map with less than this share of its evidence for the scor
 TINY = 1e-4  # of the score: nothing of it was decided here
 GAP = 0.1  # between the probabilities of two classes that the network cannot decide between
 COARSE = 2  # positions a side
-FAITHFUL = 0.9  # correlation of Grad-CAM with HiResCAM from which averaging over a flatten head's positions is harmless
+FAITHFUL = (
+    0.95  # correlation of Grad-CAM with HiResCAM from which averaging over a flatten head's positions is harmless
+)
 
 
 def diagnose(attribution: Tensor, logits: Tensor | None = None, class_idx: int = 0) -> str:
@@ -94,7 +96,7 @@ def _of_model(model: nn.Module, images: Tensor, score: Callable, stage: str, met
         yield "Train mode: dropout and batch statistics change the logits from call to call. Call model.eval()."
     logits = predict(model, images)
     if not logits.isfinite().all():
-        yield "Not finite: the weights are finite, but the logits overflow. Find the layer that explodes, or use float32."
+        yield "Not finite: the weights are finite, but the logits overflow. A layer explodes, or float16 does."
 
     place = model.stages[stage]
     seen = passes(model, images, score, {stage: place.module})
@@ -146,7 +148,7 @@ def _of_input(images: Tensor) -> Iterator[str]:
         habit = "Divide it by 255" if low >= 0 and high > 10 else "It was probably normalised twice"
         yield f"Range: the image reaches from {low:.3g} to {high:.3g}, and the model normalises [0, 1] itself. {habit}."
     if (images.amax((2, 3)) - images.amin((2, 3))).max() <= 1 / 255:
-        yield "Constant image: every pixel has the same colour (or it was divided by 255 twice). There is nothing to see."
+        yield "Constant image: every pixel has the same colour (or was divided by 255 twice). There is nothing to see."
 
 
 def _of_map(attribution: Tensor, logits: Tensor | None, class_idx: int | None) -> Iterator[str]:

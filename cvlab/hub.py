@@ -6,13 +6,14 @@ and their checksums compared after, and nothing in them is executed: weights are
 
 import logging
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import httpx2  # the HTTP client of huggingface_hub, whose connection errors come through as they are
-from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 from huggingface_hub.errors import (
     DryRunError,
     GatedRepoError,
@@ -29,7 +30,7 @@ NEEDED = ["config.json", "model.safetensors"]
 FILES = [*NEEDED, "README.md", "metrics.json", "history.jsonl", "manifest.json"]  # at the root of the repository
 MAX_WEIGHTS_BYTES = 2 * 2**30  # model.safetensors
 MAX_TEXT_BYTES = 4 * 2**20  # each of the others
-PROBE_SECONDS = 3.0  # how long the Hub may take to connect or to answer before the cache is used instead
+PROBE_SECONDS = 4.0  # how long the Hub may take to answer before the cache is used instead
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +70,7 @@ def pull(model_id: str) -> Path:
     repo_id, _, revision = model_id.partition("@")
     revision = revision or "main"
     try:
-        # snapshot_download waits without limit for an answer, and repeats failed requests for 23 s: ask once, briefly.
-        HfApi().repo_info(repo_id, revision=revision, timeout=PROBE_SECONDS)
+        _probe(repo_id, revision)
     except (httpx2.HTTPError, OSError) as error:
         if not _may_pass(error):
             raise HubError(_sentence(error, model_id)) from error
@@ -123,22 +123,95 @@ def push(
     report = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]
     names = [*sizes, *(path.relative_to(folder).as_posix() for path in report)]
 
+    # Named one by one: in the patterns of upload_folder * matches / too, and report/*.png would send photos.
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names]
+    return _send(operations, model_id, "model", private, revision)
+
+
+def push_space(files: dict[str, bytes], space_id: str, variables: dict[str, str], private: bool = False) -> str:
+    """Publishes a Gradio Space in one commit; returns the address of the Space.
+
+    Args:
+        files: path in the repository to content. Files of the folders named here that are no longer among them are
+            deleted; others that its owner has put there stay.
+        space_id: user/name, made if it is not there.
+        variables: the Space's environment variables, set before its code is replaced.
+        private: only those with access see the Space.
+
+    Raises:
+        HubError: as `push`.
+    """
+    if not is_id(space_id) or "@" in space_id:
+        raise HubError(f"'{space_id}' is not a name on the Hub: write user/name.")
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
+    _send(operations, space_id, "space", private, None, variables)
+    return f"{HfApi().endpoint}/spaces/{space_id}"
+
+
+def _send(
+    operations: list,
+    repo_id: str,
+    repo_type: str,
+    private: bool,
+    revision: str | None,
+    variables: dict[str, str] | None = None,
+) -> str:
+    """One commit to a repository, which is made if it is not there; the address of the commit."""
     api = HfApi()
-    with _in_sentences(model_id, sending=True):
+    with _in_sentences(repo_id, sending=True):
+        try:
+            _probe(repo_id, None, repo_type)  # later requests wait without limit for an answer
+        except HfHubHTTPError as error:
+            if _may_pass(error):
+                raise
         # None, not False: an organisation may keep its repositories private by default.
-        api.create_repo(model_id, private=private or None, exist_ok=True)
-        if private and not api.repo_info(model_id).private:
-            raise HubError(f"{model_id} exists and is public: make it private in its settings, or take another name.")
+        sdk = "gradio" if repo_type == "space" else None
+        api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True, space_sdk=sdk)
+        if private and not api.repo_info(repo_id, repo_type=repo_type).private:
+            raise HubError(f"{repo_id} exists and is public: make it private in its settings, or take another name.")
         if revision is not None:
-            api.create_branch(model_id, branch=revision, exist_ok=True)
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        for key, value in (variables or {}).items():
+            api.add_space_variable(repo_id, key, value)
+        if repo_type == "space":
+            sent = {operation.path_in_repo for operation in operations}
+            folders = {name.split("/")[0] + "/" for name in sent if "/" in name}
+            there = api.list_repo_files(repo_id, repo_type="space")
+            gone = [name for name in there if name not in sent and name.startswith(tuple(folders))]
+            operations = operations + [CommitOperationDelete(path_in_repo=name) for name in gone]
         commit = api.create_commit(
-            model_id,
-            # Named one by one: in the patterns of upload_folder * matches / too, and report/*.png would send photos.
-            operations=[CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names],
-            commit_message="Publish a cvlab checkpoint",
+            repo_id,
+            operations=operations,
+            commit_message=f"Publish a cvlab {'page' if repo_type == 'space' else 'checkpoint'}",
+            repo_type=repo_type,
             revision=revision,
         )
     return commit.commit_url
+
+
+def _probe(repo_id: str, revision: str | None, repo_type: str = "model") -> None:
+    """Asks the Hub once, within PROBE_SECONDS: its own client waits without limit, and repeats what fails for 23 s.
+
+    In a thread, because a timeout of the client does not cover the look-up of the Hub's name.
+
+    Raises:
+        httpx2.HTTPError, OSError: no answer, or one that refuses.
+    """
+    raised: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            HfApi().repo_info(repo_id, revision=revision, repo_type=repo_type, timeout=PROBE_SECONDS)
+        except (httpx2.HTTPError, OSError) as error:
+            raised.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(PROBE_SECONDS)
+    if asking.is_alive():
+        raise httpx2.ConnectTimeout(f"no answer within {PROBE_SECONDS:g} seconds")
+    if raised:
+        raise raised[0]
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -157,6 +157,22 @@ def threshold_picture(thresholds: Sequence[float], ious: Sequence[float], chosen
     return _drawn(figure)
 
 
+def contribution_bars(parts: dict[str, float], score: float) -> Image.Image:
+    """Signed parts of a score as bars from zero, in their order from above, and the score that they add up to."""
+    figure = Figure(figsize=(5.6, 1.2 + 0.32 * len(parts)), layout="constrained")
+    axes = figure.subplots()
+    names, values = [*parts, "score"], [*parts.values(), score]
+    colors = ["#0072b2" if value >= 0 else "#d55e00" for value in parts.values()] + ["#4a4a4a"]
+    bars = axes.barh(range(len(names)), values, color=colors)
+    axes.bar_label(bars, fmt="{:+.3g}", padding=3, fontsize=9)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.margins(x=0.15)  # room for the numbers
+    axes.set_xlabel("contribution to the score (orange: against it)")
+    return _drawn(figure)
+
+
 def save_png(image: Image.Image, path: str | Path) -> None:
     """Writes a PNG whole or not at all."""
     buffer = BytesIO()

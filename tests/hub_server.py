@@ -38,10 +38,11 @@ class Hub:
     """The repositories, and what tests set and read.
 
     Attributes:
-        repos: (kind, "user/name") -> {"private", "branches": name -> commit, "commits": commit -> {path: file}}, where
-            kind is "models" or "spaces" and a file is {"size", "sha256", "git_sha1", "lfs"}.
+        repos: (kind, "user/name") -> {"private", "branches": name -> commit, "commits": commit -> {path: file},
+            "variables"}, where kind is "models" or "spaces" and a file is {"size", "sha256", "git_sha1", "lfs"}.
         token: what a client has to send to write, or to see a private repository; None lets everybody.
-        faults: part of an address -> what goes wrong there: an HTTP status, or "corrupt" or "truncate" its bytes.
+        faults: part of an address -> what goes wrong there: an HTTP status, a pair of that and the Hub's code for the
+            reason, "corrupt" or "truncate" its bytes, or "hang": no answer at all.
         log: (method, address, status) of every answer.
     """
 
@@ -50,7 +51,7 @@ class Hub:
         self.root.mkdir(parents=True, exist_ok=True)
         self.token = token
         self.repos: dict[tuple[str, str], dict] = {}
-        self.faults: dict[str, int | str] = {}
+        self.faults: dict[str, int | str | tuple[int, str]] = {}
         self.log: list[tuple[str, str, int]] = []
         self.parts: dict[str, dict[int, bytes]] = {}  # of LFS files that are being sent
         self.url = ""
@@ -133,6 +134,7 @@ def make_app(hub: Hub) -> Starlette:
         if (kind, repo_id) in hub.repos:
             return JSONResponse({"error": "You already created this repo", "url": url}, 409)
         repo = {"id": repo_id, "private": wanted.get("visibility") == "private", "branches": {}, "commits": {}}
+        repo |= {"variables": {}}
         hub.repos[kind, repo_id] = repo
         hub.commit(repo, {}, "main")
         return JSONResponse({"url": url, "name": repo_id, "id": repo_id})
@@ -144,6 +146,12 @@ def make_app(hub: Hub) -> Starlette:
             return refuse(409, message="Reference already exists")
         repo["branches"][name] = repo["branches"]["main"]
         return JSONResponse({})
+
+    async def variables(request: Request) -> Response:
+        repo = find(request, write=True)
+        wanted = await request.json()
+        repo["variables"][wanted["key"]] = {"value": wanted["value"], "updatedAt": "2026-01-01T00:00:00.000Z"}
+        return JSONResponse(repo["variables"])
 
     async def validate_yaml(request: Request) -> Response:
         return JSONResponse({"errors": [], "warnings": []})
@@ -189,6 +197,8 @@ def make_app(hub: Hub) -> Starlette:
                 if not hub.blob(value["oid"]).exists():
                     return refuse(400, message=f"LFS pointer to a file that does not exist: {value['path']}")
                 files[value["path"]] = describe(value["oid"], hub.blob(value["oid"]).read_bytes(), lfs=True)
+            elif item["key"] == "deletedFile":
+                del files[value["path"]]
         sha = hub.commit(repo, files, unquote(request.path_params["revision"]))
         prefix = "" if request.path_params["kind"] == "models" else request.path_params["kind"] + "/"
         url = f"{hub.url}/{prefix}{repo['id']}/commit/{sha}"
@@ -262,6 +272,7 @@ def make_app(hub: Hub) -> Starlette:
     app = Starlette(
         routes=[
             Route("/api/repos/create", create, methods=["POST"]),
+            Route("/api/{kind}/{user}/{name}/variables", variables, methods=["POST"]),
             Route("/api/validate-yaml", validate_yaml, methods=["POST"]),
             Route(repo, info),
             Route(repo + "/revision/{revision}", info),
@@ -301,9 +312,15 @@ class Doorman:
                 self.hub.log.append((scope["method"], path, message["status"]))
             await send(message)
 
-        status = next((s for part, s in self.hub.faults.items() if part in path and isinstance(s, int)), None)
+        fault = next((fault for part, fault in self.hub.faults.items() if part in path), None)
+        if fault == "hang":
+            self.hub.log.append((scope["method"], path, 0))
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            return None
+        refusal = refuse(fault) if isinstance(fault, int) else refuse(*fault) if isinstance(fault, tuple) else None
         # Routed by the raw path: a revision such as exp%2Fone is one segment, unquoted by who reads it.
-        await (refuse(status) if status else self.app)({**scope, "path": path}, receive, logged)
+        await (refusal or self.app)({**scope, "path": path}, receive, logged)
 
 
 @contextmanager

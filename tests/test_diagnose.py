@@ -114,16 +114,17 @@ def fitted(model, seed):
 
 
 @pytest.mark.parametrize("seed", range(9))
-@pytest.mark.parametrize("network", ["convnet", "unet"])
-def test_no_alarm_on_a_healthy_model(network, seed):
+@pytest.mark.parametrize(
+    ("network", "stage"), [("convnet", "stage1"), ("convnet", "stage2"), ("unet", "bottleneck"), ("unet", "decoder2")]
+)
+def test_no_alarm_on_a_healthy_model(network, stage, seed):
     model = trained(network, seed)
-    images = coloured_squares(6, 999 + seed)[0]
-    for image in images.split(1):
-        logits, attribution = grad_cam(model, image)
+    for image in coloured_squares(6, 999 + seed)[0].split(1):
+        logits, attribution = grad_cam(model, image, stage=stage)
         if attribution.relu().sum() > 0.02 * attribution.abs().sum():  # less of a map is called inverted, rightly
             class_idx = int(logits.argmax()) if network == "convnet" else 0
             assert diagnose(attribution, logits, class_idx) == ""
-            assert diagnose_model(model, image) == ""
+            assert diagnose_model(model, image, stage=stage) == ""
 
 
 @pytest.mark.parametrize("name", ["shapes-classifier", "shapes-segmenter"])
@@ -233,7 +234,7 @@ def dead_stage():
 
 
 def detached_stage():
-    return Detached(healthy()), square(), class_score(0), "stage1"
+    return Detached(healthy()).eval(), square(), class_score(0), "stage1"
 
 
 def only_the_class_token_is_read():

@@ -1,6 +1,7 @@
 """cvlab.explain against answers worked out by hand, two identities, Captum, pytorch-grad-cam and its own promises."""
 
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,12 @@ from captum.attr import LayerGradCam, LayerGradientXActivation
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
+from torch.nn.utils import fuse_conv_bn_eval
 
 from cvlab import checkpoint
 from cvlab.diagnose import diagnose
 from cvlab.explain import (
+    against,
     class_score,
     contrast_score,
     correlation,
@@ -30,6 +33,9 @@ from cvlab.models import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = sorted(path.parent for path in ROOT.glob("checkpoints/*/config.json"))
+
+REGION = torch.zeros(16, 16, dtype=torch.bool)
+REGION[3:9, 2:10] = True
 
 # Both ways to a map of what the model itself says, at its default stage.
 WAYS = {
@@ -244,6 +250,29 @@ def test_every_stage_of_a_shipped_checkpoint_is_equal_to_captum(folder):
     assert_equal_to_captum(model, torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)))
 
 
+def folded(model):
+    """A copy with every BatchNorm folded into the convolution before it, in channels_last."""
+    model = deepcopy(model)
+    for sequence in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
+        for i in range(len(sequence) - 1):
+            if isinstance(sequence[i], nn.Conv2d) and isinstance(sequence[i + 1], nn.BatchNorm2d):
+                sequence[i], sequence[i + 1] = fuse_conv_bn_eval(sequence[i], sequence[i + 1]), nn.Identity()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    return model.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("folder", [None, *CHECKPOINTS], ids=lambda folder: folder.name if folder else "tiny")
+def test_folded_and_channels_last_is_equal_to_captum_on_the_model_as_it_was(folder, model, images):
+    model = checkpoint.load(folder) if folder else model
+    if folder and model.config["network"] not in ("convnet", "unet"):
+        pytest.skip("folding is up to those who serve other networks")
+    score = region_score(REGION) if model.task == "segmentation" else class_score(1)
+    explanation = explain(folded(model), images.to(memory_format=torch.channels_last), score)
+    for name, stage in model.stages.items():
+        expected = LayerGradCam(lambda images: score(model(images)), stage.module).attribute(images)
+        assert_close(explanation.maps["grad_cam"][name], expected)
+
+
 def test_the_last_stage_is_equal_to_pytorch_grad_cam(classifier, images):
     # Asked for its raw map: what it returns is resized and stretched to 0..1.
     layer = classifier.stages["stage2"].module
@@ -399,6 +428,7 @@ def test_class_and_contrast_scores_by_hand():
     assert class_score(torch.tensor([2, 0]))(CLASS_LOGITS).tolist() == [4, 0.5]
     assert contrast_score(0, 2)(CLASS_LOGITS).tolist() == [-3, 1.5]
     assert contrast_score(torch.tensor([2, 1]), 0)(CLASS_LOGITS).tolist() == [3, 2.5]
+    assert against(class_score(1))(CLASS_LOGITS).tolist() == [2, -3]
 
 
 def test_region_scores_by_hand():

@@ -263,7 +263,7 @@ def _maps(backbone: nn.Module, images: Tensor) -> dict[str, ToMap]:
     with torch.no_grad():
         backbone(images)
     shapes = {name: shape for name, shape in shapes.items() if calls[name] == 1}
-    image_size = images.shape[-1]
+    image_size, channels_last = images.shape[-1], getattr(backbone, "output_fmt", "NCHW") == "NHWC"
     found: dict[str, ToMap] = {}
     for i in range(len(backbone.feature_info)):
         feature = backbone.feature_info[i]
@@ -271,12 +271,12 @@ def _maps(backbone: nn.Module, images: Tensor) -> dict[str, ToMap]:
             block = int(feature["module"].removeprefix("blocks."))
             found[feature["module"]] = partial(windows_to_map, reroll=backbone.reroll, block=block)
             continue
-        to_map = _to_map(shapes.get(feature["module"], ()), image_size, feature["reduction"])
+        to_map = _to_map(shapes.get(feature["module"], ()), image_size, feature["reduction"], channels_last)
         if to_map is identity:
             found[feature["module"]] = identity
             continue
         norm = feature["module"] + ".norm1"
-        to_map_of_norm = _to_map(shapes.get(norm, ()), image_size, feature["reduction"])
+        to_map_of_norm = _to_map(shapes.get(norm, ()), image_size, feature["reduction"], channels_last)
         if to_map_of_norm is not None:
             found[norm] = to_map_of_norm
         elif to_map is not None:
@@ -295,12 +295,15 @@ def _maps(backbone: nn.Module, images: Tensor) -> dict[str, ToMap]:
     return dict(last for _, last in sorted((tokens or grids).items(), reverse=True))
 
 
-def _to_map(shape: Sequence[int], image_size: int, reduction: int) -> ToMap | None:
-    """How an output of this shape becomes (N, C, h, w), h = w; None where it has no such form."""
+def _to_map(shape: Sequence[int], image_size: int, reduction: int, channels_last: bool) -> ToMap | None:
+    """How an output of this shape becomes (N, C, h, w), h = w; None where it has no such form.
+
+    `channels_last` decides where there are as many channels as rows and columns.
+    """
+    if len(shape) == 4 and shape[1] == shape[2] and (channels_last or shape[2] != shape[3]):
+        return channels_last_to_map
     if len(shape) == 4 and shape[2] == shape[3]:
         return identity
-    if len(shape) == 4 and shape[1] == shape[2]:
-        return channels_last_to_map
     if len(shape) == 3:
         for side in (math.ceil(image_size / reduction), image_size // reduction):
             if shape[1] >= side**2:

@@ -62,6 +62,8 @@ class UNet(nn.Module):
             double_conv(channels, widths[level], batch_norm, dropout)
             for level, channels in enumerate([3, *widths[: depth - 1]])
         )
+        # Nothing is computed here: the skip is a place of its own, apart from the way down, where it can be looked at.
+        self.skips = nn.ModuleList(nn.Identity() for _ in range(depth))
         self.bottleneck = double_conv(widths[depth - 1], widths[depth], batch_norm, dropout)
         # Index 0 of both lists is decoder1, the uppermost; the way up runs through them from the end.
         self.ups = nn.ModuleList(
@@ -85,9 +87,9 @@ class UNet(nn.Module):
             raise ValueError(f"this U-Net takes images whose sides are multiples of {multiple}, not {size}")
         x = self.normalize(images)
         skips = []
-        for encoder in self.encoders:
+        for encoder, skip in zip(self.encoders, self.skips, strict=True):
             x = encoder(x)  # (N, width * 2^level, H / 2^level, W / 2^level)
-            skips.append(x)
+            skips.append(skip(x))
             x = F.max_pool2d(x, 2)
         x = self.bottleneck(x)
         for up, decoder, skip in zip(reversed(self.ups), reversed(self.decoders), reversed(skips), strict=True):

@@ -1,0 +1,70 @@
+"""What each way through a U-Net contributed to a score: the skips, the bottleneck, and the biases, which add up to it.
+
+The part of a U-Net above the cut through all skips and the bottleneck's output is piecewise linear: convolutions, batch
+normalisation in eval mode, ReLU, concatenation. Such a function equals its gradient times its inputs plus, for every
+bias in it, the bias times the gradient there (Euler's theorem; Srinivas and Fleuret, "Full-Gradient Representation for
+Neural Network Visualization", 2019). So the score falls into signed parts, with nothing left over. A part is no share:
+parts may be negative, or larger than the score.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cvlab.models.unet import UNet
+from cvlab.traceless import passes
+
+REST = 1e-3  # of the largest part: what rounding may leave over
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """The parts of a score.
+
+    Attributes:
+        logits: (N, C, H, W), detached.
+        scores: (N,), what was explained.
+        parts: (N,) each: "skip1" (the uppermost), "skip2", ..., "bottleneck", "biases"; their sum is the score.
+    """
+
+    logits: Tensor
+    scores: Tensor
+    parts: dict[str, Tensor]
+
+
+def contributions(model: nn.Module, images: Tensor, score: Callable[[Tensor], Tensor]) -> Contributions:
+    """The signed parts of a score at the cuts of a U-Net, from one forward and one backward pass.
+
+    Args:
+        images: (N, 3, S, S) in [0, 1].
+        score: logits to (N,), linear in them, as the scores of `cvlab.explain` are.
+
+    Raises:
+        ValueError: the model is no U-Net of cvlab, or the score is not linear in the logits (a probability).
+    """
+    if not isinstance(model, UNet):
+        raise ValueError("only a U-Net has skips and a bottleneck that a score could be divided among")
+    edges = {f"skip{i}": skip for i, skip in enumerate(model.skips, start=1)} | {"bottleneck": model.bottleneck}
+    above = {
+        f"{part}.{name}": module
+        for part in ("ups", "decoders", "head")
+        for name, module in getattr(model, part).named_modules()
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d)
+    }
+    seen = passes(model, images, score, edges | above)
+    parts = {name: (seen.activations[name] * seen.gradients[name]).sum((1, 2, 3)) for name in edges}
+    parts["biases"] = sum(seen.gradients[name].sum((2, 3)) @ _shift(module) for name, module in above.items())
+    each = torch.stack(list(parts.values()))
+    if ((each.sum(0) - seen.scores).abs() > REST * each.abs().amax(0)).any():
+        raise ValueError("the score is not linear in the logits, so it has no parts: explain logits, not probabilities")
+    return Contributions(seen.logits, seen.scores, parts)
+
+
+def _shift(module: nn.Module) -> Tensor:
+    """What a layer adds to each of its channels, whatever comes in: (C,)."""
+    if isinstance(module, nn.BatchNorm2d):
+        scale = module.weight / (module.running_var + module.eps).sqrt()
+        return (module.bias - module.running_mean * scale).detach()
+    return module.weight.new_zeros(module.out_channels) if module.bias is None else module.bias.detach()

@@ -1,0 +1,110 @@
+"""Regions of a view that a person asks about, as boolean tensors (H, W) for `cvlab.explain.region_score`.
+
+Coordinates are pixels of the view that the network saw: x to the right and y down, (0, 0) is the pixel at the top left.
+A region without a pixel is a ValueError that says why. Evidence for the background is that against a region:
+`against(region_score(region))`.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+NEIGHBOURS = np.ones((3, 3))  # 8: pixels that touch by a side or a corner belong together
+
+
+def whole(mask: Tensor) -> Tensor:
+    """The mask itself, (H, W) bool.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    return _with_pixels(mask, "the mask is empty: the model found nothing to ask about")
+
+
+def component(mask: Tensor, x: int, y: int) -> Tensor:
+    """The connected part of a mask (H, W) under a click; pixels that touch by a side or a corner are connected.
+
+    Raises:
+        ValueError: the click is outside the view, or not on the mask.
+    """
+    _check_inside(mask.shape, x, y)
+    if not mask[y, x]:
+        raise ValueError(f"there is no mask at x {x}, y {y}: click on what the model found")
+    parts, _ = ndimage.label(mask.cpu().numpy(), NEIGHBOURS)
+    return torch.from_numpy(parts == parts[y, x])
+
+
+def pixel(size: Sequence[int], x: int, y: int) -> Tensor:
+    """A single pixel of a view of `size` (H, W).
+
+    Raises:
+        ValueError: it is outside the view.
+    """
+    _check_inside(size, x, y)
+    region = torch.zeros(tuple(size), dtype=torch.bool)
+    region[y, x] = True
+    return region
+
+
+def box(size: Sequence[int], first: tuple[int, int], second: tuple[int, int]) -> Tensor:
+    """The pixels between two opposite corners (x, y), both included; what lies outside the view is cut off.
+
+    Raises:
+        ValueError: nothing of it is in the view.
+    """
+    (left, right), (top, bottom) = (sorted(ends) for ends in zip(first, second, strict=True))
+    region = torch.zeros(tuple(size), dtype=torch.bool)
+    region[max(top, 0) : max(bottom + 1, 0), max(left, 0) : max(right + 1, 0)] = True
+    return _with_pixels(region, "the box lies outside the picture")
+
+
+def brush(size: Sequence[int], points: Sequence[tuple[float, float]], radius: float) -> Tensor:
+    """A brush stroke: pixels whose centre is at most `radius` from the line through the points (x, y).
+
+    Raises:
+        ValueError: no point, or nothing of the stroke is in the view.
+    """
+    region = torch.zeros(tuple(size), dtype=torch.bool)
+    y, x = torch.meshgrid(*(torch.arange(side) for side in size), indexing="ij")
+    ends = list(points[1:]) or list(points)  # a single point is a line to itself
+    for (x1, y1), (x2, y2) in zip(points, ends, strict=False):
+        length = (x2 - x1) ** 2 + (y2 - y1) ** 2
+        along = (((x - x1) * (x2 - x1) + (y - y1) * (y2 - y1)) / length).clamp(0, 1) if length else 0
+        region |= (x - x1 - along * (x2 - x1)) ** 2 + (y - y1 - along * (y2 - y1)) ** 2 <= radius**2
+    return _with_pixels(region, "the brush stroke touches no pixel of the picture")
+
+
+def false_positives(predicted: Tensor, true: Tensor) -> Tensor:
+    """Pixels that were found and should not have been; both masks (H, W) bool, the true one of the view's size.
+
+    Raises:
+        ValueError: there are none, or the masks differ in size.
+    """
+    _check_same_size(predicted, true)
+    return _with_pixels(predicted & ~true, "there is no false positive: all that was found is in the true mask")
+
+
+def false_negatives(predicted: Tensor, true: Tensor) -> Tensor:
+    """Pixels that should have been found and were not, as in `false_positives`."""
+    _check_same_size(predicted, true)
+    return _with_pixels(true & ~predicted, "there is no false negative: all of the true mask was found")
+
+
+def _with_pixels(region: Tensor, sentence: str) -> Tensor:
+    if not region.any():
+        raise ValueError(sentence)
+    return region
+
+
+def _check_inside(size: Sequence[int], x: int, y: int) -> None:
+    if not (0 <= x < size[1] and 0 <= y < size[0]):
+        raise ValueError(f"x {x}, y {y} is outside the picture of {size[1]} x {size[0]} pixels")
+
+
+def _check_same_size(predicted: Tensor, true: Tensor) -> None:
+    if predicted.shape != true.shape:
+        found, given = ("x".join(map(str, mask.shape)) for mask in (predicted, true))
+        raise ValueError(f"the predicted mask is {found} pixels and the true one {given}: bring it to the view's size")

@@ -1,0 +1,88 @@
+"""train/check.py names every planted fault of a data folder, and is silent about a sound one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from cvlab import shapes
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def check(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "train/check.py", str(folder), *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def section(answer: subprocess.CompletedProcess, title: str) -> list[str]:
+    """The lines under a title of the report."""
+    assert answer.returncode == 0, answer.stderr
+    return [line.strip() for line in answer.stdout.split(f"\n{title}: ")[1].split("\n\n")[0].splitlines()[1:]]
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    """25 scenes in each of two classes."""
+    for seed in range(50):
+        path = tmp_path / "data" / ("even", "odd")[seed % 2] / f"{seed:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shapes.scene(seed, 80).image.save(path)
+    return tmp_path / "data"
+
+
+def test_a_sound_folder_has_no_findings(classes: Path) -> None:
+    answer = check(classes)
+    assert [section(answer, title) for title in ("cannot be used", "copies", "small classes")] == [[], [], []]
+    assert "50 files, 50 pictures" in answer.stdout
+
+
+def test_every_planted_fault_is_named(classes: Path) -> None:
+    (classes / "odd" / "notes.txt").write_text("not a picture")
+    (classes / "odd" / "empty.jpg").write_bytes(b"")
+    whole = (classes / "even" / "00.png").read_bytes()
+    (classes / "odd" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (classes / "even" / "same.png").write_bytes(whole)
+    ImageOps.mirror(Image.open(classes / "even" / "02.png")).save(classes / "odd" / "mirrored.jpg")
+    (classes / "tiny").mkdir()
+    shapes.scene(99, 80).image.save(classes / "tiny" / "99.png")
+
+    answer = check(classes, "--out", classes.parent / "sheet.png")
+    unusable = section(answer, "cannot be used")
+    assert sorted(Path(line.split(": ")[0]).name for line in unusable) == ["cut.png", "empty.jpg", "notes.txt"]
+    copies = section(answer, "copies")
+    assert copies == [
+        "even/00.png = even/same.png",
+        "even/02.png = odd/mirrored.jpg  (saved again)  ACROSS FOLDERS",
+    ]
+    assert section(answer, "small classes") == ["tiny: 1 pictures"]
+    assert Image.open(classes.parent / "sheet.png").width > 300
+
+
+def test_masks_are_checked(tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for seed in range(8):
+        scene = shapes.scene(seed, 48)
+        scene.image.save(tmp_path / "images" / f"{seed}.png")
+        mask = Image.fromarray((255 * scene.mask).astype(np.uint8))
+        if seed == 3:
+            mask = mask.resize((24, 24), Image.Resampling.NEAREST)
+        if seed != 5:
+            mask.save(tmp_path / "masks" / f"{seed}.png")
+    found = section(check(tmp_path), "masks")
+    assert len(found) == 2
+    assert any("5.png has no mask" in line for line in found)
+    assert any("masks/3.png is 24 x 24" in line for line in found)
+    Image.fromarray(np.full((48, 48), 200, np.uint8)).save(tmp_path / "masks" / "3.png")
+    assert any("3.png has the values 200" in line for line in section(check(tmp_path), "masks"))
+
+
+def test_a_folder_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
+    answer = check(tmp_path / "nowhere")
+    assert answer.returncode != 0
+    assert "nowhere" in answer.stderr
+    assert "Traceback" not in answer.stderr
