@@ -9,6 +9,7 @@ the other Hub names that a visitor may type to these owners.
 
 import argparse
 import base64
+import contextvars
 import os
 import tempfile
 import threading
@@ -80,7 +81,7 @@ class Models:
         self.owners = owners  # on the Hub, of models that are not offered; none means everybody's
         self._lock = threading.Lock()
         self._load = lru_cache(maxsize=8)(checkpoint.load)
-        self._pull = lru_cache(maxsize=None)(hub.pull)
+        self._pull = lru_cache(maxsize=None)(fetch_with_progress)
 
     def __getitem__(self, name: str) -> nn.Module:
         """The model of an offered name (a shipped one also as checkpoints/NAME) or of a Hub name.
@@ -98,6 +99,17 @@ class Models:
             if source is None or (hub.is_id(source) and not Path(source).is_dir()):
                 source = self._pull(source or name)
             return self._load(source)
+
+
+def fetch_with_progress(model_id: str) -> Path:
+    """`hub.pull`, with the bytes counted on the page where it is called in answer to one."""
+    progress, here = gr.Progress(), contextvars.copy_context()
+
+    def show(arrived: int, expected: int) -> None:
+        # Called in threads of the download, which do not know whom they work for.
+        here.copy().run(progress, (arrived, expected), desc=f"Fetching {model_id}", unit="bytes")
+
+    return hub.pull(model_id, show)
 
 
 def model_facts(model: nn.Module) -> str:

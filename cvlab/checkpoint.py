@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from cvlab import atomic, hub
 from cvlab.models import build
+from cvlab.models.resnet_unet import from_smp_config
 from cvlab.models.transfer import ARGUMENTS, MAX_CLASSES, TimmClassifier, from_timm_config
 
 FORMAT = 1
@@ -82,7 +83,7 @@ def load(folder_or_id: str | Path) -> nn.Module:
     """The model of a folder or of a Hub name "user/name[@revision]", in eval mode, on the CPU.
 
     It knows task, class_names, image_size, crop_pct, interpolation, threshold, stages, config and `source`: the folder,
-    or user/name@commit. Classifiers of timm, by whomever, are opened like our own.
+    or user/name@commit. Classifiers of timm and U-Nets of segmentation_models.pytorch are opened like our own.
 
     Raises:
         CheckpointError: with a sentence for each thing that can be wrong.
@@ -142,13 +143,15 @@ def _read_config(path: Path) -> dict:
             raise CheckpointError(f"{path}: the entry 'cvlab' is not an object.")
         if block.get("format") != FORMAT:
             raise CheckpointError(f"{path} is of format {block.get('format')!r}; this version of cvlab reads {FORMAT}.")
-    elif "architecture" in config:
+    elif "architecture" in config or "_model_class" in config:
         try:
-            block = from_timm_config(config)
+            block = from_timm_config(config) if "architecture" in config else from_smp_config(config)
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}.") from error
     else:
-        raise CheckpointError(f"{path} was written neither by cvlab nor by timm: such a model cannot be opened.")
+        raise CheckpointError(
+            f"{path} was written neither by cvlab nor by timm or segmentation_models.pytorch: it cannot be opened."
+        )
     if "architecture" in config and config["architecture"] != _architecture(block):
         raise CheckpointError(f"{path} names two networks: {config['architecture']!r} and {_architecture(block)!r}.")
     _check_types(block, path)
@@ -182,6 +185,8 @@ def _check_arguments(block: dict, path: Path) -> None:
             if not isinstance(value, (int, float) if kind is float else kind):
                 raise CheckpointError(f"{path}: the argument {key!r} is not of type {kind.__name__}.")
             continue
+        if key == "encoder" and isinstance(value, str):
+            continue  # one of a list, or refused by the network
         values, limit = value if isinstance(value, list) else [value], MAX_DEPTH if key == "depth" else MAX_ARGUMENT
         if len(values) > MAX_DEPTH or not all(isinstance(v, int | float) and abs(v) <= limit for v in values):
             raise CheckpointError(f"{path}: the argument {key!r} is no number, or is too large to be a network's.")
@@ -229,24 +234,31 @@ def _measured(arguments: dict, task: str, path: Path) -> Shapes:
     Raises:
         CheckpointError: it cannot be built, is for another task, or would take too much memory.
     """
-    try:
-        with torch.device("meta"):
-            model = build(**arguments).eval()
-            numbers = sum(t.numel() for t in (*model.parameters(), *model.buffers()))
-            activations = _count_activations(model, torch.empty(1, 3, arguments["image_size"], arguments["image_size"]))
-    except Exception as error:  # the constructors of a thousand networks meet arguments that they do not expect
-        reason = (str(error).split("\n")[0] or type(error).__name__)[:300]  # torch adds its C++ stack
-        raise CheckpointError(f"{path} describes a model that cannot be built: {reason}.") from error
+    with _building(path), torch.device("meta"):
+        model = build(**arguments).eval()
     if model.task != task:
         raise CheckpointError(f"{path} says {task}, but network {arguments['network']!r} is for {model.task}.")
+    numbers = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     if numbers > MAX_PARAMETERS:
         raise CheckpointError(f"{path} describes a network of {numbers:,} numbers; the limit is {MAX_PARAMETERS:,}.")
+    side = arguments["image_size"]
+    with _building(path), torch.device("meta"):
+        activations = _count_activations(model, torch.empty(1, 3, side, side))
     if activations > MAX_ACTIVATIONS:
         raise CheckpointError(
-            f"{path}: for one image of {arguments['image_size']} pixels the network's layers put out {activations:,} "
-            f"numbers; the limit is {MAX_ACTIVATIONS:,}."
+            f"{path}: for an image of {side} x {side} pixels the network's layers put out {activations:,} numbers; "
+            f"the limit is {MAX_ACTIVATIONS:,}."
         )
     return {name: tuple(tensor.shape) for name, tensor in _stored(model).state_dict().items()}
+
+
+@contextmanager
+def _building(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the constructors of a thousand networks meet arguments that they do not expect
+        reason = (str(error).split("\n")[0] or type(error).__name__)[:300].rstrip(".")  # torch adds its C++ stack
+        raise CheckpointError(f"{path} describes a model that cannot be built: {reason}.") from error
 
 
 def _count_activations(model: nn.Module, images: Tensor) -> int:
@@ -276,9 +288,10 @@ def _opened(path: Path, limit: int) -> Iterator[BinaryIO]:
         CheckpointError: it is missing, no plain file, a link that leads out of the folder, or over the limit in bytes.
     """
     folder = path.parent.resolve()
+    here = Path(os.path.realpath(path))  # not resolve(): a link to itself raises there
     # In the Hugging Face cache the files are links into the repository's blobs.
     homes = [folder] + [folder.parents[1] / "blobs"] * (folder.parent.name == "snapshots")
-    if not any(path.resolve().is_relative_to(home) for home in homes):
+    if not any(here.is_relative_to(home) for home in homes):
         raise CheckpointError(f"{path} is a link that leads out of its folder. Put the file itself there.")
     try:
         # Not blocking: a pipe would keep us waiting for its writer.

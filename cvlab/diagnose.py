@@ -124,10 +124,11 @@ def _of_model(model: nn.Module, images: Tensor, score: Callable, stage: str, met
         )
     largest = attribution.abs().max() * attribution.shape[-2] * attribution.shape[-1]
     if 0 < largest < TINY * seen.scores.abs().max():
-        yield (
-            f"Tiny: at most {largest.item():.1e} of a score of {seen.scores.item():.1e}. It passed by {stage}, "
-            "through a shortcut or a skip."
-        )
+        why = f"It passed by {stage}, through a shortcut or a skip."
+        if method == "hires_cam":
+            # A layer norm is blind to the length of its input, so the gradient is at right angles to the input.
+            why = f"It passed by {stage}, or a layer norm follows: activation times gradient is 0 there. Use grad_cam."
+        yield f"Tiny: at most {largest.item():.1e} of a score of {seen.scores.item():.1e}. {why}"
     yield from _of_map(attribution, logits, _explained_class(of_logits))
     if logits.ndim == 2 and logits.shape[1] > 1 and activation.shape[1] > 1:
         others = logits[0].topk(min(5, logits.shape[1])).indices

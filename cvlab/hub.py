@@ -7,7 +7,7 @@ and their checksums compared after, and nothing in them is executed: weights are
 import logging
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -55,11 +55,15 @@ def is_id(text: str) -> bool:
     return "/" in repo_id
 
 
-def pull(model_id: str) -> Path:
+def pull(model_id: str, on_progress: Callable[[int, int], None] | None = None) -> Path:
     """The folder, in the Hugging Face cache, of user/name or user/name@revision (a branch, tag or commit).
 
     What is in the cache already is not downloaded again. When the Hub cannot be reached, or asks for a pause, the copy
     in the cache is used, with a warning in the log.
+
+    Args:
+        on_progress: called with the bytes that have arrived and those that will, in threads of the download; by
+            default a bar is drawn in the terminal.
 
     Raises:
         HubError: no such repository or revision, no access, config.json or model.safetensors missing, a file over the
@@ -81,7 +85,9 @@ def pull(model_id: str) -> Path:
         files = snapshot_download(repo_id, revision=revision, allow_patterns=FILES, dry_run=True, tqdm_class=no_bar)
         _check({file.filename: file.file_size for file in files}, f"{model_id} on the Hub")
         commit = files[0].commit_hash  # what was measured is what is fetched, also when the branch moves meanwhile
-        folder = Path(snapshot_download(repo_id, revision=commit, allow_patterns=FILES))
+        expected = sum(file.file_size for file in files if file.will_download)
+        bar = _reporting_bar(on_progress, expected) if on_progress else None
+        folder = Path(snapshot_download(repo_id, revision=commit, allow_patterns=FILES, tqdm_class=bar))
         if any(file.will_download for file in files):
             _verify(repo_id, commit, folder)
     return folder
@@ -237,6 +243,22 @@ def _verify(repo_id: str, commit: str, folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     if damaged:
         raise HubError(f"{', '.join(damaged)} of {repo_id} arrived damaged (wrong checksum). Try again.")
+
+
+def _reporting_bar(on_progress: Callable[[int, int], None], expected: int) -> type[tqdm]:
+    """A class of bars that draw nothing and tell how many of the expected bytes are there."""
+
+    class ReportingBar(tqdm):
+        def __init__(self, *args: object, **options: object) -> None:
+            super().__init__(*args, **(options | {"disable": True}))
+            self.counts_bytes, self.arrived = options.get("unit") == "B", 0
+
+        def update(self, n: float | None = 1) -> None:
+            self.arrived += int(n or 0)
+            if self.counts_bytes:
+                on_progress(min(self.arrived, expected), expected)
+
+    return ReportingBar
 
 
 def _cached(model_id: str, repo_id: str, revision: str, cause: Exception) -> Path:

@@ -264,7 +264,7 @@ METRICS = {
 }
 MANIFEST = {
     "command": "train/classifier.py --epochs 3", "seed": 1, "epochs": 3, "minutes": 2.5, "hardware": "2 cores",
-    "precision": "bf16", "parameters": 2879, "versions": {"torch": "2.15.0"},
+    "precision": "bf16", "parameters": 2879, "peak_memory_mb": 900, "versions": {"torch": "2.15.0"},
 }  # fmt: skip
 
 

@@ -176,6 +176,19 @@ class FlattenHead(Wrapped):
         return self.head(x.flatten(1))
 
 
+class NormHead(Wrapped):
+    """Normalises the channels at each position before they are pooled, as ConvNeXt and Swin do."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.norm = nn.LayerNorm(12)
+
+    def forward(self, images):
+        x = self.inner.stem(self.inner.normalize(images))
+        x = self.inner.blocks[1](F.max_pool2d(self.inner.blocks[0](x), 2))
+        return self.inner.head(self.norm(x.permute(0, 2, 3, 1)).mean((1, 2)))
+
+
 class ClassToken(Wrapped):
     """A transformer of one block whose head reads the CLS token alone."""
 
@@ -371,6 +384,12 @@ def test_a_planted_fault_is_named(planted, name):
     assert name_of(diagnose_model(model, image, score, stage)) == name
     assert [module.training for module in model.modules()] == training
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_hires_cam_below_a_layer_norm_is_nothing():
+    model = fitted(NormHead(healthy()), 0)
+    assert name_of(diagnose_model(model, square(), class_score(0), "stage2", "hires_cam")) == "Tiny"
+    assert diagnose_model(model, square(), class_score(0), "stage2") == ""
 
 
 def test_what_is_no_fault_is_not_named():

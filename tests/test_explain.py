@@ -261,16 +261,21 @@ def folded(model):
     return model.to(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("folder", [None, *CHECKPOINTS], ids=lambda folder: folder.name if folder else "tiny")
-def test_folded_and_channels_last_is_equal_to_captum_on_the_model_as_it_was(folder, model, images):
-    model = checkpoint.load(folder) if folder else model
-    if folder and model.config["network"] not in ("convnet", "unet"):
-        pytest.skip("folding is up to those who serve other networks")
+def assert_folded_is_equal_to_captum_unfolded(model, images):
     score = region_score(REGION) if model.task == "segmentation" else class_score(1)
     explanation = explain(folded(model), images.to(memory_format=torch.channels_last), score)
     for name, stage in model.stages.items():
         expected = LayerGradCam(lambda images: score(model(images)), stage.module).attribute(images)
         assert_close(explanation.maps["grad_cam"][name], expected)
+
+
+def test_folded_and_channels_last_is_equal_to_captum_on_the_model_as_it_was(model, images):
+    assert_folded_is_equal_to_captum_unfolded(model, images)
+
+
+@pytest.mark.parametrize("name", ["shapes-classifier", "shapes-segmenter"])
+def test_a_folded_shipped_checkpoint_is_equal_to_captum_on_it_as_it_was(name, images):
+    assert_folded_is_equal_to_captum_unfolded(checkpoint.load(ROOT / "checkpoints" / name), images)
 
 
 def test_the_last_stage_is_equal_to_pytorch_grad_cam(classifier, images):

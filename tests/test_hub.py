@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,22 @@ try:
     print(json.dumps({"returned": str(getattr(hub, function)(*arguments, **options))}))
 except hub.HubError as error:
     print(json.dumps({"refused": str(error)}))
+"""
+COUNT = """
+import json, sys
+from cvlab import hub
+calls = []
+hub.pull(sys.argv[1], lambda arrived, expected: calls.append([arrived, expected]))
+print(json.dumps(calls))
+"""
+TIMM = """
+import sys
+import timm, torch
+from safetensors.torch import load_file, save_file
+assert not [name for name in sys.modules if name.startswith("cvlab")]
+model = timm.create_model(f"hf-hub:{sys.argv[1]}", pretrained=True).eval()
+with torch.no_grad():
+    save_file({"logits": model(load_file(sys.argv[2])["images"])}, sys.argv[3])
 """
 LOAD = """
 import sys
@@ -178,40 +195,70 @@ def test_a_published_model_is_loaded_by_its_id(hub, published, trained, tmp_path
     assert torch.equal(load_file(tmp_path / "logits.safetensors")["logits"], expected)
 
 
-def test_a_folder_that_does_not_open_is_not_published(hub, owner, trained, tmp_path):
-    broken = shutil.copytree(trained, tmp_path / "broken")
-    (broken / "model.safetensors").write_bytes((trained / "model.safetensors").read_bytes()[:-1])
-    ran = owner.run("train/publish.py", broken, "user/broken")
-    assert ran.returncode != 0
-    assert "Traceback" not in ran.stderr
-    assert ("models", "user/broken") not in hub.repos
+def test_a_published_network_of_timm_is_opened_by_timm_and_by_us(hub, owner, tmp_path):
+    """By "hf-hub:" without cvlab, and by its id with it; both give the logits of before, to the bit."""
+    torch.manual_seed(0)
+    model = build("timm", ["cat", "dog"], 64, {"architecture": "test_vit"}).eval()
+    checkpoint.save(model, tmp_path / "run")
+    ran = owner.run("train/publish.py", tmp_path / "run", "user/vit")
+    assert ran.returncode == 0, ran.stderr
+    card = hub.blob(hub.files(hub.repos["models", "user/vit"], "main")["README.md"]["sha256"]).read_text()
+    assert 'load("user/vit")' in card
+    assert str(tmp_path) not in card
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        save_file({"images": model.normalize(images)}, tmp_path / "normalized")
+        expected = model(images)
+    visitor = Client(hub, tmp_path / "home")
+    ran = visitor.run("-c", TIMM, "user/vit", tmp_path / "normalized", tmp_path / "logits")
+    assert ran.returncode == 0, ran.stderr
+    assert torch.equal(load_file(tmp_path / "logits")["logits"], expected)
+    with torch.no_grad():
+        assert torch.equal(checkpoint.load(visitor.pull("user/vit"))(images), expected)
 
 
-def test_pull_returns_the_same_bytes_in_the_cache(published, owner, trained):
-    folder = owner.pull("user/pets")
-    assert folder.is_relative_to(owner.home)
-    names = {path.name for path in folder.iterdir()}
-    assert names == {"config.json", "model.safetensors", "README.md", "metrics.json"}
-    for name in names:
-        assert (folder / name).read_bytes() == (trained / name).read_bytes()
+def test_a_loaded_model_knows_its_commit(hub, owner, published):
+    commit = hub.repos["models", "user/pets"]["branches"]["main"]
+    assert checkpoint.load(owner.pull("user/pets")).source == f"user/pets@{commit}"
 
 
-def test_pushing_the_same_folder_again_makes_no_commit(hub, published, owner, trained):
-    repo = hub.repos["models", "user/pets"]
-    commit, commits = repo["branches"]["main"], len(repo["commits"])
-    assert owner.push(trained, "user/pets").endswith(commit)
-    assert len(repo["commits"]) == commits
-    assert not [path for method, path, _ in hub.log if method == "PUT" or "/commit/" in path]
-
-
-def test_only_what_changed_is_sent(hub, owner, small, tmp_path):
+@pytest.mark.parametrize("where", ["/_lfs/", "/commit/"])
+def test_a_push_that_is_killed_leaves_the_repository_as_it_was(hub, owner, small, tmp_path, where):
     folder = shutil.copytree(small, tmp_path / "run")
-    owner.push(folder, "user/changing")
-    (folder / "README.md").write_text("# Described\n")
+    owner.push(folder, "user/interrupted")
+    repo = hub.repos["models", "user/interrupted"]
+    before = json.dumps([repo["branches"], repo["commits"]])
+    (folder / "config.json").write_text('{"cvlab": "changed"}')
+    save_file({"weight": torch.rand(1000)}, folder / "model.safetensors")
+    hub.faults[where] = "hang"
     hub.log.clear()
-    owner.push(folder, "user/changing")
-    assert (owner.pull("user/changing") / "README.md").read_text() == "# Described\n"
-    assert not [path for method, path, _ in hub.log if method == "PUT"]
+    arguments = json.dumps(["push", [str(folder), "user/interrupted"], {}, {}])
+    with subprocess.Popen([sys.executable, "-c", CALL, arguments], env=owner.env, cwd=ROOT) as pushing:
+        while not any(where in path for _, path, _ in hub.log):
+            assert pushing.poll() is None, "it ended before it was killed"
+            time.sleep(0.02)
+        pushing.kill()
+    assert json.dumps([repo["branches"], repo["commits"]]) == before
+    hub.faults.clear()
+    owner.push(folder, "user/interrupted")
+    assert (owner.pull("user/interrupted") / "config.json").read_text() == '{"cvlab": "changed"}'
+
+
+def test_a_push_that_the_hub_refuses_leaves_the_repository_as_it_was(hub, owner, model_id, small, tmp_path):
+    folder = shutil.copytree(small, tmp_path / "run")
+    (folder / "config.json").write_text('{"cvlab": "refused"}')
+    before = dict(hub.repos["models", model_id]["branches"])
+    hub.faults["/commit/"] = 400
+    with pytest.raises(HubError, match=model_id):
+        owner.push(folder, model_id)
+    assert hub.repos["models", model_id]["branches"] == before
+
+
+def test_a_silent_hub_is_not_waited_for(hub, owner, small, model_id):
+    hub.faults[f"/api/models/{model_id}"] = "hang"
+    with pytest.raises(HubError, match=model_id):
+        owner.call("push", str(small), model_id, options={}, constants={"PROBE_SECONDS": 0.5})
+    assert not [path for method, path, _ in hub.log if method == "POST"]
 
 
 def test_photos_are_sent_only_when_asked(hub, owner, trained):
@@ -326,6 +373,21 @@ def test_a_repository_whose_files_are_withheld(hub, model_id, tmp_path):
     hub.faults[f"/{model_id}/resolve/"] = 403
     with pytest.raises(HubError, match=model_id):
         Client(hub, tmp_path).pull(model_id)
+
+
+def test_a_gated_repository_says_where_to_agree(hub, model_id, tmp_path):
+    hub.faults[f"/api/models/{model_id}"] = 403, "GatedRepo"
+    with pytest.raises(HubError, match=f"huggingface.co/{model_id}"):
+        Client(hub, tmp_path).pull(model_id)
+
+
+def test_progress_counts_every_byte(hub, model_id, small, tmp_path):
+    ran = Client(hub, tmp_path).run("-c", COUNT, model_id)
+    assert ran.returncode == 0, ran.stderr
+    calls = json.loads(ran.stdout)
+    total = sum(path.stat().st_size for path in small.iterdir())
+    assert calls[-1] == [total, total]
+    assert calls == sorted(calls)
 
 
 def test_an_unknown_repository(owner):

@@ -10,13 +10,19 @@ from collections.abc import Sequence
 from torch import nn
 
 from cvlab.models.convnet import ConvNet
+from cvlab.models.resnet_unet import ResNetUNet
 from cvlab.models.stage import Stage
 from cvlab.models.transfer import TimmClassifier
 from cvlab.models.unet import UNet
 
 __all__ = ["NETWORKS", "Stage", "build"]
 
-NETWORKS: dict[str, type[nn.Module]] = {"convnet": ConvNet, "unet": UNet, "timm": TimmClassifier}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "convnet": ConvNet,
+    "unet": UNet,
+    "timm": TimmClassifier,
+    "resnet_unet": ResNetUNet,
+}
 
 
 def build(

@@ -1,0 +1,214 @@
+"""cvlab.maps and train/explain.py: every picture once, whatever happens on the way, and the same model is the same."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cvlab import checkpoint
+from cvlab.explain import explain, predict, predicted_score
+from cvlab.maps import MeanMaps, compared_stages, describe, explain_predictions, likeness
+from cvlab.models import build
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+# --- functions --------------------------------------------------------------------------------------------------------
+
+
+def test_predictions_are_explained_as_by_explain(model, images):
+    if model.task == "segmentation":
+        model.threshold = predict(model, images)[:, 0].sigmoid().median().item()
+    found, expected = explain_predictions(model, images), explain(model, images, predicted_score(model))
+    assert torch.equal(found.scores, expected.scores)
+    for stage, maps in expected.maps["grad_cam"].items():
+        torch.testing.assert_close(found.maps["grad_cam"][stage], maps)
+
+
+def test_a_picture_without_a_mask_is_blank_and_the_others_are_not(segmenter, images):
+    largest = predict(segmenter, images)[:, 0].sigmoid().flatten(1).amax(1)
+    segmenter.threshold = largest.sort().values[:2].mean().item()  # of one picture no pixel reaches it
+    empty = int(largest.argmin())
+    found = explain_predictions(segmenter, images, methods=["grad_cam", "hires_cam"])
+    lines = describe(segmenter, found)
+    for i, line in enumerate(lines):
+        assert (line["prediction"], line["share"] > 0) == ((None, False) if i == empty else ("horse", True))
+        assert (line["score"] == 0) == (i == empty)
+        for stages in found.maps.values():
+            assert all(maps[i].any() == (i != empty) for maps in stages.values())
+
+
+def test_a_line_says_what_was_predicted(classifier, images):
+    found = explain_predictions(classifier, images, ["stage2"])
+    lines = describe(classifier, found)
+    logits = predict(classifier, images)
+    assert [line["prediction"] for line in lines] == [["cat", "dog", "fox"][i] for i in logits.argmax(1)]
+    assert [line["score"] for line in lines] == pytest.approx(logits.amax(1).tolist())
+    peaks = found.maps["grad_cam"]["stage2"].amax((1, 2, 3)).relu() * 16
+    assert [line["peak"]["grad_cam"]["stage2"] for line in lines] == pytest.approx(peaks.tolist())
+
+
+def test_likeness_by_hand():
+    maps = torch.tensor([[[[0.0, 1.0], [2.0, -4.0]]]])
+    others = torch.cat([maps, 3 * maps, -maps, 0 * maps, maps.flip(3)])
+    correlations, differences = likeness(maps.expand(5, -1, -1, -1), others)
+    assert correlations[:4].tolist() == pytest.approx([1, 1, -1, 0])
+    # As shares of 4: 0, 1/4, 1/2, -1 against its opposite, zeros, and 1/4, 0, -1, 1/2.
+    assert differences.tolist() == pytest.approx([0, 0, 2 * 1.75 / 4, 1.75 / 4, 3.5 / 4])
+    assert differences[0] == 0
+    coarse = torch.tensor([[[[2.0]]]])
+    assert likeness(maps, coarse)[1].item() == pytest.approx((1 + 0.75 + 0.5 + 2) / 4)  # at the finer resolution
+
+
+def test_models_are_compared_at_the_stage_that_they_share(classifier, segmenter):
+    deeper = build("convnet", ["cat"], 16, {"widths": [4, 4, 4]})
+    assert compared_stages(classifier, deeper, ["stage1", "stage2"]) == ("stage2", "stage2")
+    assert compared_stages(deeper, classifier, ["stage1", "stage3"]) == ("stage3", "stage2")
+    assert compared_stages(deeper, deeper, ["stage2", "stage1"]) == ("stage1", "stage1")
+    assert compared_stages(segmenter, segmenter, list(segmenter.stages)) == ("bottleneck", "bottleneck")
+
+
+def test_mean_maps_do_not_depend_on_the_batches():
+    maps = np.random.default_rng(0).normal(size=(7, 2, 3)).astype(np.float32)
+    predictions = ["a", "b", "a", None, "a", "b", "a"]
+    mean = MeanMaps(["a", "b", "never"])
+    for rows in (slice(0, 3), slice(3, 4), slice(4, 7)):
+        mean.add(predictions[rows], {"m": maps[rows]})
+    assert mean.counts.tolist() == [4, 2, 0]
+    expected = [maps[[0, 2, 4, 6]].mean(0), maps[[1, 5]].mean(0), np.zeros((2, 3))]
+    np.testing.assert_allclose(mean.means()["m"], expected, rtol=1e-5, atol=1e-7)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """24 pictures, dark ones to the left and bright ones to the right, one of them no picture at all."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name, darkest in (("left", 0), ("right", 130)):
+        (folder / name).mkdir()
+        for i in range(12):
+            Image.fromarray(rng.integers(darkest, darkest + 120, (20, 24, 3), dtype=np.uint8)).save(
+                folder / name / f"{i:02d}.png"
+            )
+    (folder / "left" / "05.png").write_text("no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Two folders of tiny models for them, and one of a segmenter."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("first", "second")):
+        torch.manual_seed(seed)
+        model = build("convnet", ["left", "right"], 16, {"widths": [4, 8]}).eval()
+        with torch.no_grad():  # so that dark and bright ones are predicted to be different
+            model.head.bias -= model(torch.tensor([0.24, 0.75])[:, None, None, None].expand(2, 3, 16, 16)).mean(0)
+        checkpoint.save(model, folder / name, data={"name": "pictures", "split_seed": 0})
+    checkpoint.save(build("unet", ["left"], 16, {"width": 2, "depth": 1}), folder / "segmenter", data={"name": "x"})
+    return folder
+
+
+def command(models, pictures, out, *more):
+    arguments = [models / "first", "--data", pictures, "--part", "all", "--out", out, "--batch-size", "2", *more]
+    return [sys.executable, "train/explain.py", *map(str, arguments)]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the script in this process, which has its imports already; returns what it printed and its error."""
+    monkeypatch.syspath_prepend(str(ROOT / "train"))
+
+    def run_it(*arguments):
+        monkeypatch.setattr(sys, "argv", command(*arguments)[1:])
+        error = ""
+        try:
+            runpy.run_path(str(ROOT / "train" / "explain.py"), run_name="__main__")
+        except SystemExit as stop:
+            error = str(stop)
+        return capsys.readouterr().out, error
+
+    return run_it
+
+
+def contents(out):
+    """Manifest lines without what only a comparison adds, and every array of every batch."""
+    lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    arrays = {}
+    for path in sorted((out / "maps").iterdir()):
+        with np.load(path) as batch:
+            arrays |= {(path.name, key): batch[key] for key in batch if key != "lines"}
+    return lines, arrays
+
+
+def test_a_killed_run_goes_on_to_what_an_undisturbed_one_gives(models, pictures, tmp_path, run):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen(command(models, pictures, killed), cwd=ROOT, stderr=subprocess.DEVNULL)
+    while len(list(killed.glob("maps/*.npz"))) < 3 and process.poll() is None:
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    left = {path: path.stat().st_mtime_ns for path in killed.glob("maps/*.npz")}
+    for path in left:
+        np.load(path)["lines"]  # whole, wherever it was killed
+    assert run(models, pictures, killed)[1] == ""
+    assert all(path.stat().st_mtime_ns == written for path, written in left.items())  # not made again
+
+    printed, error = run(models, pictures, whole, "--compare", models / "first")
+    assert error == ""
+    lines, arrays = contents(whole)
+    assert len(lines) == 23
+    assert "left/05.png" not in {line["file"] for line in lines}
+    assert "05.png" in printed
+    # The same model twice: no difference at all.
+    assert {line["difference"] for line in lines} == {0}
+    assert {line["other_prediction"] == line["prediction"] for line in lines} == {True}
+    assert [line.pop("correlation") for line in lines] == pytest.approx([1] * 23)
+    for key in ("difference", "other_prediction"):
+        for line in lines:
+            del line[key]
+
+    lines_of_killed, arrays_of_killed = contents(killed)
+    assert lines_of_killed == lines
+    assert arrays_of_killed.keys() == arrays.keys()
+    assert all(np.array_equal(arrays_of_killed[key], values) for key, values in arrays.items())
+
+    # What a line points at is the map that it describes, and the means are those of the maps.
+    for line in lines:
+        for stage, value in line["peak"]["grad_cam"].items():
+            raw = arrays[line["batch"], f"grad_cam/{stage}"][line["row"]]
+            assert max(raw.max(), 0) * raw.size == pytest.approx(value)
+    means = np.load(whole / "mean_maps.npz")
+    for i, name in enumerate(means["class_names"]):
+        chosen = [line for line in lines if line["prediction"] == name]
+        assert chosen
+        assert means["counts"][i] == len(chosen)
+        maps = [arrays[line["batch"], "grad_cam/stage2"][line["row"]] for line in chosen]
+        np.testing.assert_allclose(means["grad_cam/stage2"][i], np.mean(maps, 0), rtol=1e-4, atol=1e-7)
+    assert Image.open(whole / "mean_grad_cam.png").width > 100
+
+
+def test_another_model_differs_and_other_settings_need_another_folder(models, pictures, tmp_path, run):
+    more = ["--compare", models / "second", "--stages", "stage1", "--methods", "hires_cam"]
+    assert run(models, pictures, tmp_path, *more)[1] == ""
+    lines, arrays = contents(tmp_path)
+    assert {key for _, key in arrays} == {"hires_cam/stage1"}
+    assert all(line["difference"] > 0 and line["correlation"] < 0.9999 for line in lines)
+    assert "--out" in run(models, pictures, tmp_path, *more[:-1], "grad_cam")[1]
+    assert contents(tmp_path)[0] == lines
+
+
+def test_what_cannot_be_compared_is_refused(models, pictures, tmp_path, run):
+    assert "segmentation" in run(models, pictures, tmp_path / "maps", "--compare", models / "segmenter")[1]
+    assert not (tmp_path / "maps").exists()

@@ -1,0 +1,237 @@
+"""train/publish.py --space: the tree that is sent, and the page that runs from it alone, as a Space runs it."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from hub_server import serve
+from playwright.sync_api import expect, sync_playwright
+
+from cvlab import checkpoint, shapes
+from cvlab.models import build
+from cvlab.transforms import open_image, view
+
+ROOT = Path(__file__).resolve().parents[1]
+TOKEN = "hf_of_a_test"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+PUSH = """
+import sys
+from cvlab import hub
+for folder, model_id in zip(sys.argv[1::2], sys.argv[2::2]):
+    hub.push(folder, model_id)
+"""
+MAX_MEMORY_MB = 2500  # of the 16 GB of a free Space
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    with serve(tmp_path_factory.mktemp("hub"), token=TOKEN) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def run(hub, tmp_path_factory):
+    """Runs Python with the token of user."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    env |= hub.env(tmp_path_factory.mktemp("owner"), TOKEN) | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+    def run(*words):
+        command = [sys.executable, *map(str, words)]
+        return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=100)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("models")
+    checkpoint.save(build("convnet", ["cat", "dog"], 32, {"widths": [8, 16]}), root / "pets")
+    checkpoint.save(build("timm", ["cat", "dog", "fox"], 64, {"architecture": "test_resnet"}), root / "foxes")
+    return root
+
+
+@pytest.fixture(scope="module")
+def space(hub, run, checkpoints):
+    """The repository of the Space, with models beside it on the Hub, one of another owner."""
+    ran = run("-c", PUSH, checkpoints / "pets", "user/pets", checkpoints / "foxes", "user/foxes")
+    assert ran.returncode == 0, ran.stderr
+    hub.repos["models", "stranger/pets"] = hub.repos["models", "user/pets"]
+    ran = run("train/publish.py", "--space", "user/page", "--models", "user/pets")
+    assert ran.returncode == 0, ran.stderr
+    assert f"{hub.url}/spaces/user/page" in ran.stdout
+    return hub.repos["spaces", "user/page"]
+
+
+@pytest.fixture(scope="module")
+def tree(hub, space, tmp_path_factory):
+    """The files of the Space, in a folder of their own."""
+    folder = tmp_path_factory.mktemp("space")
+    for name, file in hub.files(space, "main").items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(hub.blob(file["sha256"]), folder / name)
+    return folder
+
+
+def files_in(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_only_what_the_page_needs_is_sent(tree):
+    names = files_in(tree)
+    assert {"app.py", "README.md", "requirements.txt", "cvlab/checkpoint.py", "cvlab/models/unet.py"} <= names
+    assert not [name for name in names if name.split("/")[0] in ("train", "tests", "checkpoints", "runs", ".ci")]
+    assert not {"cvlab/data.py", "cvlab/losses.py", "cvlab/card.py"} & names
+
+
+def test_the_card_is_a_spaces(tree):
+    front = yaml.safe_load((tree / "README.md").read_text().split("---\n")[1])
+    assert (front["sdk"], front["app_file"], front["title"]) == ("gradio", "app.py", "page")
+    assert tuple(map(int, front["python_version"].split("."))) >= (3, 11)
+    assert front["sdk_version"].startswith("6.31")
+    assert front["models"] == ["user/pets"]
+    assert len(front["short_description"]) <= 60
+
+
+def test_requirements_are_for_a_processor(tree):
+    lines = (tree / "requirements.txt").read_text().splitlines()
+    ours = (ROOT / "requirements.txt").read_text().splitlines()
+    assert "download.pytorch.org/whl/cpu" in lines[0]
+    assert {line.removesuffix("+cpu") for line in lines[1:]} <= set(ours)
+    assert all(line.endswith("+cpu") for line in lines if line.startswith("torch"))
+    assert not [line for line in lines if line.startswith(("accelerate", "-e", "."))]
+
+
+def test_the_space_knows_its_models_and_their_owners(space):
+    assert {key: entry["value"] for key, entry in space["variables"].items()} == {
+        "CVLAB_MODELS": "user/pets",
+        "CVLAB_ALLOW": "user",
+    }
+
+
+def test_publishing_again_sends_only_what_changed_and_clears_what_is_gone(hub, space, run):
+    before = hub.files(space, "main")
+    hub.add(space, {"cvlab/old.py": b"", "notes.txt": b"of the owner", "app.py": b"edited"})
+    hub.log.clear()
+    assert run("train/publish.py", "--space", "user/page", "--models", "user/pets").returncode == 0
+    assert hub.files(space, "main") == before | {"notes.txt": hub.store(b"of the owner")}
+    assert len([path for _, path, _ in hub.log if "/commit/" in path]) == 1
+
+
+def test_a_folder_is_no_model_of_a_space(run, hub, checkpoints):
+    ran = run("train/publish.py", "--space", "user/other", "--models", checkpoints / "pets")
+    assert ran.returncode != 0
+    assert "Traceback" not in ran.stderr
+    assert ("spaces", "user/other") not in hub.repos
+
+
+# --- the tree, run as a Space runs it ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def running(hub, space, tree, tmp_path_factory):
+    """(process, address, home) of the page: SPACE_ID set, two threads, a home of its own and nothing else to write."""
+    home = tmp_path_factory.mktemp("home")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {key: os.environ[key] for key in ("PATH", "LANG") if key in os.environ}
+    env |= hub.env(home / ".cache" / "huggingface") | {key: entry["value"] for key, entry in space["variables"].items()}
+    env |= {"SPACE_ID": "user/page", "HOME": str(home), "TMPDIR": str(home / "tmp"), "SYSTEM": "spaces"}
+    env |= {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONDONTWRITEBYTECODE": "1"}
+    env |= {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
+    (home / "tmp").mkdir()
+    with (
+        open(home / "tmp" / "log", "w") as log,
+        subprocess.Popen([sys.executable, "app.py"], cwd=tree, env=env, stdout=log, stderr=log) as process,
+    ):
+        try:
+            for _ in range(1200):
+                with socket.socket() as door:
+                    if door.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                assert process.poll() is None, (home / "tmp" / "log").read_text()
+                time.sleep(0.1)
+            yield process, f"http://127.0.0.1:{port}", home
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    path = tmp_path_factory.mktemp("photo") / "scene.png"
+    shapes.scene(4003, 256).image.save(path)
+    return path
+
+
+def test_the_space_answers_by_the_name_on_the_hub(hub, running, checkpoints, photo):
+    client = Client(running[1], verbose=False)
+    for model_id in ("user/pets", "user/foxes"):  # one that it offers, and another of the same owner
+        answer = client.predict(image=handle_file(photo), model=model_id, api_name="/predict")
+        model = checkpoint.load(checkpoints / model_id.split("/")[1])
+        with torch.no_grad():
+            probs = model(view(open_image(photo), model)).softmax(1)[0]
+        found = {each["label"]: each["confidence"] for each in answer["confidences"]}
+        assert found == pytest.approx(dict(zip(model.class_names, probs.tolist(), strict=True)), abs=1e-6)
+
+
+def test_other_owners_are_refused_before_they_are_asked_for(hub, running, photo):
+    hub.log.clear()
+    with pytest.raises(AppError, match="stranger/pets"):
+        Client(running[1], verbose=False).predict(image=handle_file(photo), model="stranger/pets", api_name="/predict")
+    assert not hub.log
+
+
+def test_a_branch_stays_at_its_commit_while_the_page_runs(hub, running, photo):
+    """Somebody pushes another model meanwhile."""
+    client = Client(running[1], verbose=False)
+    before = client.predict(image=handle_file(photo), model="user/pets", api_name="/predict")
+    repo = hub.repos["models", "user/pets"]
+    hub.commit(repo, hub.files(hub.repos["models", "user/foxes"], "main"), "main")
+    assert client.predict(image=handle_file(photo), model="user/pets", api_name="/predict") == before
+
+
+def test_the_page_opens_a_model_by_its_id_and_shows_the_commit(hub, running):
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: install it to test the page (apt-get install chromium)")
+    os.environ.setdefault("PLAYWRIGHT_BROWSERS_PATH", "0")
+    commit = hub.repos["models", "user/foxes"]["branches"]["main"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page()
+        page.set_default_timeout(20_000)
+        page.goto(running[1])
+        box = page.get_by_label("Model", exact=True)
+        for model_id in ("user/foxes", f"user/foxes@{commit}"):
+            box.fill(model_id)
+            box.press("Enter")
+            about = page.get_by_label("About the model")
+            expect(about).to_have_value(re.compile(f"cat, dog, fox.*user/foxes@{commit}"), timeout=20_000)
+            expect(page.get_by_test_id("label-output-value")).to_have_text(re.compile("cat|dog|fox"))
+        box.fill("user/nobody")
+        box.press("Enter")
+        expect(page.get_by_text("user/nobody is not on the Hub")).to_be_visible()
+        browser.close()
+
+
+def test_the_space_writes_into_its_caches_alone_and_fits_into_its_memory(running, tree, hub, space):
+    process, _, home = running
+    assert files_in(tree) == set(hub.files(space, "main")) - {"notes.txt"}
+    outside = {name.split("/")[0] for name in files_in(home)} - {".cache", ".config", "tmp"}
+    assert not outside
+    status = Path(f"/proc/{process.pid}/status")
+    if status.is_file():
+        (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())
+        assert int(peak) / 1024 < MAX_MEMORY_MB
+        print(f"peak memory of the page: {int(peak) / 1024:.0f} MB")
