@@ -79,7 +79,7 @@ class Models:
     def __init__(self, offered: dict[str, str], owners: Sequence[str] = ()) -> None:
         self.offered = offered
         self.owners = owners  # on the Hub, of models that are not offered; none means everybody's
-        self._lock = threading.Lock()
+        self._locks: dict[str, threading.Lock] = {}  # one a name: a long download keeps nobody else waiting
         self._load = lru_cache(maxsize=8)(checkpoint.load)
         self._pull = lru_cache(maxsize=None)(fetch_with_progress)
 
@@ -95,7 +95,7 @@ class Models:
                 raise ValueError(f"There is no model {name!r}: choose one of the list, or type a Hub name (user/name).")
             if self.owners and name.split("/")[0] not in self.owners:
                 raise ValueError(f"This page opens models of {', '.join(self.owners)} only, not {name!r}.")
-        with self._lock:
+        with self._locks.setdefault(source or name, threading.Lock()):
             if source is None or (hub.is_id(source) and not Path(source).is_dir()):
                 source = self._pull(source or name)
             return self._load(source)

@@ -20,7 +20,7 @@ from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
 from cvlab.models.stage import identity
-from cvlab.traceless import alone_with, differentiable, passes
+from cvlab.traceless import alone_with, differentiable, graph_from, passes
 
 Score = Callable[[Tensor], Tensor]
 
@@ -162,15 +162,16 @@ def grad_cam(
     if model.stages[stage].to_map is not identity:  # LayerGradCam would take tokens for channels
         explanation = explain(model, images, score, [stage])
         return explanation.logits, explanation.maps["grad_cam"][stage]
-    recorded = []
+    module, recorded = model.stages[stage].module, []
 
     def score_of(images: Tensor) -> Tensor:
-        logits = model(images)
+        with graph_from([module]):
+            logits = model(images)
         recorded.append(logits.detach())
         return score(logits)
 
     with alone_with(model), differentiable(images) as images:
-        attribution = LayerGradCam(score_of, model.stages[stage].module).attribute(images)
+        attribution = LayerGradCam(score_of, module).attribute(images)
     return recorded[0], attribution.detach()
 
 

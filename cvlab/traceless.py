@@ -5,7 +5,7 @@ failed on the way.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -47,7 +47,7 @@ def passes(
         ValueError: the score has no gradient at all.
     """
     with alone_with(model), differentiable(images) as images:
-        with recorded_outputs(modules) as outputs:
+        with graph_from(modules.values()), recorded_outputs(modules) as outputs:
             logits = model(images)
         scores = score(logits)
         if not scores.requires_grad:
@@ -82,6 +82,22 @@ def differentiable(images: Tensor) -> Iterator[Tensor]:
 
 
 @contextmanager
+def graph_from(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Gradients on from the first of these modules that has run: below it autograd keeps nothing, as in a prediction."""
+
+    def switch_on(module: nn.Module, inputs: tuple, output: object) -> None:
+        torch.set_grad_enabled(True)
+
+    with torch.no_grad():  # restores the mode in the end, whatever the hooks made of it
+        handles = [module.register_forward_hook(switch_on, prepend=True) for module in modules]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+@contextmanager
 def recorded_outputs(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
     """What each module puts out, by name. The network goes on with a clone: an in-place ReLU would overwrite it."""
     outputs: dict[str, Tensor] = {}
@@ -90,6 +106,8 @@ def recorded_outputs(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor
         def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
             # A view: nn.Identity puts out its very input, whose gradient would mix in what else is made of it.
             outputs[name] = output.view_as(output)
+            if not output.requires_grad:  # the graph begins here
+                outputs[name].requires_grad_()
             return outputs[name].clone()
 
         return hook

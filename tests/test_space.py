@@ -129,13 +129,6 @@ def test_publishing_again_sends_only_what_changed_and_clears_what_is_gone(hub, s
     assert len([path for _, path, _ in hub.log if "/commit/" in path]) == 1
 
 
-def test_a_folder_is_no_model_of_a_space(run, hub, checkpoints):
-    ran = run("train/publish.py", "--space", "user/other", "--models", checkpoints / "pets")
-    assert ran.returncode != 0
-    assert "Traceback" not in ran.stderr
-    assert ("spaces", "user/other") not in hub.repos
-
-
 # --- the tree, run as a Space runs it ---------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate.utils import set_seed
+from timm.data import Mixup
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -43,7 +44,8 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=1, help="residual blocks per stage")
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--label-smoothing", type=float, default=0.1)
-    parser.add_argument("--mixup", type=float, default=0.0, help="alpha of the Beta distribution; 0 is off")
+    parser.add_argument("--mixup", type=float, default=0.0, help="alpha of blending two images; 0 is off")
+    parser.add_argument("--cutmix", type=float, default=0.0, help="alpha of pasting a box of another; 0 is off")
     args = parser.parse_args()
     state = options.open_run(args)
     set_seed(args.seed)
@@ -56,7 +58,8 @@ def main() -> None:
     val_views, val_labels = parts.read("val", lambda image: to_uint8(as_seen(image)))
     train_set = AugmentedImages(train_images, torch.tensor(train_labels), args.image_size, args.seed, args.min_area)
     val_set = EvaluationSet(val_views, torch.tensor(val_labels))
-    args.batch_size = min(args.batch_size, len(train_set))  # drop_last would leave nothing of a small data set
+    # drop_last would leave nothing of a small data set; images are mixed in pairs.
+    args.batch_size = min(args.batch_size, len(train_set)) // 2 * 2
     train_loader = DataLoader(train_set, args.batch_size, shuffle=True, drop_last=True, collate_fn=as_is)
     val_loader = DataLoader(val_set, args.batch_size, collate_fn=as_is)
     options.describe(parts, {"train": len(train_set), "val": len(val_set), "test": len(parts.samples["test"])})
@@ -76,6 +79,12 @@ def main() -> None:
         model, optimizer, schedule, train_loader, val_loader
     )
     num_classes = len(parts.class_names)
+    # Images and labels of a batch are mixed in pairs (Zhang et al., "mixup", 2018; Yun et al., "CutMix", 2019).
+    mix = (
+        Mixup(args.mixup, args.cutmix, label_smoothing=0.0, num_classes=num_classes)
+        if args.mixup or args.cutmix
+        else None
+    )
     progress = {"epoch": 0, "best_accuracy": -1.0, "best_epoch": 0}
     if state:
         progress = options.load_state(accelerator, state)
@@ -92,10 +101,7 @@ def main() -> None:
         model.train()
         train_loss, train_correct, train_seen = 0.0, 0, 0
         for images, labels in tqdm(train_loader, f"epoch {epoch}/{args.epochs}", leave=False):
-            targets = F.one_hot(labels, num_classes).float()
-            if args.mixup:  # pairs of images and of their labels are blended (Zhang et al., "mixup", 2018)
-                share, order = torch.distributions.Beta(args.mixup, args.mixup).sample(), torch.randperm(len(images))
-                images, targets = torch.lerp(images[order], images, share), torch.lerp(targets[order], targets, share)
+            images, targets = mix(images, labels) if mix else (images, F.one_hot(labels, num_classes).float())
             logits = model(images.contiguous(memory_format=torch.channels_last))
             loss = criterion(logits, targets)
             accelerator.backward(loss)

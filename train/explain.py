@@ -1,6 +1,6 @@
 """Explains a model's predictions on a whole part of a data set: maps as float arrays, a manifest, mean maps.
 
-    python train/explain.py checkpoints/flowers --data DIR --part test --out runs/maps
+    python train/explain.py checkpoints/flowers --data DIR --out runs/maps                the part val
     python train/explain.py runs/a --data DIR --out runs/maps --stages stage3 stage4 --methods grad_cam hires_cam
     python train/explain.py runs/a --data DIR --out runs/maps --compare runs/b
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder of a model, or its name on the Hub")
     parser.add_argument("--data", type=Path, help="data folder; without one, synthetic scenes (cvlab/shapes.py)")
-    parser.add_argument("--part", choices=("test", "val", "train", "all"), default="test")
+    parser.add_argument("--part", choices=("val", "test", "train", "all"), default="val")
     parser.add_argument("--out", type=Path, required=True, help="where the maps go")
     parser.add_argument("--stages", nargs="+", help="by default all of the model's")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["grad_cam"])

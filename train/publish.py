@@ -15,6 +15,7 @@ can be changed in the Space's settings.
 
 import argparse
 import ast
+import json
 import re
 import sys
 from pathlib import Path
@@ -57,8 +58,8 @@ def publish_checkpoint(folder: Path, model_id: str, private: bool, revision: str
     if not folder.is_dir():
         sys.exit(f"{folder} is not a folder: name the folder of a checkpoint.")
     checkpoint.load(folder)
-    readme = folder / "README.md"
-    if not readme.is_file() or "library_name: cvlab" in readme.read_text("utf-8"):
+    readme, is_ours = folder / "README.md", "cvlab" in json.loads((folder / "config.json").read_text("utf-8"))
+    if is_ours and (not readme.is_file() or "library_name: cvlab" in readme.read_text("utf-8")):
         card.write(folder, model_id)
     address = hub.push(folder, model_id, private, revision, with_photos)
     at = f"{model_id}@{revision}" if revision else model_id

@@ -1,0 +1,154 @@
+"""Is every family of timm explained, and as Captum does? The smallest network of each of timm's modules is asked.
+
+python tests/bench/conformance.py                     all of them, about ten minutes; nothing is downloaded
+python tests/bench/conformance.py --json FILE         also into FILE, module by module; a second run goes on from there
+python tests/bench/conformance.py --modules resnet swin_transformer
+
+Weights are random. Of every stage the map that `cvlab.explain.explain` gives is compared with captum.attr.LayerGradCam
+on the stage's (N, C, h, w) form, of the default stage that of `grad_cam` too. A module passes if they differ by at most
+1e-5 of the map's largest absolute value, and every map is finite and not constant.
+"""
+
+import argparse
+import gc
+import json
+import sys
+from pathlib import Path
+
+import timm
+import torch
+from captum.attr import LayerGradCam
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository root: cvlab needs no installation
+
+from cvlab.explain import class_score, default_stage, explain, grad_cam
+from cvlab.models import build
+from cvlab.models.transfer import default_view
+
+TOLERANCE = 1e-5
+LARGEST = 288  # pixels: networks that are shown larger views are shown SMALLER ones here, if they can be
+SMALLER = 224
+HEAD = "| module of timm | network | pixels | stages | largest difference | verdict |\n| --- | --- | --- | --- | --- | --- |"
+
+
+class Probe(nn.Identity):
+    """Where Captum reads: the stage's output in the form (N, C, h, w), inside the network."""
+
+
+def captum_map(model: nn.Module, images: Tensor, stage: str, class_idx: int) -> Tensor:
+    """LayerGradCam on the (N, C, h, w) form: the output is taken apart by to_map, and put together behind the probe."""
+    module, to_map = model.stages[stage].module, model.stages[stage].to_map
+    probe = Probe()
+
+    def through(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        places = to_map(torch.arange(output.numel()).view_as(output)).flatten()
+        assert len(places.unique()) == len(places), "to_map may only rearrange"
+        return output.flatten().index_put((places,), probe(to_map(output)).flatten()).view_as(output)
+
+    handle = module.register_forward_hook(through)
+    try:
+        return LayerGradCam(model, probe).attribute(images, class_idx).detach()
+    finally:
+        handle.remove()
+
+
+def as_trained(model: nn.Module) -> nn.Module:
+    """Random weights as a training could leave them: fresh variances are all 1, and some fresh heads all 0."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+        if isinstance(module, nn.Linear) and not module.weight.any():
+            nn.init.normal_(module.weight, std=0.1)
+    return model.eval()
+
+
+def smallest(module: str) -> str:
+    """The network of one of timm's modules with the fewest parameters, counted without memory for them."""
+
+    def parameters(architecture: str) -> int:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in timm.create_model(architecture).parameters())
+
+    return min(timm.list_models(module=module), key=parameters)
+
+
+def differences(model: nn.Module, images: Tensor) -> dict[str, float]:
+    """How far each stage's map is from Captum's, as a share of its largest absolute value.
+
+    Raises:
+        ValueError: a map that is not finite, or constant.
+    """
+    explanation = explain(model, images, class_score(1))
+    found = dict(explanation.maps["grad_cam"])
+    worst = {}
+    for stage in model.stages:
+        expected = captum_map(model, images, stage, 1)
+        if not expected.isfinite().all() or expected.amax() == expected.amin():
+            raise ValueError(f"the map at {stage} is constant or not finite")
+        worst[stage] = ((found[stage] - expected).abs().max() / expected.abs().max()).item()
+        if stage == default_stage(model):
+            _, single = grad_cam(model, images, 1)
+            worst[stage] = max(worst[stage], ((single - expected).abs().max() / expected.abs().max()).item())
+    return worst
+
+
+def examine(module: str) -> dict:
+    """One line of the table."""
+    architecture = smallest(module)
+    line = {"module": module, "network": architecture, "pixels": default_view(architecture)["image_size"]}
+    torch.manual_seed(0)
+    try:
+        for pixels in [SMALLER] * (line["pixels"] > LARGEST) + [line["pixels"]]:
+            try:
+                model = as_trained(build("timm", ["a", "b", "c"], pixels, {"architecture": architecture}))
+                images = torch.rand(1, 3, pixels, pixels, generator=torch.Generator().manual_seed(1))
+                worst = differences(model, images)
+                break
+            except Exception:
+                if pixels == line["pixels"]:
+                    raise
+        difference = max(worst.values())
+        line |= {"pixels": pixels, "stages": list(model.stages), "difference": difference}
+        line["reason"] = "" if difference <= TOLERANCE else f"differs at {max(worst, key=worst.get)}"
+    except Exception as error:  # whatever a network does, the others are examined
+        line |= {"stages": [], "difference": None, "reason": f"{type(error).__name__}: {error}".split("\n")[0][:200]}
+    return line
+
+
+def row(line: dict) -> str:
+    """A line of the table in Markdown."""
+    difference = "" if line["difference"] is None else f"{line['difference']:.1e}"
+    verdict = line["reason"] or "equal"
+    return (
+        f"| {line['module']} | {line['network']} | {line['pixels']} | {len(line['stages'])} | {difference} | {verdict} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--modules", nargs="+", metavar="NAME", default=timm.list_modules(), help="only these")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="what is found, a line a module; read first if there")
+    options = parser.parse_args()
+    done = {}
+    if options.json and options.json.exists():
+        done = {line["module"]: line for line in map(json.loads, options.json.read_text().splitlines())}
+    lines = []
+    print(HEAD)
+    for module in options.modules:
+        if module not in done:
+            done[module] = examine(module)
+            if options.json:
+                with options.json.open("a") as file:
+                    file.write(json.dumps(done[module]) + "\n")
+            gc.collect()
+        lines.append(done[module])
+        print(row(lines[-1]), flush=True)
+    exceptions = [line for line in lines if line["reason"]]
+    print(f"\n{len(lines) - len(exceptions)} of {len(lines)} modules pass (timm {timm.__version__}).")
+    for line in exceptions:
+        print(f"- {line['module']} ({line['network']}): {line['reason']}")
+
+
+if __name__ == "__main__":
+    main()
