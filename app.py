@@ -171,9 +171,9 @@ def answer(models: Models, photo: str | BytesIO | None, name: str) -> dict[str, 
         image = open_image(photo)
         shares, mask, sentence = predict_answer(image, model)
     except (ValueError, OSError) as error:
-        return shown | {"notes": sentence_of(error)}
+        return shown | {"notes": paragraph(sentence_of(error))}
     share, heading = ("Probability", True) if mask is None else ("Share of the photo", False)
-    shown["notes"] = " ".join(image.info["notes"])
+    shown["notes"] = "".join(map(paragraph, image.info["notes"]))
     shown["label"] = gr.Label(value=shares, label=share, show_heading=heading)
     shown |= grad_cam_shown(image, model, PREDICTED, None) | stages_shown(image, model)
     if mask is not None:
@@ -253,7 +253,7 @@ def build_page(models: Models) -> gr.Blocks:
                         example = gr.Button(caption, icon=path, size="sm")
                         example.click(partial(str, path), None, photo, api_visibility="private")
             with gr.Column(scale=5, min_width=300):
-                shown["notes"] = gr.Markdown()
+                shown["notes"] = gr.HTML()
                 with gr.Tab("Predict"), gr.Row():
                     with gr.Column(min_width=220):
                         shown["label"] = gr.Label(label="Probability", num_top_classes=TOP_CLASSES)

@@ -114,19 +114,24 @@ def view(image: Image.Image, model: nn.Module) -> Tensor:
 def square_view(image: Image.Image, model: nn.Module) -> Image.Image:
     """The same as a picture: a classifier sees the centre (`centre_view`), a segmenter the whole (`whole_view`)."""
     if model.task == "classification":
-        return centre_view(image, model.image_size, model.crop_pct)
+        return centre_view(image, model.image_size, model.crop_pct, model.interpolation)
     return whole_view(image, model.image_size)
 
 
-def centre_view(image: Image.Image, image_size: int, crop_pct: float = 1.0) -> Image.Image:
+def centre_view(
+    image: Image.Image, image_size: int, crop_pct: float = 1.0, interpolation: str = "bilinear"
+) -> Image.Image:
     """Shorter side to floor(image_size / crop_pct), then the centre: timm's evaluation geometry."""
-    image = resize_shorter(image, math.floor(image_size / crop_pct))
+    image = resize_shorter(image, math.floor(image_size / crop_pct), interpolation)
     left, top = round((image.width - image_size) / 2), round((image.height - image_size) / 2)
     return image.crop((left, top, left + image_size, top + image_size))
 
 
-def resize_shorter(image: Image.Image, size: int) -> Image.Image:
-    """Shorter side to `size` pixels, bilinear; of a panorama the middle, twice as long as it is high."""
+def resize_shorter(image: Image.Image, size: int, interpolation: str = "bilinear") -> Image.Image:
+    """Shorter side to `size` pixels; of a panorama the middle, twice as long as it is high.
+
+    `interpolation` is a name of PIL.Image.Resampling in lower case.
+    """
     width, height = image.size
     long, short = max(width, height), min(width, height)
     if long > 2 * short:
@@ -134,7 +139,7 @@ def resize_shorter(image: Image.Image, size: int) -> Image.Image:
         across = width > height
         image = image.crop((cut, 0, cut + 2 * short, height) if across else (0, cut, width, cut + 2 * short))
         width, height = image.size
-    return image.resize((size * width // short, size * height // short), Image.Resampling.BILINEAR)
+    return image.resize((size * width // short, size * height // short), Image.Resampling[interpolation.upper()])
 
 
 def whole_view(image: Image.Image, image_size: int) -> Image.Image:

@@ -4,8 +4,10 @@ Weights are random: nothing is downloaded. The networks named test_* are timm's 
 """
 
 import json
+from pathlib import Path
 
 import pytest
+import sklearn.datasets
 import timm
 import torch
 from captum.attr import LayerGradCam
@@ -18,6 +20,7 @@ from cvlab.checkpoint import CheckpointError
 from cvlab.explain import class_score, explain, grad_cam
 from cvlab.models import build
 from cvlab.models.transfer import default_view, from_timm_config, imagenet_names, unique
+from cvlab.transforms import open_image, view
 
 # One a family: how it keeps its features, and the side of its views.
 FAMILIES = {
@@ -321,3 +324,13 @@ def test_the_entries_that_are_read_from_timm():
     block = from_timm_config(config)
     assert (block["image_size"], block["crop_pct"], block["interpolation"]) == (224, 0.95, "bicubic")
     assert block["arguments"] == {"architecture": "resnet18", "fixed_input_size": False}
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "mobilenetv3_small_050", "vit_tiny_patch16_224"])
+def test_a_photo_is_seen_as_timms_own_evaluation_transform_shows_it(architecture: str) -> None:
+    """timm's crop_pct and interpolation, on scikit-learn's photo; one grey level for rounding."""
+    model = build("timm", ["a", "b"], arguments={"architecture": architecture}, **default_view(architecture))
+    config = timm.data.resolve_data_config({}, model=model.backbone)
+    transform = timm.data.create_transform(**(config | {"mean": (0, 0, 0), "std": (1, 1, 1)}))
+    photo = open_image(Path(sklearn.datasets.__file__).parent / "images" / "china.jpg")
+    assert (view(photo, model)[0] - transform(photo)).abs().max() <= 1.01 / 255

@@ -185,7 +185,8 @@ def test_every_loss_of_the_segmenter_trains(folder_of_masks: Path, tmp_path: Pat
 def test_options_of_the_classifier_that_change_the_loop(folder_of_classes: Path, tmp_path: Path) -> None:
     run(
         "classifier", "--data", folder_of_classes, "--out", tmp_path / "run", *SMALL_CLASSIFIER,
-        *["--mixup", "0.3", "--optimizer", "adamw", "--precision", "bf16", "--per-class", "20", "5", "--epochs", "1"],
+        *["--mixup", "0.3", "--cutmix", "1", "--batch-size", "500", "--optimizer", "adamw"],
+        *["--precision", "bf16", "--per-class", "20", "5", "--epochs", "1"],
     )  # fmt: skip
     data = checkpoint.load(tmp_path / "run").config["data"]
     assert {part: len(each) for part, each in data["fingerprints"].items()} == {"train": 40, "val": 10, "test": 10}
