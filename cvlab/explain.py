@@ -37,7 +37,7 @@ class Explanation:
     Attributes:
         logits: (N, C) or (N, C, H, W), detached.
         scores: (N,), what was explained.
-        maps: maps[method][stage] is signed, (N, 1, h, w) at the stage's own resolution.
+        maps: maps[method][stage] is signed, (N, 1, h, w) float32 at the stage's own resolution.
     """
 
     logits: Tensor
@@ -172,7 +172,7 @@ def grad_cam(
 
     with alone_with(model), differentiable(images) as images:
         attribution = LayerGradCam(score_of, module).attribute(images)
-    return recorded[0], attribution.detach()
+    return recorded[0], attribution.detach().float()
 
 
 def explain(
@@ -202,7 +202,7 @@ def explain(
         to_map = model.stages[name].to_map
         activation, gradient = to_map(seen.activations[name]), to_map(seen.gradients[name])
         for method in methods:
-            maps[method][name] = METHODS[method](activation, gradient)
+            maps[method][name] = METHODS[method](activation, gradient).float()
     return Explanation(seen.logits, seen.scores, maps)
 
 

@@ -66,7 +66,8 @@ def alone_with(model: nn.Module) -> Iterator[None]:
         lock = _locks.setdefault(model, threading.RLock())
     with lock:
         training = [module for module in model.modules() if module.training]
-        model.eval()
+        if training:  # a walk over all modules, which of a small network takes longer than its prediction
+            model.eval()
         try:
             yield
         finally:
@@ -83,7 +84,7 @@ def differentiable(images: Tensor) -> Iterator[Tensor]:
 
 @contextmanager
 def graph_from(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Gradients on from the first of these modules that has run: below it autograd keeps nothing, as in a prediction."""
+    """Gradients on from the first of these modules that has run: of what lies below autograd keeps nothing."""
 
     def switch_on(module: nn.Module, inputs: tuple, output: object) -> None:
         torch.set_grad_enabled(True)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
@@ -133,6 +134,15 @@ def test_what_cannot_be_answered_is_a_sentence(
     assert sentence.endswith(".")
     assert "Traceback" not in sentence
     assert client.predict(image=handle_file(scene), model=CLASSIFIER, api_name="/predict")["label"]
+
+
+def test_no_file_of_the_server_can_be_named_as_a_photo(url: str) -> None:
+    """Only what was uploaded is opened: another path ends in an error, whatever the file holds."""
+    photo = {"path": str(ROOT / ".github" / "page.png"), "meta": {"_type": "gradio.FileData"}}
+    call = httpx.post(f"{url}gradio_api/call/predict", json={"data": [photo, CLASSIFIER]}).json()
+    events = httpx.get(f"{url}gradio_api/call/predict/{call['event_id']}", timeout=30).text
+    assert "event: error" in events
+    assert "confidences" not in events
 
 
 def test_a_file_that_is_no_picture_is_a_sentence(client: Client, tmp_path: Path) -> None:

@@ -346,6 +346,22 @@ def test_nothing_is_left_behind_when_the_score_fails(model, images):
     assert_no_trace(model, before)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_no_graph_is_made_below_the_stage(model, images, way):
+    half_masked(model, images)
+    kept = {}
+    for name, module in model.named_modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda m, i, o, name=name: kept.update({name: o.requires_grad}))
+    WAYS[way](model, images)
+    stage = next(n for n, m in model.named_modules() if m is model.stages[default_stage(model)].module)
+    below = list(kept)[: next(i for i, name in enumerate(kept) if name.startswith(stage + "."))]
+    assert below
+    assert not any(kept[name] for name in below)
+    assert kept["head"]
+    assert torch.is_grad_enabled()
+
+
 def test_hooks_of_others_stay(classifier, images):
     seen = []
     classifier.stages["stage1"].module.register_forward_hook(lambda *arguments: seen.append(1))

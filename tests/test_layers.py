@@ -29,6 +29,7 @@ ORDER = [
     "models",
     "regions",
     "traceless",
+    "fold",
     "explain",
     "dependence",
     "contributions",

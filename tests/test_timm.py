@@ -4,16 +4,15 @@ Weights are random: nothing is downloaded. The networks named test_* are timm's 
 """
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import sklearn.datasets
 import timm
 import torch
-from captum.attr import LayerGradCam
 from safetensors.torch import load_file, save_file
 from timm.models import get_pretrained_cfg
-from torch import nn
 
 from cvlab import checkpoint
 from cvlab.checkpoint import CheckpointError
@@ -21,6 +20,9 @@ from cvlab.explain import class_score, explain, grad_cam
 from cvlab.models import build
 from cvlab.models.transfer import default_view, from_timm_config, imagenet_names, unique
 from cvlab.transforms import open_image, view
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "bench"))
+from conformance import as_trained, captum_map
 
 # One a family: how it keeps its features, and the side of its views.
 FAMILIES = {
@@ -46,12 +48,7 @@ FAMILIES = {
 def tiny(architecture="test_resnet", image_size=64, names=("cat", "dog", "fox"), **arguments):
     torch.manual_seed(0)
     model = build("timm", names, image_size, {"architecture": architecture, **arguments}, crop_pct=0.9)
-    for module in model.modules():  # as a training leaves them: fresh ones are 0 and 1, and some heads are all 0
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-        if isinstance(module, nn.Linear) and not module.weight.any():
-            nn.init.normal_(module.weight, std=0.1)
-    return model.eval()
+    return as_trained(model)
 
 
 def images_of(size, count=2):
@@ -65,27 +62,6 @@ def edit(folder, change):
 
 
 # --- explanations -----------------------------------------------------------------------------------------------------
-
-
-class Probe(nn.Identity):
-    """Where Captum reads: the stage's output in the form (N, C, h, w), inside the network."""
-
-
-def captum_map(model, images, stage, class_idx):
-    """LayerGradCam on the (N, C, h, w) form: the output is taken apart by to_map, and put together behind the probe."""
-    module, to_map = model.stages[stage].module, model.stages[stage].to_map
-    probe = Probe()
-
-    def through(module, inputs, output):
-        places = to_map(torch.arange(output.numel()).view_as(output)).flatten()
-        assert len(places.unique()) == len(places), "to_map may only rearrange"
-        return output.flatten().index_put((places,), probe(to_map(output)).flatten()).view_as(output)
-
-    handle = module.register_forward_hook(through)
-    try:
-        return LayerGradCam(model, probe).attribute(images, class_idx).detach()
-    finally:
-        handle.remove()
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)

@@ -58,7 +58,7 @@ def parser(description: str, **defaults: object) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a script; what a person can put right ends in a sentence instead of a traceback."""
+    """Runs a script; what a person can put right ends in a sentence. CVLAB_TRACEBACK=1 shows where it came from."""
     try:
         main()
     except KeyboardInterrupt:

@@ -29,7 +29,7 @@ from cvlab.models.transfer import default_view
 TOLERANCE = 1e-5
 LARGEST = 288  # pixels: networks that are shown larger views are shown SMALLER ones here, if they can be
 SMALLER = 224
-HEAD = "| module of timm | network | pixels | stages | largest difference | verdict |\n| --- | --- | --- | --- | --- | --- |"
+HEAD = ["module of timm", "network", "pixels", "stages", "largest difference", "verdict"]
 
 
 class Probe(nn.Identity):
@@ -116,13 +116,20 @@ def examine(module: str) -> dict:
     return line
 
 
-def row(line: dict) -> str:
-    """A line of the table in Markdown."""
+def row(cells: list) -> str:
+    """A line of a table in Markdown."""
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def cells(line: dict) -> list:
+    """What the table says of a module."""
     difference = "" if line["difference"] is None else f"{line['difference']:.1e}"
-    verdict = line["reason"] or "equal"
-    return (
-        f"| {line['module']} | {line['network']} | {line['pixels']} | {len(line['stages'])} | {difference} | {verdict} |"
-    )
+    return [
+        *(line[key] for key in ("module", "network", "pixels")),
+        len(line["stages"]),
+        difference,
+        line["reason"] or "equal",
+    ]
 
 
 def main() -> None:
@@ -134,7 +141,7 @@ def main() -> None:
     if options.json and options.json.exists():
         done = {line["module"]: line for line in map(json.loads, options.json.read_text().splitlines())}
     lines = []
-    print(HEAD)
+    print(row(HEAD), row(["---"] * len(HEAD)), sep="\n")
     for module in options.modules:
         if module not in done:
             done[module] = examine(module)
@@ -143,7 +150,7 @@ def main() -> None:
                     file.write(json.dumps(done[module]) + "\n")
             gc.collect()
         lines.append(done[module])
-        print(row(lines[-1]), flush=True)
+        print(row(cells(lines[-1])), flush=True)
     exceptions = [line for line in lines if line["reason"]]
     print(f"\n{len(lines) - len(exceptions)} of {len(lines)} modules pass (timm {timm.__version__}).")
     for line in exceptions:

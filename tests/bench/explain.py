@@ -1,0 +1,392 @@
+"""What a prediction with its explanation costs, as a multiple of the model's plain forward pass.
+
+python tests/bench/explain.py                print the tables; about fifteen minutes on two cores that do nothing else
+python tests/bench/explain.py --write        put them into README.md
+python tests/bench/explain.py --json FILE    the figures behind them too
+python tests/bench/explain.py --quick        two small networks, twice: whether it runs
+
+Everything is timed interleaved in one process: a round runs every contender once, in an order drawn anew, and divides
+by the plain forward pass (eval mode, no_grad) of the same round. The tables show the median over rounds and the
+quartiles. Peers are used as in their READMEs, at the same stage, for the predicted class or the predicted mask, with
+everything that makes the picture: what cvlab gives is resized to the image too. Weights are random. Peak memory is
+resident memory of a process of its own, which predicts and explains twice.
+"""
+
+import argparse
+import ctypes
+import json
+import math
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+import torch
+from captum.attr import LayerAttribution, LayerGradCam
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import SemanticSegmentationTarget
+from torch import Tensor, nn
+from torchcam.methods import GradCAM as TorchcamGradCAM
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # the repository root: cvlab needs no installation
+
+from cvlab.explain import default_stage, explain, grad_cam, heatmap, predict, predicted_masks, predicted_score
+from cvlab.fold import folded
+from cvlab.maps import explain_predictions
+from cvlab.models import build
+
+START, END = "<!-- bench-explain -->\n", "<!-- /bench-explain -->\n"
+SHORTEST = 0.05  # seconds: what is faster is repeated within a round
+FORWARD = "plain forward"
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+IMAGENET = [str(i) for i in range(1000)]
+SHAPES = ["circle", "cross", "square", "star", "triangle"]
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "ResNet-18, 224 px": lambda: build("timm", IMAGENET, 224, {"architecture": "resnet18"}),
+    "ResNet-50, 224 px": lambda: build("timm", IMAGENET, 224, {"architecture": "resnet50"}),
+    "VGG-16, 224 px": lambda: build("timm", IMAGENET, 224, {"architecture": "vgg16"}),
+    "ConvNet 24-192, 64 px": lambda: build("convnet", SHAPES, 64, {"widths": [24, 48, 96, 192]}),
+    "ConvNet 32-256, 128 px": lambda: build("convnet", SHAPES, 128, {"widths": [32, 64, 128, 256]}),
+    "U-Net 64-512, 256 px": lambda: build("unet", ["object"], 256, {"width": 64, "depth": 3}),
+    "ConvNet 8-16, 32 px": lambda: build("convnet", SHAPES, 32, {"widths": [8, 16]}),
+    "U-Net 8-16, 32 px": lambda: build("unet", ["object"], 32, {"width": 8, "depth": 1}),
+}
+CLASSIFIERS = list(NETWORKS)[:5]
+SEGMENTER = list(NETWORKS)[5]
+BATCHES = {"ResNet-18, 224 px": 16, SEGMENTER: 4}
+ROUNDS = {"VGG-16, 224 px": 15, SEGMENTER: 9}  # of the others 31, and of batches BATCH_ROUNDS
+BATCH_ROUNDS = 5
+QUICK = list(NETWORKS)[6:]
+
+
+def network(name: str) -> tuple[nn.Module, Tensor]:
+    """A network in eval mode and one image; a segmenter finds half of it to be its object."""
+    torch.manual_seed(0)
+    model = NETWORKS[name]().eval()
+    images = torch.rand(1, 3, model.image_size, model.image_size)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # as a training leaves them
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    if model.task == "segmentation":
+        model.threshold = predict(model, images).sigmoid().median().item()
+    return model, images
+
+
+# --- contenders -------------------------------------------------------------------------------------------------------
+# Each takes a model of its own and images, and gives a call without arguments: one prediction and its maps at image
+# size, of the default stage of a classifier or of all stages of a segmenter.
+
+
+def stages_of(model: nn.Module) -> list[str]:
+    """What is asked for: the last stage of a classifier, all stages of a segmenter."""
+    return [default_stage(model)] if model.task == "classification" else list(model.stages)
+
+
+def plain(model: nn.Module, images: Tensor) -> Callable:
+    """The forward pass alone."""
+
+    def call() -> None:
+        with torch.no_grad():
+            model(images)
+
+    return call
+
+
+def cvlab(model: nn.Module, images: Tensor) -> Callable:
+    """One forward and one backward pass for everything."""
+    size = images.shape[-2:]
+
+    def one() -> None:
+        _, attribution = grad_cam(model, images)
+        heatmap(attribution, size)
+
+    def all_of_them() -> None:
+        explanation = explain(model, images, predicted_score(model))
+        predicted_masks(model, explanation.logits)
+        for attribution in explanation.maps["grad_cam"].values():
+            heatmap(attribution, size)
+
+    def batch() -> None:  # as train/explain.py makes the maps of a data set
+        explanation = explain_predictions(model, images, stages_of(model))
+        for attribution in explanation.maps["grad_cam"].values():
+            heatmap(attribution, size)
+
+    if len(images) > 1:
+        return batch
+    return one if model.task == "classification" else all_of_them
+
+
+def by_grad_cam(model: nn.Module, images: Tensor) -> Callable:
+    """pytorch-grad-cam: the object is made once for a layer, and of several layers it gives only the mean map."""
+    layers = [model.stages[stage].module for stage in stages_of(model)]
+    if model.task == "classification":
+        cam = GradCAM(model=model, target_layers=layers)
+
+        def one() -> None:
+            cam(input_tensor=images, targets=None)  # the predicted classes; cam.outputs holds the logits
+
+        return one
+
+    def each() -> None:
+        with torch.no_grad():
+            masks = predicted_masks(model, model(images))[:, 0].float().numpy()
+        targets = [SemanticSegmentationTarget(0, mask) for mask in masks]
+        for layer in layers:
+            with GradCAM(model=model, target_layers=[layer]) as cam:
+                cam(input_tensor=images, targets=targets)
+
+    return each
+
+
+def by_torchcam(model: nn.Module, images: Tensor) -> Callable:
+    """torchcam: the object is made once for a list of layers; maps stay at the resolution of their stage."""
+    modules = {module: name for name, module in model.named_modules()}
+    names = [modules[model.stages[stage].module] for stage in stages_of(model)]
+    extractor = TorchcamGradCAM(model, names)
+
+    def one() -> None:
+        logits = model(images)
+        classes = logits.argmax(1).tolist()
+        extractor(classes if len(images) > 1 else classes[0], logits)
+
+    def several() -> None:
+        logits = model(images)
+        masks = predicted_masks(model, logits)[:, 0]
+        targets = [lambda output, mask=mask: (output[0] * mask).sum() for mask in masks]
+        extractor(scores=logits, targets=targets)
+
+    return one if model.task == "classification" else several
+
+
+def by_captum(model: nn.Module, images: Tensor) -> Callable:
+    """Captum: a forward pass for the prediction, and LayerGradCam once for each layer."""
+    layers, size = [model.stages[stage].module for stage in stages_of(model)], images.shape[-2:]
+
+    def one() -> None:
+        with torch.no_grad():
+            classes = model(images).argmax(1)
+        attribution = LayerGradCam(model, layers[0]).attribute(images, target=classes)
+        LayerAttribution.interpolate(attribution, size, interpolate_mode="bilinear")
+
+    def each() -> None:
+        with torch.no_grad():
+            masks = predicted_masks(model, model(images))[:, 0]
+        for layer in layers:
+            method = LayerGradCam(lambda images: (model(images)[:, 0] * masks).sum((1, 2)), layer)
+            LayerAttribution.interpolate(method.attribute(images), size, interpolate_mode="bilinear")
+
+    return one if model.task == "classification" else each
+
+
+def on_folded(contender: Callable, dtype: torch.dtype) -> Callable:
+    """The same on a copy prepared for serving."""
+    return lambda model, images: contender(folded(model, dtype), images)
+
+
+CONTENDERS: dict[str, Callable[[nn.Module, Tensor], Callable]] = {
+    FORWARD: plain,
+    "forward, folded": on_folded(plain, torch.float32),
+    "forward, folded, bf16": on_folded(plain, torch.bfloat16),
+    "cvlab": cvlab,
+    "cvlab, folded": on_folded(cvlab, torch.float32),
+    "cvlab, folded, bf16": on_folded(cvlab, torch.bfloat16),
+    "torchcam": by_torchcam,
+    "Captum": by_captum,
+    "grad-cam": by_grad_cam,
+}
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def seconds(call: Callable, repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def times(name: str, rounds: int, batch: int = 1) -> dict[str, list[float]]:
+    """Seconds of every contender in every round."""
+    model, images = network(name)
+    images = images.repeat(batch, 1, 1, 1)
+    calls = {key: make(deepcopy(model), images) for key, make in CONTENDERS.items()}  # hooks of one meet no other
+    repeats = {}
+    for key, call in calls.items():
+        call()
+        repeats[key] = max(1, math.ceil(SHORTEST / seconds(call, 1)))
+    found: dict[str, list[float]] = {key: [] for key in calls}
+    order, shuffled = list(calls), random.Random(0)
+    for _ in range(rounds):
+        shuffled.shuffle(order)
+        for key in order:
+            found[key].append(seconds(calls[key], repeats[key]))
+    return found
+
+
+def resident(name: str, contender: str) -> dict[str, float]:
+    """MiB of a process of its own, with the model loaded and at its peak over two calls."""
+    command = [sys.executable, __file__, "--memory", name, contender]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def print_memory(name: str, contender: str) -> None:
+    """The child's side of `resident`. Linux only: the peak is set back after the model has been made."""
+    call = CONTENDERS[contender](*network(name))
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = psutil.Process().memory_info().rss
+    for _ in range(2):
+        call()
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    print(json.dumps({"loaded": before / 2**20, "peak": int(line.split()[1]) / 2**10}))
+
+
+def difference_in_bf16(name: str) -> float:
+    """The largest difference of a map in bfloat16, as a share of its largest absolute value."""
+    model, images = network(name)
+    score = predicted_score(model)
+    expected, found = (explain(m, images, score).maps["grad_cam"] for m in (model, folded(model, torch.bfloat16)))
+    return max(((found[key] - expected[key]).abs().max() / expected[key].abs().max()).item() for key in expected)
+
+
+def hardware() -> str:
+    """Processor and threads."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    (model,) = {line.split(":")[1].strip() for line in lines if line.startswith("model name")}
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+def measure(quick: bool) -> dict:
+    """Everything the tables are made of."""
+    names = QUICK if quick else [*CLASSIFIERS, SEGMENTER]
+    batches = dict.fromkeys(QUICK, 2) if quick else BATCHES
+    contenders = [FORWARD, "cvlab"] if quick else list(CONTENDERS)
+    memory_of = QUICK[1:] if quick else ["ResNet-18, 224 px", "VGG-16, 224 px", SEGMENTER]
+    figures = {
+        "hardware": hardware(),
+        "versions": {key: version(key) for key in ("torch", "timm", "captum", "torchcam", "grad-cam")},
+        "times": {},
+        "batches": {},
+        "memory": {name: {key: resident(name, key) for key in contenders} for name in memory_of},
+    }
+    for name in names:
+        print(f"timing {name}", file=sys.stderr)
+        figures["times"][name] = times(name, 2 if quick else ROUNDS.get(name, 31))
+    for name, batch in batches.items():
+        print(f"timing {name} in batches", file=sys.stderr)
+        figures["batches"][name] = {"batch": batch, "times": times(name, 2 if quick else BATCH_ROUNDS, batch)}
+    figures["bf16"] = difference_in_bf16(names[-1])
+    return figures
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    """The median, and the quartiles in brackets."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def ratios(found: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Of every contender and round: seconds as multiples of the plain forward pass in the same round."""
+    return {
+        key: [one / forward for one, forward in zip(values, found[FORWARD], strict=True)]
+        for key, values in found.items()
+    }
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def times_table(figures: dict) -> str:
+    """The forward pass in milliseconds, and every contender as multiples of it; a column for each network."""
+    found = figures["times"]
+    head = [f"{name}, n = {len(values[FORWARD])}" for name, values in found.items()]
+    rows = [[FORWARD, *(f"{1000 * statistics.median(values[FORWARD]):.1f} ms" for values in found.values())]]
+    for key in list(CONTENDERS)[1:]:
+        rows.append([key, *(spread(ratios(values)[key]) for values in found.values())])
+    return table(["time", *head], rows)
+
+
+def batches_table(figures: dict) -> str:
+    """Images a second; a column for each network."""
+    found = figures["batches"]
+    head = [f"{name}, batches of {of['batch']}, n = {len(of['times'][FORWARD])}" for name, of in found.items()]
+    rows = []
+    for key in CONTENDERS:
+        rows.append([key, *(spread([of["batch"] / one for one in of["times"][key]], 1) for of in found.values())])
+    return table(["images a second", *head], rows)
+
+
+def memory_table(figures: dict) -> str:
+    """What a contender takes beyond the loaded model, and the whole process, as multiples of a forward pass."""
+    found = figures["memory"]
+    beyond = {name: {key: of["peak"] - of["loaded"] for key, of in each.items()} for name, each in found.items()}
+    whole = {name: {key: of["peak"] for key, of in each.items()} for name, each in found.items()}
+    columns = [each[name] for name in found for each in (beyond, whole)]
+    head = [f"{name}, {what}" for name in found for what in ("beyond the loaded model", "whole process")]
+    rows = [[FORWARD, *(f"{column[FORWARD]:.0f} MiB" for column in columns)]]
+    for key in list(columns[0])[1:]:
+        rows.append([key, *(f"{column[key] / column[FORWARD]:.2f}" for column in columns)])
+    return table(["peak memory", *head], rows)
+
+
+def page(figures: dict) -> str:
+    """What stands between the marks in README.md."""
+    versions = ", ".join(f"{key} {number}" for key, number in figures["versions"].items())
+    parts = [
+        f"Prediction and explanation as multiples of the plain forward pass (eval mode, no gradients), medians of "
+        f"n interleaved rounds with quartiles, on {figures['hardware']}, {versions}. Of a classifier the last stage is "
+        "explained, of the U-Net its mask at all seven stages. *Folded* is `cvlab.fold.folded`: batch normalisation "
+        "folded into the convolutions, channels last.",
+        times_table(figures),
+        "Images a second over a data set:",
+        batches_table(figures),
+        "Peak resident memory as multiples of the plain forward pass, one image, one process each:",
+        memory_table(figures),
+        f"Maps of {list(figures['times'])[-1].split(',')[0]} in bfloat16 differ by at most {figures['bf16']:.1e} of "
+        "their largest value; folded in float32 they are equal within 1e-5. `python tests/bench/explain.py` measures "
+        "all of this; peers are used as in their READMEs.",
+    ]
+    return "\n" + "\n\n".join(parts) + "\n"
+
+
+def inserted(text: str, figures: dict) -> str:
+    """The README's text with the tables between their marks."""
+    before, rest = text.split(START)
+    return before + START + page(figures) + "\n" + END + rest.split(END)[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two small networks, twice")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
+    parser.add_argument("--write", action="store_true", help="put the tables into README.md")
+    parser.add_argument("--memory", nargs=2, metavar=("NETWORK", "CONTENDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory:
+        print_memory(*options.memory)
+        return
+    figures = measure(options.quick)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1))
+    if options.write:
+        readme = ROOT / "README.md"
+        readme.write_text(inserted(readme.read_text(), figures))
+    print(page(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The benchmarks run, and say something of everything that they measure. What they measure is not asserted here."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+sys.path.insert(0, str(ROOT / "tests" / "bench"))
+import conformance
+import explain
+
+
+def run(script, *arguments):
+    command = [sys.executable, str(ROOT / "tests" / "bench" / script), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def rows(text):
+    return [
+        line.removeprefix("| ").removesuffix(" |").split(" | ") for line in text.splitlines() if line.startswith("| ")
+    ]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+def test_explanations_are_timed(tmp_path):
+    text = run("explain.py", "--quick", "--json", str(tmp_path / "figures.json"))
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    for found in [*figures["times"].values(), *(batch["times"] for batch in figures["batches"].values())]:
+        ratios = explain.ratios(found)
+        assert list(ratios) == list(explain.CONTENDERS)
+        assert all(math.isfinite(ratio) and ratio > 0 for values in ratios.values() for ratio in values)
+        assert ratios[explain.FORWARD] == [1.0, 1.0]
+    assert 0 < figures["bf16"] < 1
+    assert all(0 < value["loaded"] <= value["peak"] for found in figures["memory"].values() for value in found.values())
+    names = [row[0] for row in rows(text)]
+    assert names.count("cvlab, folded") == 2
+    assert names.count("cvlab") == 3
+    for name in explain.QUICK:
+        assert text.count(f"| {name}, ") == (4 if name in figures["memory"] else 2)
+
+
+def test_the_tables_stand_between_their_marks():
+    figures = {
+        "hardware": "abacus, 2 threads",
+        "versions": {"torch": "2"},
+        "times": {"net": {key: [1.0, 2.0, 4.0] for key in explain.CONTENDERS}},
+        "batches": {"net": {"batch": 4, "times": {key: [0.5, 0.5] for key in explain.CONTENDERS}}},
+        "memory": {"net": {explain.FORWARD: {"loaded": 10, "peak": 20}, "cvlab": {"loaded": 10, "peak": 35}}},
+        "bf16": 0.5,
+    }
+    figures["times"]["net"]["cvlab"] = [3.0, 4.0, 4.0]  # of forward passes that took 1, 2 and 4 seconds
+    before = f"a\n{explain.START}old\n{explain.END}b\n"
+    once = explain.inserted(before, figures)
+    assert explain.inserted(once, figures) == once
+    assert once.startswith("a\n")
+    assert once.endswith("b\n")
+    assert "earlier tables" not in once
+    forward, ours = ([row for row in rows(once) if row[0] == name] for name in (explain.FORWARD, "cvlab"))
+    assert [row[1:] for row in forward] == [["2000.0 ms"], ["8.0 (8.0 to 8.0)"], ["10 MiB", "20 MiB"]]
+    assert [row[1:] for row in ours] == [["2.00 (1.50 to 2.50)"], ["8.0 (8.0 to 8.0)"], ["2.50", "1.75"]]
+
+
+def test_families_of_timm_are_examined(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    arguments = ["--modules", "resnet", "vision_transformer", "--json", str(path)]
+    first = run("conformance.py", *arguments)
+    assert [row[0] for row in rows(first)[2:]] == ["resnet", "vision_transformer"]
+    assert all(row[-1] == "equal" for row in rows(first)[2:])
+    assert "2 of 2 modules pass" in first
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    assert run("conformance.py", *arguments) == first  # goes on where it was stopped
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_a_module_that_fails_is_named_with_its_reason():
+    line = {"module": "m", "network": "n", "pixels": 64, "stages": [], "difference": None, "reason": "no map"}
+    assert conformance.cells(line) == ["m", "n", 64, 0, "", "no map"]
