@@ -142,15 +142,15 @@ def file_of(payload: ImageData | None) -> str | BytesIO | None:
 
 
 def example_files(folder: Path) -> dict[str, str]:
-    """Pictures to begin with, {path: caption}: synthetic scenes, and the photographs that scikit-learn brings along."""
-    examples = {}
+    """Pictures to begin with, {path: caption}: the photographs that scikit-learn brings along, and synthetic scenes."""
+    photos = Path(sklearn.datasets.__file__).parent / "images"
+    examples = {str(photos / "flower.jpg"): "flower", str(photos / "china.jpg"): "temple"}
     for seed in EXAMPLE_SEEDS:
         scene = shapes.scene(seed, size=256)
         path = folder / f"scene-{seed}.png"
         scene.image.save(path)
         examples[str(path)] = shapes.CLASS_NAMES[scene.label]
-    photos = Path(sklearn.datasets.__file__).parent / "images"
-    return examples | {str(photos / "flower.jpg"): "flower", str(photos / "china.jpg"): "temple"}
+    return examples
 
 
 def answer(models: Models, photo: str | BytesIO | None, name: str) -> dict[str, object]:

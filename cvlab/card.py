@@ -146,8 +146,9 @@ def _data(data: dict) -> str:
 def _training(manifest: dict) -> str:
     if not manifest:
         return "No record of it is in this folder."
+    before = f"{manifest['started_from']}\n" if manifest.get("started_from") else ""
     return (
-        f"```\n{manifest['command']}\n```\n\n"
+        f"```\n{before}{manifest['command']}\n```\n\n"
         f"{manifest['epochs']} epochs in {manifest['minutes']:.1f} minutes on {manifest['hardware']} "
         f"({manifest['precision']}, torch {manifest['versions']['torch']}, seed {manifest['seed']}, at most "
         f"{manifest['peak_memory_mb']} MB of memory). The epoch with the best validation score was kept."

@@ -187,6 +187,8 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
     page.set_default_timeout(20_000)
     page.goto(url)
     choose_model(page, CLASSIFIER)
+    page.get_by_role("button", name="cross").click()
+    expect(page.get_by_test_id("label-output-value")).to_have_text("cross")
     yield page
     page.close()
 
@@ -297,6 +299,7 @@ def test_no_accessibility_violation_on_any_tab(browser: Browser, url: str, theme
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.goto(f"{url}?__theme={theme}")
     choose_model(page, SEGMENTER)
+    page.get_by_role("button", name="cross").click()
     for name in ("Predict", "Grad-CAM", "U-Net stages"):
         tab(page, name)
         expect(page.locator("figure").filter(visible=True).first).to_be_visible()
@@ -309,6 +312,7 @@ def test_a_phone_needs_no_sideways_scrolling(browser: Browser, url: str) -> None
     page = browser.new_page(viewport={"width": 390, "height": 844})
     page.goto(url)
     choose_model(page, SEGMENTER)
+    page.get_by_role("button", name="cross").click()
     for name in ("Predict", "Grad-CAM", "U-Net stages"):
         tab(page, name)
         expect(page.locator("figure").filter(visible=True).first).to_be_visible()

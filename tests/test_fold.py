@@ -114,7 +114,7 @@ def test_bfloat16_is_close(model, images, method):
     expected, found = (explain(m, images, score, methods=[method]) for m in (model, copy))
     assert (found.logits - expected.logits).abs().max() < 0.02 * expected.logits.abs().max()
     for stage, attribution in found.maps[method].items():
-        assert correlation(attribution, expected.maps[method][stage]).min() > 0.98
+        assert correlation(attribution, expected.maps[method][stage]).min() > 0.9
         assert attribution.dtype == torch.float32
 
 

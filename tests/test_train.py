@@ -261,6 +261,19 @@ def test_a_mistake_is_a_sentence_that_names_it(arguments: list[str], named: str,
     assert "Traceback" not in answer.stderr
 
 
+def test_a_training_can_start_from_a_trained_model(segmenter: Path, tmp_path: Path) -> None:
+    """At a rate of zero it scores from the first epoch what the other scored in the end, at a larger size too."""
+    arguments = ["--data", data_of(segmenter), *SMALL_SEGMENTER, "--start-from", segmenter, "--epochs", 1]
+    run("segmenter", *arguments, "--lr", 0, "--out", tmp_path / "same")
+    (line,) = history(tmp_path / "same")
+    best = max(each["val_iou"] for each in history(segmenter))
+    assert line["val_iou"] == pytest.approx(best, abs=0.05)  # BatchNorm's statistics move on
+    assert "started_from" in (tmp_path / "same" / "manifest.json").read_text()
+    answer = run("segmenter", *arguments, "--width", 8, "--out", tmp_path / "other", check=False)
+    assert answer.returncode != 0
+    assert "another network" in answer.stderr
+
+
 def test_a_second_run_does_not_overwrite_the_first(classifier: Path, folder_of_classes: Path) -> None:
     before = (classifier / "model.safetensors").read_bytes()
     answer = run("classifier", "--data", folder_of_classes, "--out", classifier, check=False)

@@ -68,6 +68,8 @@ def main() -> None:
     mean, std = channel_statistics(train_images)
     network = {"widths": args.widths, "depth": args.depth, "dropout": args.dropout}
     model = models.build("convnet", parts.class_names, args.image_size, network, mean, std, args.crop_pct)
+    if args.start_from:
+        options.start_from(args.start_from, model)
     model = model.to(memory_format=torch.channels_last)
     criterion = partial(F.cross_entropy, label_smoothing=args.label_smoothing)
     images, labels = next(iter(train_loader))

@@ -87,6 +87,8 @@ def main() -> None:
     if trained_on and args.part in ("train", "all"):
         lines.append(f"\n{trained_on} of these pictures were trained on: this is no estimate for unseen ones.")
     lines += [f"\n{note}" for note in dict.fromkeys(parts.notes)]
+    if parts.name != SHAPES:
+        lines.append("\nPictures with photographs are in photos/, which is published only by --with-photos.")
     atomic.write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     title = f"# {Path(args.checkpoint).name} on the part {args.part!r} of {parts.name}\n"
     atomic.write_text(args.report / "README.md", "\n".join([title, *lines]) + "\n")

@@ -27,7 +27,7 @@ from accelerate.utils import DataLoaderConfiguration
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cvlab import atomic, card, hub
+from cvlab import atomic, card, checkpoint, hub
 from cvlab.data import Parts
 from cvlab.optim import OPTIMIZERS, SCHEDULES, fastest_precision
 
@@ -48,6 +48,7 @@ def parser(description: str, **defaults: object) -> argparse.ArgumentParser:
     group.add_argument("--weight-decay", type=float)
     group.add_argument("--patience", type=int, default=50, help="stop after so many epochs without a better val score")
     group.add_argument("--seed", type=int, default=0, help="weights, order and augmentation")
+    group.add_argument("--start-from", type=Path, metavar="CHECKPOINT", help="begin with the weights of this model")
     group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: the faster here")
     group = parser.add_argument_group("run")
     group.add_argument("--out", type=Path, default=Path("runs") / Path(sys.argv[0]).stem, help="folder of the run")
@@ -79,6 +80,19 @@ def open_run(args: argparse.Namespace) -> Path | None:
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "history.jsonl").unlink(missing_ok=True)
     return None
+
+
+def start_from(folder: Path, model: nn.Module) -> None:
+    """Gives a fresh model the weights of a trained one of the same network.
+
+    Raises:
+        ValueError: the other's tensors are of other names or shapes.
+    """
+    try:
+        model.load_state_dict(checkpoint.load(folder).state_dict())
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise ValueError(f"--start-from {folder}: it is another network than the one asked for. {reason}") from error
 
 
 def describe(parts: Parts, part_lengths: dict[str, int]) -> None:
@@ -130,6 +144,11 @@ def read_history(out: Path, epochs: int) -> list[dict]:
     return history
 
 
+def read_json(path: Path) -> dict:
+    """The object in a file, {} where there is no file."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
 def write_history(out: Path, history: list[dict]) -> None:
     """One JSON object a line."""
     atomic.write_text(out / "history.jsonl", "".join(json.dumps(line) + "\n" for line in history))
@@ -151,6 +170,7 @@ def write_manifest(args: argparse.Namespace, model: nn.Module, history: list[dic
     ).stdout.strip()
     manifest = {
         "command": shlex.join(["python", *sys.argv]),
+        "started_from": read_json(args.start_from / "manifest.json").get("command") if args.start_from else None,
         "seed": args.seed,
         "split_seed": args.split_seed,
         "precision": args.precision,

@@ -59,6 +59,8 @@ def main() -> None:
     batch_norm = not args.no_batch_norm
     network = {"width": args.width, "depth": args.depth, "batch_norm": batch_norm, "dropout": args.dropout}
     model = models.build("unet", parts.class_names, args.image_size, network, mean, std)
+    if args.start_from:
+        options.start_from(args.start_from, model)
     model = model.to(memory_format=torch.channels_last)
     criterion = SEGMENTATION_LOSSES[args.loss]
     images, masks = next(iter(train_loader))
