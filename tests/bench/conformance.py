@@ -134,7 +134,8 @@ def cells(line: dict) -> list:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--modules", nargs="+", metavar="NAME", default=timm.list_modules(), help="only these")
+    known = timm.list_modules()
+    parser.add_argument("--modules", nargs="+", choices=known, metavar="NAME", default=known, help="only these")
     parser.add_argument("--json", type=Path, metavar="FILE", help="what is found, a line a module; read first if there")
     options = parser.parse_args()
     done = {}
