@@ -146,10 +146,12 @@ def _data(data: dict) -> str:
 def _training(manifest: dict) -> str:
     if not manifest:
         return "No record of it is in this folder."
-    before = f"{manifest['started_from']}\n" if manifest.get("started_from") else ""
+    first = manifest.get("started_from")
+    before = f"{first['command']}\n" if first else ""
+    after = f", after {first['epochs']} in {first['minutes']:.1f} minutes by the first command" if first else ""
     return (
         f"```\n{before}{manifest['command']}\n```\n\n"
         f"{manifest['epochs']} epochs in {manifest['minutes']:.1f} minutes on {manifest['hardware']} "
         f"({manifest['precision']}, torch {manifest['versions']['torch']}, seed {manifest['seed']}, at most "
-        f"{manifest['peak_memory_mb']} MB of memory). The epoch with the best validation score was kept."
+        f"{manifest['peak_memory_mb']} MB of memory){after}. The epoch with the best validation score was kept."
     )

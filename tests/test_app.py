@@ -187,7 +187,7 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
     page.set_default_timeout(20_000)
     page.goto(url)
     choose_model(page, CLASSIFIER)
-    page.get_by_role("button", name="cross").click()
+    choose_example(page, "cross")
     expect(page.get_by_test_id("label-output-value")).to_have_text("cross")
     yield page
     page.close()
@@ -200,6 +200,10 @@ def choose_model(page: Page, name: str) -> None:
     box.fill(name)
     box.press("Enter")
     expect(page.get_by_label("About the model")).to_have_value(re.compile(facts))
+
+
+def choose_example(page: Page, name: str) -> None:
+    page.locator(".examples").get_by_role("button", name=name).click()
 
 
 def upload(page: Page, path: Path) -> None:
@@ -274,7 +278,7 @@ def test_what_cannot_be_opened_is_a_sentence_and_leaves_no_old_answer(page: Page
     upload(page, tmp_path / "photo.png")
     expect(page.get_by_text("not a picture")).to_be_visible()
     assert page.locator("figure").filter(visible=True).count() == 0
-    page.get_by_role("button", name="star").click()
+    choose_example(page, "star")
     expect(page.get_by_test_id("label-output-value")).to_have_text("star")
 
 
@@ -299,7 +303,7 @@ def test_no_accessibility_violation_on_any_tab(browser: Browser, url: str, theme
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.goto(f"{url}?__theme={theme}")
     choose_model(page, SEGMENTER)
-    page.get_by_role("button", name="cross").click()
+    choose_example(page, "cross")
     for name in ("Predict", "Grad-CAM", "U-Net stages"):
         tab(page, name)
         expect(page.locator("figure").filter(visible=True).first).to_be_visible()
@@ -312,7 +316,7 @@ def test_a_phone_needs_no_sideways_scrolling(browser: Browser, url: str) -> None
     page = browser.new_page(viewport={"width": 390, "height": 844})
     page.goto(url)
     choose_model(page, SEGMENTER)
-    page.get_by_role("button", name="cross").click()
+    choose_example(page, "cross")
     for name in ("Predict", "Grad-CAM", "U-Net stages"):
         tab(page, name)
         expect(page.locator("figure").filter(visible=True).first).to_be_visible()

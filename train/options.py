@@ -168,9 +168,10 @@ def write_manifest(args: argparse.Namespace, model: nn.Module, history: list[dic
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
     ).stdout.strip()
+    before = read_json(args.start_from / "manifest.json") if args.start_from else {}
     manifest = {
         "command": shlex.join(["python", *sys.argv]),
-        "started_from": read_json(args.start_from / "manifest.json").get("command") if args.start_from else None,
+        "started_from": {key: before.get(key) for key in ("command", "epochs", "minutes")} if before else None,
         "seed": args.seed,
         "split_seed": args.split_seed,
         "precision": args.precision,

@@ -18,10 +18,12 @@ def row(folder: Path) -> str:
     config = json.loads((folder / "config.json").read_text())["cvlab"]
     name = "accuracy" if config["task"] == "classification" else "iou"
     score = metrics[name]
+    trainings = [manifest, *filter(None, [manifest.get("started_from")])]
+    epochs, minutes = (sum(each[key] for each in trainings) for key in ("epochs", "minutes"))
     return (
         f"| [{folder.name}](checkpoints/{folder.name}) | {config['data']['name']} | {metrics['n']} | "
         f"{name} **{score['value']:.3f}** ({score['low']:.3f} to {score['high']:.3f}) | "
-        f"{manifest['parameters'] / 1e6:.2f} M | {manifest['epochs']} | {manifest['minutes']:.0f} | "
+        f"{manifest['parameters'] / 1e6:.2f} M | {epochs} | {minutes:.0f} | "
         f"{manifest['precision']} |"
     )
 
@@ -30,7 +32,7 @@ def table(root: Path = ROOT) -> str:
     """The table, with the hardware and versions of the trainings."""
     folders = sorted(path.parent for path in root.glob("checkpoints/*/metrics.json"))
     manifests = [json.loads((folder / "manifest.json").read_text()) for folder in folders]
-    hardware = ", ".join(sorted({manifest["hardware"] for manifest in manifests}))
+    hardware = "; ".join(sorted({manifest["hardware"] for manifest in manifests}))
     versions = ", ".join(sorted({f"torch {manifest['versions']['torch']}" for manifest in manifests}))
     lines = [
         "| model | data | test pictures | score on test (95% interval) | parameters | epochs | minutes | precision |",
