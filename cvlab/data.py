@@ -22,6 +22,7 @@ from cvlab.copies import find_copies, fingerprint, grouped
 from cvlab.transforms import FORMATS, ImageError, open_image
 
 PARTS = ("train", "val", "test")
+SHAPES = "cvlab/shapes.py"  # the name of the data set of synthetic scenes
 SHARES = {"val": 0.15, "test": 0.15}  # of a class; the rest is for training
 SHAPES_SIZES = {"train": 3000, "val": 500, "test": 500}
 IMAGE_SUFFIXES = {
@@ -308,7 +309,7 @@ def _shapes_parts(class_names: list[str], label_of: Callable[[shapes.Scene], obj
         scene = shapes.scene(seed, image_size)
         return scene.image, label_of(scene)
 
-    return Parts("cvlab/shapes.py", list(class_names), samples, open_scene)
+    return Parts(SHAPES, list(class_names), samples, open_scene)
 
 
 def _existing(folder: str | Path) -> Path:

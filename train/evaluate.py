@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository r
 import options
 
 from cvlab import atomic, card, checkpoint, render, report
-from cvlab.data import PARTS, Parts, classification_parts, segmentation_parts
+from cvlab.data import SHAPES, Parts
 from cvlab.explain import predict
 from cvlab.metrics import (
     bootstrap_intervals,
@@ -43,7 +43,6 @@ from cvlab.metrics import (
 from cvlab.transforms import open_image, resize_logits, square_view, to_float, to_uint8
 
 BATCH_SIZE = 32  # fixed: the scores of a model do not depend on how it was asked
-SHAPES = "cvlab/shapes.py"
 
 
 def main() -> None:
@@ -58,21 +57,7 @@ def main() -> None:
     args = parser.parse_args()
     model = checkpoint.load(args.checkpoint)
     out = args.out or Path(args.checkpoint)
-
-    facts = model.config.get("data", {})
-    split_seed, image_size = facts.get("split_seed", 0), model.image_size
-    needed = () if args.part == "all" else (args.part,)
-    if args.data is None and facts.get("name") != SHAPES:
-        raise ValueError(f"{args.checkpoint} was trained on {facts.get('name')}: give its folder with --data.")
-    if model.task == "classification":
-        parts = classification_parts(args.data, split_seed, facts.get("per_class"), image_size, True, needed)
-    else:
-        parts = segmentation_parts(args.data, split_seed, model.class_names, image_size, needed)
-    if parts.class_names != model.class_names:
-        raise ValueError(f"The classes of {args.data} are {parts.class_names}, the model's {model.class_names}.")
-    trained_on = parts.as_recorded(facts.get("fingerprints", {}))
-    if args.part == "all":
-        parts.samples["all"] = [sample for part in PARTS for sample in parts.samples[part]]
+    parts, trained_on = options.parts_of(model, args.data, args.part)
     if args.part == "test":
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "data": parts.name, "command": sys.argv}
         note_reading(out / "test_reads.jsonl", line)

@@ -35,12 +35,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository r
 import options
 
 from cvlab import atomic, checkpoint, render
-from cvlab.data import PARTS, DataError, Parts, classification_parts, segmentation_parts
+from cvlab.data import DataError, Parts
 from cvlab.explain import METHODS, check_stages, peak
 from cvlab.maps import MeanMaps, compared_stages, describe, every_map, explain_predictions, likeness
 from cvlab.transforms import square_view, to_float, to_uint8
 
-SHAPES = "cvlab/shapes.py"
 MOST_ROWS = 20  # classes in a picture of mean maps
 
 
@@ -63,17 +62,8 @@ def main() -> None:
         )
     stages = check_stages(model, args.stages or model.stages)
 
-    facts = model.config.get("data", {})
-    split_seed, image_size = facts.get("split_seed", 0), model.image_size
-    needed = () if args.part == "all" else (args.part,)
-    if args.data is None and facts.get("name") != SHAPES:
-        raise ValueError(f"{args.checkpoint} was trained on {facts.get('name')}: give its folder with --data.")
-    if model.task == "classification":
-        parts = classification_parts(args.data, split_seed, facts.get("per_class"), image_size, True, needed)
-    else:
-        parts = segmentation_parts(args.data, split_seed, model.class_names, image_size, needed)
-    parts.as_recorded(facts.get("fingerprints", {}))
-    samples = [sample for part in (PARTS if args.part == "all" else needed) for sample in parts.samples[part]]
+    parts, _ = options.parts_of(model, args.data, args.part)
+    samples = parts.samples[args.part]
     names = [file_name(sample, args.data) for sample in samples]
 
     settings = {"data": parts.name, "part": args.part, "pictures": hash_of(json.dumps(names).encode())}

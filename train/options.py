@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cvlab import atomic, card, checkpoint, hub
-from cvlab.data import Parts
+from cvlab.data import PARTS, SHAPES, Parts, classification_parts, segmentation_parts
 from cvlab.optim import OPTIMIZERS, SCHEDULES, fastest_precision
 
 
@@ -117,6 +117,31 @@ def accelerator_for(
     atomic.write_text(recorded, args.precision + "\n")
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=args.seed)
     return Accelerator(mixed_precision="no" if args.precision == "fp32" else "bf16", dataloader_config=loading)
+
+
+def parts_of(model: nn.Module, data: Path | None, part: str) -> tuple[Parts, int]:
+    """The parts that a trained model knows, and how many of the pictures it was trained on.
+
+    Args:
+        data: the data folder; None for a model of synthetic scenes.
+        part: the one that is needed, or "all": then samples["all"] are those of all parts.
+
+    Raises:
+        ValueError: no folder was given, or its classes are not the model's.
+    """
+    facts, size = model.config.get("data", {}), model.image_size
+    needed = () if part == "all" else (part,)
+    if data is None and facts.get("name") != SHAPES:
+        raise ValueError(f"The model was trained on {facts.get('name')}: give its folder with --data.")
+    if model.task == "classification":
+        parts = classification_parts(data, facts.get("split_seed", 0), facts.get("per_class"), size, True, needed)
+    else:
+        parts = segmentation_parts(data, facts.get("split_seed", 0), model.class_names, size, needed)
+    if parts.class_names != model.class_names:
+        raise ValueError(f"The classes of {data} are {parts.class_names}, the model's {model.class_names}.")
+    trained_on = parts.as_recorded(facts.get("fingerprints", {}))
+    parts.samples["all"] = [sample for name in PARTS for sample in parts.samples[name]]
+    return parts, trained_on
 
 
 def save_state(accelerator: Accelerator, out: Path, step: int, **progress: object) -> None:
