@@ -61,8 +61,8 @@ def test_the_tables_stand_between_their_marks():
     assert once.endswith("b\n")
     assert "earlier tables" not in once
     forward, ours = ([row for row in rows(once) if row[0] == name] for name in (explain.FORWARD, "cvlab"))
-    assert [row[1:] for row in forward] == [["2000.0 ms"], ["8.0 (8.0 to 8.0)"], ["10 MiB", "20 MiB"]]
-    assert [row[1:] for row in ours] == [["2.00 (1.50 to 2.50)"], ["8.0 (8.0 to 8.0)"], ["2.50", "1.75"]]
+    assert [row[1:] for row in forward] == [["2000.0 ms"], ["8.00 (8.00 to 8.00)"], ["10 MiB", "20 MiB"]]
+    assert [row[1:] for row in ours] == [["2.00 (1.50 to 2.50)"], ["8.00 (8.00 to 8.00)"], ["2.50", "1.75"]]
 
 
 def test_families_of_timm_are_examined(tmp_path):

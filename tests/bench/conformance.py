@@ -1,6 +1,6 @@
 """Is every family of timm explained, and as Captum does? The smallest network of each of timm's modules is asked.
 
-python tests/bench/conformance.py                     all of them, about ten minutes; nothing is downloaded
+python tests/bench/conformance.py                     all of them, about five minutes; nothing is downloaded
 python tests/bench/conformance.py --json FILE         also into FILE, module by module; a second run goes on from there
 python tests/bench/conformance.py --modules resnet swin_transformer
 
@@ -54,10 +54,12 @@ def captum_map(model: nn.Module, images: Tensor, stage: str, class_idx: int) -> 
 
 
 def as_trained(model: nn.Module) -> nn.Module:
-    """Random weights as a training could leave them: fresh variances are all 1, and some fresh heads all 0."""
+    """Random weights as a training could leave them: fresh variances are all 1, some fresh heads and factors all 0."""
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 0.5, 1.5)
+            if module.affine and not module.weight.any():
+                nn.init.uniform_(module.weight, 0.5, 1.5)
         if isinstance(module, nn.Linear) and not module.weight.any():
             nn.init.normal_(module.weight, std=0.1)
     return model.eval()

@@ -334,7 +334,7 @@ def batches_table(figures: dict) -> str:
     head = [f"{name}, batches of {of['batch']}, n = {len(of['times'][FORWARD])}" for name, of in found.items()]
     rows = []
     for key in CONTENDERS:
-        rows.append([key, *(spread([of["batch"] / one for one in of["times"][key]], 1) for of in found.values())])
+        rows.append([key, *(spread([of["batch"] / one for one in of["times"][key]]) for of in found.values())])
     return table(["images a second", *head], rows)
 
 
@@ -365,8 +365,9 @@ def page(figures: dict) -> str:
         "Peak resident memory as multiples of the plain forward pass, one image, one process each:",
         memory_table(figures),
         f"Maps of {list(figures['times'])[-1].split(',')[0]} in bfloat16 differ by at most {figures['bf16']:.1e} of "
-        "their largest value; folded in float32 they are equal within 1e-5. `python tests/bench/explain.py` measures "
-        "all of this; peers are used as in their READMEs.",
+        "their largest value; folded in float32 they are equal within 1e-5 (tests/test_fold.py). `python "
+        "tests/bench/explain.py` measures all of this; peers are used as in their READMEs, and torchcam's maps are not "
+        "resized to the image.",
     ]
     return "\n" + "\n\n".join(parts) + "\n"
 
