@@ -1,44 +1,66 @@
-"""The page: drop a photo, see what a model predicts, where it looked, and what each stage of a U-Net contributed.
+"""The page: drop a photo, see what a model predicts, why, and whether that can be believed.
 
     python app.py                           the models in checkpoints/ and runs/
     python app.py runs/NAME user/name ...   also these: folders, or names on the Hugging Face Hub
 
 CVLAB_MODELS="user/a,user/b" adds models as the command line does. On a public server CVLAB_ALLOW="user,school" limits
 the other Hub names that a visitor may type to these owners.
+
+Here are the widgets, what happens when one of them is touched, and the endpoints for programs. What the tabs say is in
+cvlab/tabs.py, and how it looks in cvlab/panels.py.
 """
 
 import argparse
 import base64
 import contextvars
 import os
+import secrets
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from dataclasses import astuple, fields, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported: nothing leaves this machine
 
 import gradio as gr
 import sklearn.datasets
-from gradio.data_classes import ImageData
-from gradio.processing_utils import save_pil_to_cache
+from gradio.data_classes import GradioRootModel, ImageData
+from gradio.utils import get_upload_folder
 from PIL import Image
 from torch import nn
 
-from cvlab import checkpoint, figures, hub, shapes
-from cvlab.answers import grad_cam_answer, predict_answer, stages_answer
-from cvlab.explain import default_stage
-from cvlab.figures import Figure, as_html, paragraph
-from cvlab.transforms import open_image
+from cvlab import figures, hub, panels, shapes, tabs
+from cvlab.answers import map_of, peak_of, worth_of
+from cvlab.desk import Desk, Photo
+from cvlab.explain import METHODS, default_stage
+from cvlab.figures import paragraph
+from cvlab.offer import Models, model_facts, offered_models
+from cvlab.question import COLORMAPS, Question, from_query
+from cvlab.render import enlarged, to_picture
 
 ROOT = Path(__file__).resolve().parent
 TOP_CLASSES = 5
-
-PREDICTED = "(predicted)"
+MAX_UPLOAD_MB = 40
 EXAMPLE_SEEDS = (4022, 4019, 4015)  # beyond those that cvlab/data.py gives to train, val and test
+KEPT = ("method", "colormap", "opacity", "common_scale")  # of the settings, when another photo or model is chosen
+UPLOADS = Path(get_upload_folder()).resolve()
+AT_ONCE = 8  # answers; a model gives one at a time
+
+METHOD_CHOICES = [(name + (" (slow)" if key not in METHODS else ""), key) for key, name in panels.METHOD_NAMES.items()]
+REGION_CHOICES = [
+    ("the whole mask", "mask"),
+    ("the part of the mask that I click", "part"),
+    ("the pixel that I click", "pixel"),
+    ("a box", "box"),
+    ("a brush stroke", "stroke"),
+    ("what was wrongly found (needs the true mask)", "false positives"),
+    ("what was missed (needs the true mask)", "false negatives"),
+]
+COLORMAP_CHOICES = [(f"{name} (as in older reports)" if name == "jet" else name, name) for name in COLORMAPS]
 
 # System fonts, as the default theme asks a font server; and greys and blues that can be read on their background.
 THEME = gr.themes.Default(
@@ -50,55 +72,88 @@ THEME = gr.themes.Default(
     block_info_text_color_dark="*neutral_300",
 )
 CSS = """
-.gradio-container {width: 100%; max-width: 1200px !important; margin: 0 auto}
+.gradio-container {width: 100%; max-width: 1280px !important; margin: 0 auto}
 button[role=tab].selected {color: var(--primary-700) !important}
 .dark button[role=tab].selected {color: var(--primary-300) !important}
 .examples {display: grid; grid-template-columns: repeat(5, 1fr); gap: 6px}
 .examples button {min-width: 0; flex-direction: column; padding: 4px; font-weight: normal}
 .examples button img {width: 100%; height: 52px; object-fit: cover; margin: 0; border-radius: 3px}
 """
+# The address bar holds the link to what is shown; a theme that was asked for stays in it.
+LINK_JS = """
+watch('value', () => {
+  const link = element.querySelector('a'), theme = new URLSearchParams(location.search).get('__theme');
+  if (link) history.replaceState(null, '', link.getAttribute('href') + (theme ? '&__theme=' + theme : ''));
+});
+"""
 
 
-# --- models -----------------------------------------------------------------------------------------------------------
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+Shown = dict[str, object]  # by the names that build_page gives its widgets
 
 
-def offered_models(root: Path, names: Sequence[str]) -> dict[str, str]:
-    """What the picker offers, {name: folder or Hub name}: those asked for, then shipped, then local ones."""
-    offered = {name: name for name in names}
-    offered |= {config.parent.name: str(config.parent) for config in sorted(root.glob("checkpoints/*/config.json"))}
-    offered |= {f"runs/{config.parent.name}": str(config.parent) for config in sorted(root.glob("runs/*/config.json"))}
-    return offered
+def answer(
+    desk: Desk, photo: Photo | None, name: str, mask: Photo | None, *settings: object, fresh: bool = True
+) -> Shown:
+    """Everything that is shown for a photo and a model.
 
+    What cannot be answered is emptied, with a sentence instead: an old heatmap never stands beside another photo.
 
-class Models:
-    """The models of the page, loaded when first used. A visitor can name a Hub model, but no folder of the server.
-
-    A branch of the Hub is looked up once: as long as the page runs, its answers are those of one commit.
+    Args:
+        settings: the values of a Question's fields, in their order.
+        fresh: asks what the model itself says; else what the settings say, as a link does.
     """
+    shown: Shown = dict.fromkeys(("notes", "look", *tabs.REDRAWN), "") | {"facts": None, "label": None}
+    try:
+        question = Question(*settings)
+        if fresh:
+            question = replace(Question(), **{key: getattr(question, key) for key in KEPT})
+        model = desk.models[name]
+        shown |= {"facts": model_facts(model)} | choices(model, question)
+        model, seen = desk.seen(photo, name)
+    except (ValueError, OSError) as error:
+        return shown | {"notes": paragraph(tabs.sentence_of(error))}
+    shown["notes"] = "".join(map(paragraph, seen.notes))
+    share, heading = ("Probability", True) if seen.mask is None else ("Share of the photo", False)
+    shown["label"] = gr.Label(value=seen.shares, label=share, show_heading=heading)
+    shown["look"] = panels.look_panel(seen, model, question)
+    return shown | tabs.explained(desk, photo, name, mask, question, progress_of(question))
 
-    def __init__(self, offered: dict[str, str], owners: Sequence[str] = ()) -> None:
-        self.offered = offered
-        self.owners = owners  # on the Hub, of models that are not offered; none means everybody's
-        self._locks: dict[str, threading.Lock] = {}  # one a name: a long download keeps nobody else waiting
-        self._load = lru_cache(maxsize=8)(checkpoint.load)
-        self._pull = lru_cache(maxsize=None)(fetch_with_progress)
 
-    def __getitem__(self, name: str) -> nn.Module:
-        """The model of an offered name (a shipped one also as checkpoints/NAME) or of a Hub name.
+def choices(model: nn.Module, question: Question) -> Shown:
+    """The widgets that depend on the model, at what the question says where the model has it."""
 
-        Raises:
-            ValueError: there is no such model, or it cannot be opened.
-        """
-        source = self.offered.get(name.removeprefix("checkpoints/"))
-        if source is None:
-            if not hub.is_id(name):
-                raise ValueError(f"There is no model {name!r}: choose one of the list, or type a Hub name (user/name).")
-            if self.owners and name.split("/")[0] not in self.owners:
-                raise ValueError(f"This page opens models of {', '.join(self.owners)} only, not {name!r}.")
-        with self._locks.setdefault(source or name, threading.Lock()):
-            if source is None or (hub.is_id(source) and not Path(source).is_dir()):
-                source = self._pull(source or name)
-            return self._load(source)
+    def one_of(names: list[str], value: str, empty: str, **options: object) -> gr.Dropdown:
+        return gr.Dropdown([(empty, ""), *names], value=value if value in names else "", **options)
+
+    names, segments = model.class_names, model.task == "segmentation"
+    stage = question.stage if question.stage in model.stages else default_stage(model)
+    return {
+        "class_name": one_of(names, question.class_name, "(the first)" if segments else "(predicted)"),
+        "rather_than": one_of(names, question.rather_than, "(nothing else)", visible=len(names) > 1),
+        "stage": gr.Dropdown(list(model.stages), value=stage),
+        "region": question.region,
+        "points": question.points,
+        "threshold": question.threshold or model.threshold,
+        "asking": gr.Column(visible=segments),
+    }
+
+
+def opened(desk: Desk, request: gr.Request) -> Shown:
+    """The model and the settings of a link."""
+    query = dict(request.query_params)
+    values = zip(fields(Question), astuple(from_query(query)), strict=True)
+    shown: Shown = {"link": ""} | {field.name: value for field, value in values if field.name in query}
+    return shown | ({"model": query["model"]} if query.get("model") else {})
+
+
+def progress_of(question: Question) -> Callable[[float], None] | None:
+    """Where a slow method tells how far it is."""
+    if question.method in METHODS:
+        return None
+    progress = gr.Progress()
+    return lambda share: progress(share, desc=panels.METHOD_NAMES[question.method])
 
 
 def fetch_with_progress(model_id: str) -> Path:
@@ -112,33 +167,48 @@ def fetch_with_progress(model_id: str) -> Path:
     return hub.pull(model_id, show)
 
 
-def model_facts(model: nn.Module) -> str:
-    """What the chosen model is, in plain text: names come from strangers and are never rendered."""
-    classes = model.class_names
-    shown = ", ".join(classes[:8]) + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")
-    kind = "Tells apart" if model.task == "classification" else "Finds the pixels of"
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    facts = f"{kind}: {shown}. It sees {model.image_size} x {model.image_size} pixels; {parameters:.1f} M parameters."
-    return facts + (f" From the Hub: {model.source}." if hub.is_id(model.source) else "")
-
-
 # --- the page ---------------------------------------------------------------------------------------------------------
+
+
+class Sent(GradioRootModel):
+    """Whatever was sent as a photo: judged by `file_of`, which answers in sentences, and documented as an image."""
+
+    root: Any
+
+    @classmethod
+    def model_json_schema(cls, *arguments: object, **options: object) -> dict:
+        """That of an image, for the page of the API and its clients."""
+        return ImageData.model_json_schema(*arguments, **options)
 
 
 def photo_input(**options: object) -> gr.Image:
     """An image input that hands over the file as it came, for cvlab's own opener (Gradio's spoils several formats)."""
     component = gr.Image(image_mode=None, type="filepath", **options)
+    component.data_model = Sent
     component.preprocess = file_of
     return component
 
 
-def file_of(payload: ImageData | None) -> str | BytesIO | None:
-    """What was uploaded, undecoded: a path, or the bytes of a data: URL."""
+def file_of(payload: object) -> Photo | None:
+    """What was uploaded, undecoded: the path of a file in Gradio's cache, or the bytes of a data: URL.
+
+    Raises:
+        gr.Error: anything else, also another path of this machine.
+    """
+    payload = payload.root if isinstance(payload, Sent) else payload
     if payload is None:
         return None
-    if payload.url and payload.url.startswith("data:"):
-        return BytesIO(base64.b64decode(payload.url.partition(",")[2]))
-    return payload.path
+    url, path = (payload.get("url"), payload.get("path")) if isinstance(payload, dict) else (None, None)
+    if isinstance(url, str) and url.startswith("data:"):
+        if len(url) > MAX_UPLOAD_MB * 2**20 * 4 / 3:
+            raise gr.Error(f"The picture is too large: up to {MAX_UPLOAD_MB} MB are taken.")
+        try:
+            return BytesIO(base64.b64decode(url.partition(",")[2]))
+        except ValueError as error:
+            raise gr.Error("The data: URL of the picture is damaged.") from error
+    if isinstance(path, str) and "\0" not in path and Path(path).resolve().is_relative_to(UPLOADS):
+        return path
+    raise gr.Error("That is not an uploaded picture.")
 
 
 def example_files(folder: Path) -> dict[str, str]:
@@ -153,91 +223,16 @@ def example_files(folder: Path) -> dict[str, str]:
     return examples
 
 
-def answer(models: Models, photo: str | BytesIO | None, name: str) -> dict[str, object]:
-    """Everything that is shown for a photo and a model, by the names of `build_page`'s widgets.
-
-    What cannot be answered is emptied, with a sentence instead: an old heatmap never stands beside another photo.
-    """
-    shown = {"notes": "", "facts": None, "label": None, "look": "", "grad_cam": "", "stages": ""}
-    try:
-        if not name:
-            raise ValueError("Choose a model, or type its name on the Hub (user/name).")
-        model = models[name]
-        shown["facts"] = model_facts(model)
-        shown["class_choice"] = gr.Dropdown(choices=[PREDICTED, *model.class_names], value=PREDICTED)
-        shown["stage_choice"] = gr.Dropdown(choices=list(model.stages), value=default_stage(model))
-        if photo is None:
-            raise ValueError("Drop a photo, or choose an example.")
-        image = open_image(photo)
-        shares, mask, sentence = predict_answer(image, model)
-    except (ValueError, OSError) as error:
-        return shown | {"notes": paragraph(sentence_of(error))}
-    share, heading = ("Probability", True) if mask is None else ("Share of the photo", False)
-    shown["notes"] = "".join(map(paragraph, image.info["notes"]))
-    shown["label"] = gr.Label(value=shares, label=share, show_heading=heading)
-    shown |= grad_cam_shown(image, model, PREDICTED, None) | stages_shown(image, model)
-    if mask is not None:
-        shown["look"] = as_html([Figure(mask, "Mask", sentence, "The photo, grey outside the predicted mask")], "large")
-    return shown
-
-
-def redraw(models: Models, photo: str | BytesIO | None, name: str, class_name: str, stage: str) -> dict[str, object]:
-    """The Grad-CAM tab again, for another class or stage."""
-    try:
-        if photo is None:
-            raise ValueError("Drop a photo, or choose an example.")
-        return {"grad_cam": grad_cam_shown(open_image(photo), models[name], class_name, stage)["grad_cam"]}
-    except (ValueError, OSError) as error:
-        return {"grad_cam": paragraph(sentence_of(error))}
-
-
-def grad_cam_shown(image: Image.Image, model: nn.Module, class_name: str, stage: str | None) -> dict[str, object]:
-    """The Grad-CAM tab, and its overlay beside the prediction."""
-    try:
-        drawn = grad_cam_answer(image, model, None if class_name == PREDICTED else class_name, stage)
-    except ValueError as error:
-        return {"grad_cam": paragraph(sentence_of(error))}
-    why, side = f"{drawn.class_name!r} at {drawn.stage}", model.image_size
-    three = [
-        Figure(drawn.original, "Original", f"What the model sees: {side} x {side} pixels."),
-        Figure(drawn.heatmap, f"Evidence for {why}", drawn.sentence, f"Heatmap: evidence for {why}", drawn.peak),
-        Figure(drawn.overlay, f"Where it sees {drawn.class_name!r}", "Elsewhere the picture is unchanged."),
-    ]
-    return {"grad_cam": as_html(three, "large"), "look": as_html([three[2]], "large")}
-
-
-def stages_shown(image: Image.Image, model: nn.Module) -> dict[str, object]:
-    """The U-Net tab, or why it is empty."""
-    try:
-        photo, mask, stages = stages_answer(image, model)
-    except ValueError as error:
-        return {"stages": paragraph(sentence_of(error))}
-    drawn = [
-        Figure(photo, "Input", f"{model.image_size} x {model.image_size} pixels", "The photo as the model sees it"),
-        Figure(mask, "Mask", "The region that is explained.", "The photo, grey outside the predicted mask"),
-    ]
-    for stage in stages:
-        caption = f"{stage.resolution}, peak {stage.peak:.3g}. {stage.sentence}"
-        drawn.append(
-            Figure(stage.overlay, stage.name, caption, f"Evidence for the mask at {stage.name}, over the photo")
-        )
-    reading = paragraph(
-        "Each map is divided by its own maximum. The peak is that maximum times the number of positions of the "
-        "stage: with it the stages of one model can be compared, but not two models."
-    )
-    return {"stages": as_html(drawn) + reading}
-
-
 def build_page(models: Models) -> gr.Blocks:
     """The Blocks page, not launched."""
-    names = list(models.offered)
+    desk, names, usual = Desk(models), list(models.offered), Question()
     examples = example_files(Path(tempfile.mkdtemp(prefix="cvlab-examples-")))
-    shown: dict[str, gr.components.Component] = {}
+    shown: dict[str, gr.blocks.Block] = {}  # widgets, by the names that the functions above answer with
     with gr.Blocks(title="cvlab", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.Markdown("# cvlab\nWhat does a vision model see in a photo, and why? Choose a model and drop a picture.")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                model = gr.Dropdown(
+                shown["model"] = gr.Dropdown(
                     names,
                     value=names[0] if names else None,
                     allow_custom_value=True,
@@ -252,6 +247,13 @@ def build_page(models: Models) -> gr.Blocks:
                     for path, caption in examples.items():
                         example = gr.Button(caption, icon=path, size="sm")
                         example.click(partial(str, path), None, photo, api_visibility="private")
+                with gr.Accordion("Colours", open=False):
+                    shown["colormap"] = gr.Dropdown(COLORMAP_CHOICES, value=usual.colormap, label="Colour map")
+                    shown["opacity"] = gr.Slider(0, 1, usual.opacity, step=0.05, label="Opacity over the photo")
+                    shown["common_scale"] = gr.Checkbox(
+                        label="One scale", info="For all stages of a U-Net, or for a class beside the predicted one"
+                    )
+                shown["link"] = gr.HTML(js_on_load=LINK_JS)
             with gr.Column(scale=5, min_width=300):
                 shown["notes"] = gr.HTML()
                 with gr.Tab("Predict"), gr.Row():
@@ -261,83 +263,202 @@ def build_page(models: Models) -> gr.Blocks:
                         shown["look"] = gr.HTML()
                 with gr.Tab("Grad-CAM"):
                     with gr.Row():
-                        shown["class_choice"] = gr.Dropdown(
-                            [PREDICTED], value=PREDICTED, label="Evidence for the class"
-                        )
-                        shown["stage_choice"] = gr.Dropdown([], label="Read at the stage")
+                        shown["class_name"] = gr.Dropdown([("", "")], label="Evidence for the class", min_width=150)
+                        shown["rather_than"] = gr.Dropdown([("", "")], label="Rather than", min_width=150)
+                        shown["stage"] = gr.Dropdown([], label="Read at the stage", min_width=150)
+                        shown["method"] = gr.Dropdown(METHOD_CHOICES, value="grad_cam", label="Method", min_width=150)
+                    shown["against"] = gr.Checkbox(label="Show the evidence against it instead")
                     shown["grad_cam"] = gr.HTML()
+                    check = gr.Button("Can I believe it? Hide the hottest tenth of the picture", size="sm")
+                    shown["believe"] = gr.HTML()
                 with gr.Tab("U-Net stages"):
+                    with gr.Column(visible=False) as shown["asking"]:
+                        with gr.Row():
+                            with gr.Column(min_width=260):
+                                shown["picker"] = gr.HTML(js_on_load=figures.PICKER_JS)
+                            with gr.Column(min_width=220):
+                                shown["region"] = gr.Dropdown(REGION_CHOICES, value="mask", label="Ask about")
+                                shown["points"] = gr.Textbox(
+                                    label="Places",
+                                    info="Click or drag in the picture, or write x,y from the top left, then Enter",
+                                    placeholder="20,30 50,60",
+                                )
+                                shown["threshold"] = gr.Slider(0.05, 0.95, 0.5, step=0.01, label="Threshold")
+                        with gr.Accordion("Compare with the true mask", open=False):
+                            mask = photo_input(
+                                label="True mask (white is the class)", height=160, buttons=[], sources=["upload"]
+                            )
+                        shown["errors"] = gr.HTML()
                     shown["stages"] = gr.HTML()
+                    shown["ways"] = gr.HTML()
+                with gr.Tab("Compare"):
+                    with gr.Row():
+                        other = gr.Dropdown(
+                            [("(the same)", ""), *names], value="", allow_custom_value=True, label="Second model"
+                        )
+                        other_photo = photo_input(label="Second picture (empty: the same)", height=180, buttons=[])
+                    shown["compared"] = gr.HTML(paragraph(tabs.CHOOSE_TWO))
+                with gr.Tab("Many pictures"):
+                    files = gr.File(label="Pictures, or a zip of them", file_count="multiple", height=140)
+                    start = gr.Button("Explain them all", variant="primary")
+                    gallery = gr.HTML()
+                    rows = gr.Dataframe(headers=tabs.ROW_HEADS, label="Results", interactive=False, wrap=True)
+                    with gr.Row():
+                        written = [
+                            gr.File(label=label, interactive=False, height=90)
+                            for label in ("Table (CSV)", "Maps (zip)")
+                        ]
+                with gr.Tab("Report") as report_tab:
+                    shown["record"] = gr.HTML()
+                with gr.Tab("Code"):
+                    shown["code"] = gr.Code(label="This view as Python", language="python", interactive=False)
 
-        def by_widget(answer: Callable[..., dict], *inputs: object) -> dict:
-            return {shown[name]: value for name, value in answer(models, *inputs).items()}
+        settings = {field.name: shown[field.name] for field in fields(Question)}
+        asked, everything = [photo, shown["model"], mask, *settings.values()], list(shown.values())
+        redrawn = [shown[name] for name in tabs.REDRAWN]
 
-        gr.on(
-            [page.load, photo.change, model.change],
-            partial(by_widget, answer),
-            [photo, model],
-            list(shown.values()),
-            trigger_mode="always_last",  # a choice made while an answer is on its way is not lost
-            api_visibility="private",
-            show_progress_on=[shown["label"], shown["grad_cam"], shown["stages"]],
-        )
-        gr.on(
-            [shown["class_choice"].input, shown["stage_choice"].input],
-            partial(by_widget, redraw),
-            [photo, model, shown["class_choice"], shown["stage_choice"]],
-            [shown["grad_cam"]],
-            trigger_mode="always_last",
-            api_visibility="private",
-        )
-        add_api(models)
+        def by_widget(answered: Shown) -> dict:
+            return {shown[name]: value for name, value in answered.items()}
+
+        def from_link(request: gr.Request) -> dict:
+            return by_widget(opened(desk, request))
+
+        def answer_fresh(*inputs: object) -> dict:
+            return by_widget(answer(desk, *inputs))
+
+        def answer_link(*inputs: object) -> dict:
+            return by_widget(answer(desk, *inputs, fresh=False))
+
+        def redraw(photo: Photo | None, name: str, mask: Photo | None, *values: object) -> dict:
+            question = Question(*values)
+            return by_widget(tabs.explained(desk, photo, name, mask, question, progress_of(question)))
+
+        def pick(event: gr.EventData, photo: Photo | None, name: str, mask: Photo | None, *values: object) -> dict:
+            question = tabs.chosen(desk, photo, name, Question(*values), event.points)
+            chosen = {"region": question.region, "points": question.points}
+            return by_widget(chosen | tabs.explained(desk, photo, name, mask, question, progress_of(question)))
+
+        def show_ways(photo: Photo | None, name: str, mask: Photo | None, *values: object) -> str:
+            return tabs.ways(desk, photo, name, mask, Question(*values))
+
+        def show_believe(photo: Photo | None, name: str, mask: Photo | None, *values: object) -> str:
+            return tabs.believe(desk, photo, name, mask, Question(*values))
+
+        def show_compared(other: str, second: Photo | None, photo: Photo | None, name: str, *values: object) -> str:
+            return tabs.compared(desk, photo, name, Question(*values), other, second)
+
+        def show_record(name: str) -> str:
+            return tabs.record(desk, name)
+
+        def explain_all(files: list[str] | None, name: str, stage: str, method: str) -> tuple:
+            folder = Path(page.GRADIO_CACHE) / secrets.token_hex(16)  # deleted with the uploads
+            return tabs.many(desk, files, name, stage, method, gr.Progress(), folder)
+
+        def when(triggers: list, make: Callable, inputs: list, outputs: list, **options: object) -> object:
+            # The last choice made while an answer is on its way is not lost.
+            return gr.on(
+                triggers, make, inputs, outputs, trigger_mode="always_last", api_visibility="private", **options
+            )
+
+        waiting = {"show_progress_on": [shown["label"], shown["grad_cam"], shown["stages"]]}
+        linked = page.load(from_link, None, everything, api_visibility="private")
+        answers = [linked.then(answer_link, asked, everything, api_visibility="private", **waiting)]
+        answers += [when([photo.change, shown["model"].input], answer_fresh, asked, everything, **waiting)]
+        touched = [widget.input for name, widget in settings.items() if name != "points"]
+        answers += [when([*touched, shown["points"].submit, mask.change], redraw, asked, redrawn)]
+        answers += [when([shown["picker"].select], pick, asked, [shown["region"], shown["points"], *redrawn])]
+        for each in answers:  # what takes more passes follows
+            each.then(show_ways, asked, shown["ways"], api_visibility="private", show_progress="hidden")
+        when([check.click], show_believe, asked, [shown["believe"]])
+        both = [other, other_photo, photo, shown["model"], *settings.values()]
+        when([other.input, other_photo.change], show_compared, both, [shown["compared"]])
+        when([report_tab.select, shown["model"].input], show_record, [shown["model"]], [shown["record"]])
+        all_of = [files, shown["model"], shown["stage"], shown["method"]]
+        when([start.click], explain_all, all_of, [gallery, rows, *written], concurrency_limit=1)
+        add_api(desk)
     return page
 
 
-def sentence_of(error: ValueError) -> str:
-    """An error of the library as a sentence of the page."""
-    text = str(error)
-    return text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")
+# --- for programs -----------------------------------------------------------------------------------------------------
 
 
-def add_api(models: Models) -> None:
-    """The endpoints for programs: /predict, /grad_cam and /stages, whose names and parameters are kept."""
+def add_api(desk: Desk) -> None:
+    """The endpoints, whose names and parameters are kept."""
 
-    def api_predict(image: str | BytesIO, model: str) -> dict:
+    def saved(picture: Image.Image) -> str:
+        """A PNG in Gradio's cache, in a folder of its own: nobody else writes there while it is read."""
+        path = Path(answer.GRADIO_CACHE) / secrets.token_hex(16) / "image.png"
+        path.parent.mkdir(parents=True)
+        picture.save(path, "PNG", compress_level=1)
+        return str(path)
+
+    def predict(image: Photo, model: str) -> dict:
         """Of a classifier {label, confidences}, of a segmenter {mask, shares, numbers}."""
         with in_sentences():
-            network = models[model]
-            shares, mask_picture, sentence = predict_answer(open_image(image), network)
+            network, seen = desk.seen(image, model)
         if network.task == "classification":
-            ranked = sorted(shares.items(), key=lambda item: -item[1])
+            ranked = sorted(seen.shares.items(), key=lambda item: -item[1])
             confidences = [{"label": name, "confidence": share} for name, share in ranked]
             return {"label": ranked[0][0], "confidences": confidences}
-        file = gr.FileData(path=save_pil_to_cache(mask_picture, api_cache, format="png"))
-        return {"mask": file.model_dump(), "shares": shares, "numbers": sentence}
+        mask = gr.FileData(path=saved(enlarged(seen.mask)))
+        return {"mask": mask.model_dump(), "shares": seen.shares, "numbers": seen.sentence}
 
-    def api_grad_cam(
-        image: str | BytesIO, model: str, class_name: str | None = None, stage: str | None = None
-    ) -> tuple[Image.Image, Image.Image, Image.Image, float]:
+    def grad_cam(
+        image: Photo, model: str, class_name: str | None = None, stage: str | None = None
+    ) -> tuple[str, str, str, float]:
         """Original, heatmap, overlay, peak; by default for the predicted class at the deepest stage."""
         with in_sentences():
-            drawn = grad_cam_answer(open_image(image), models[model], class_name, stage)
-        return drawn.original, drawn.heatmap, drawn.overlay, drawn.peak
+            question = Question(class_name=class_name, stage=stage)
+            network, seen = desk.seen(image, model)
+            _, attribution = map_of(desk.evidence(image, model, question), network, question)
+        three = to_picture(seen.images), *panels.pictures(seen.images, attribution, question)
+        return *(saved(enlarged(picture)) for picture in three), peak_of(attribution)
 
-    def api_stages(image: str | BytesIO, model: str) -> tuple[Image.Image, list[tuple]]:
-        """The mask picture and a gallery of every stage, each with its name, resolution and peak."""
+    def grad_cam_array(
+        image: Photo, model: str, class_name: str | None = None, stage: str | None = None, method: str = "grad_cam"
+    ) -> dict:
+        """{class_name, stage, method, score, peak, map}: the raw, signed map as rows of numbers, as large as its stage.
+
+        The method is grad_cam or hires_cam.
+        """
         with in_sentences():
-            _, mask_picture, stages = stages_answer(open_image(image), models[model])
-        captions = (f"{stage.name}: {stage.resolution}, peak {stage.peak:.3g}. {stage.sentence}" for stage in stages)
-        return mask_picture, [(stage.overlay, caption) for stage, caption in zip(stages, captions, strict=True)]
+            question = Question(class_name=class_name, stage=stage, method=method or "grad_cam")
+            network, _ = desk.seen(image, model)
+            evidence = desk.evidence(image, model, question)
+            stage, attribution = map_of(evidence, network, question)
+        return {
+            "class_name": network.class_names[evidence.class_idx],
+            "stage": stage,
+            "method": question.method,
+            "score": evidence.score,
+            "peak": peak_of(attribution, question.method),
+            "map": attribution[0, 0].tolist(),
+        }
+
+    def stages(image: Photo, model: str) -> tuple[str, list[tuple[str, str]]]:
+        """The mask picture and a gallery of every stage, each with its name, resolution and peak."""
+        question, gallery = Question(), []
+        with in_sentences():
+            network, seen = desk.seen(image, model)
+            if network.task == "classification":
+                raise ValueError(panels.CLASSIFIER)
+            evidence = desk.evidence(image, model, question)
+        for name, attribution in evidence.maps["grad_cam"].items():
+            height, width = attribution.shape[-2:]
+            worth = worth_of(attribution, evidence, question)
+            caption = f"{name}: {width} x {height}, peak {peak_of(attribution):.3g}. {worth}"
+            gallery.append((saved(enlarged(panels.pictures(seen.images, attribution, question)[1])), caption))
+        return saved(enlarged(panels.mask_picture(seen, network, question))), gallery
 
     image, model = photo_input(visible=False), gr.Textbox(visible=False)
-    class_name, stage = gr.Textbox(visible=False), gr.Textbox(visible=False)
+    class_name, stage, method = (gr.Textbox(visible=False) for _ in range(3))
     pictures = [gr.Image(visible=False, format="png") for _ in range(4)]
-    numbers, gallery, answer = gr.Number(visible=False), gr.Gallery(visible=False, format="png"), gr.JSON(visible=False)
-    api_cache = answer.GRADIO_CACHE
+    number, gallery, answer = gr.Number(visible=False), gr.Gallery(visible=False, format="png"), gr.JSON(visible=False)
     trigger = gr.Button(visible=False)
-    trigger.click(api_predict, [image, model], answer, api_name="predict")
-    trigger.click(api_grad_cam, [image, model, class_name, stage], [*pictures[:3], numbers], api_name="grad_cam")
-    trigger.click(api_stages, [image, model], [pictures[3], gallery], api_name="stages")
+    trigger.click(predict, [image, model], answer, api_name="predict")
+    trigger.click(grad_cam, [image, model, class_name, stage], [*pictures[:3], number], api_name="grad_cam")
+    trigger.click(grad_cam_array, [image, model, class_name, stage, method], answer, api_name="grad_cam_array")
+    trigger.click(stages, [image, model], [pictures[3], gallery], api_name="stages")
 
 
 @contextmanager
@@ -346,7 +467,7 @@ def in_sentences() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        raise gr.Error(sentence_of(error)) from error
+        raise gr.Error(tabs.sentence_of(error)) from error
 
 
 def main() -> None:
@@ -358,17 +479,18 @@ def main() -> None:
     named = [name.strip() for name in os.environ.get("CVLAB_MODELS", "").split(",") if name.strip()]
     offered = offered_models(ROOT, [*args.models, *named])
     owners = [owner.strip() for owner in os.environ.get("CVLAB_ALLOW", "").split(",") if owner.strip()]
-    launch(build_page(Models(offered, owners)), server_port=args.port)
+    launch(build_page(Models(offered, owners, fetch_with_progress)), server_port=args.port)
 
 
 def launch(page: gr.Blocks, **options: object) -> None:
     """Starts the server, with the settings that keep it closed: no analytics, no history of the users' pictures."""
-    page.queue(api_open=False).launch(
+    page.queue(api_open=False, default_concurrency_limit=AT_ONCE).launch(
         theme=THEME,
         css=CSS + figures.CSS,
         run_history=False,
         footer_links=["api"],
-        max_file_size="40mb",
+        max_file_size=f"{MAX_UPLOAD_MB}mb",
+        show_error=True,  # else a program that calls with wrong types is told nothing
         ssr_mode=False,
         **options,
     )

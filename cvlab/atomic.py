@@ -11,15 +11,15 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     """Writes beside the file, syncs and renames: whoever reads meets the old file or the new one, never half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    writing = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(beside, "wb") as file:
+        with open(writing, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(writing, path)
     finally:
-        beside.unlink(missing_ok=True)
+        writing.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, content: str) -> None:
@@ -29,14 +29,23 @@ def write_text(path: str | Path, content: str) -> None:
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """Yields a folder beside `path` to fill, and renames it to `path` at the end; after an error nothing is left."""
+    """Yields a folder beside `path` to fill; syncs it and renames it to `path`. After an error nothing is left."""
     path = Path(path)
-    beside = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    filling = beside(path)
+    shutil.rmtree(filling, ignore_errors=True)
+    filling.mkdir(parents=True)
     try:
-        yield beside
+        yield filling
+        for file in filling.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as written:
+                    os.fsync(written.fileno())
         shutil.rmtree(path, ignore_errors=True)
-        os.replace(beside, path)
+        os.replace(filling, path)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(filling, ignore_errors=True)
+
+
+def beside(path: Path) -> Path:
+    """Where `new_folder` fills the folder that becomes `path`."""
+    return path.with_name(f".{path.name}.tmp")

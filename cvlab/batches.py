@@ -21,13 +21,13 @@ class EvaluationSet(Dataset):
     """Views and labels (or masks) as they are: batches of (N, 3, S, S) float32 in [0, 1] and labels."""
 
     def __init__(self, views: Sequence[Tensor], labels: Tensor) -> None:
-        self.views, self.labels = torch.stack(list(views)), labels
+        self.views, self.labels = views, labels
 
     def __len__(self) -> int:
         return len(self.views)
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return to_float(self.views[indices]), self.labels[indices]
+        return to_float(torch.stack([self.views[i] for i in indices])), self.labels[indices]
 
 
 class AugmentedImages(Dataset):
@@ -52,9 +52,9 @@ class AugmentedImages(Dataset):
 
 
 class AugmentedPairs(Dataset):
-    """Images (N, 3, S, S) uint8 and masks (N, C, S, S) bool, moved together; `epoch` as in AugmentedImages."""
+    """N images (3, S, S) uint8 and masks (C, S, S) bool, moved together; `epoch` as in AugmentedImages."""
 
-    def __init__(self, images: Tensor, masks: Tensor, seed: int) -> None:
+    def __init__(self, images: Sequence[Tensor], masks: Sequence[Tensor], seed: int) -> None:
         self.images, self.masks, self.seed = images, masks, seed
         self.epoch = 0
 
@@ -62,7 +62,8 @@ class AugmentedPairs(Dataset):
         return len(self.images)
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return train_pairs(self.images[indices], self.masks[indices], uniforms(self.seed, self.epoch, indices))
+        images, masks = (torch.stack([each[i] for i in indices]) for each in (self.images, self.masks))
+        return train_pairs(images, masks, uniforms(self.seed, self.epoch, indices))
 
 
 def channel_statistics(images: Sequence[Tensor]) -> tuple[list[float], list[float]]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from cvlab import atomic, hub
 from cvlab.models import build
+from cvlab.models.heads import HEAD_ARGUMENTS
 from cvlab.models.resnet_unet import from_smp_config
 from cvlab.models.transfer import ARGUMENTS, MAX_CLASSES, TimmClassifier, from_timm_config
 
@@ -39,6 +40,7 @@ REQUIRED = {
     "crop_pct": float,
     "threshold": float,
 }
+ALLOWED = {"timm": ARGUMENTS, "timm_head": HEAD_ARGUMENTS}  # keyword arguments of networks of timm, by type
 OPTIONAL = {"interpolation": str, "stages": list, "data": dict, "precision": str, "versions": dict}
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 MAX_CONFIG_BYTES = 4 * 2**20
@@ -100,7 +102,7 @@ def load(folder_or_id: str | Path) -> nn.Module:
     config = _read_config(config_file)
     arguments = {key: config[key] for key in (*REQUIRED, "interpolation") if key != "task"}
     shapes = _measured(arguments, config["task"], config_file)
-    with _opened(weights_file, hub.MAX_WEIGHTS_BYTES) as file:
+    with opened(weights_file, hub.MAX_WEIGHTS_BYTES) as file:
         start, found = _read_header(file, weights_file)
         misfit = _misfit(shapes, found)
         if misfit and config["network"] != "timm":
@@ -129,7 +131,7 @@ def _stored(model: nn.Module) -> nn.Module:
 
 def _read_config(path: Path) -> dict:
     """The entry 'cvlab' of a config, or the same made of timm's keys, with every entry within its limits."""
-    with _opened(path, MAX_CONFIG_BYTES) as file:
+    with opened(path, MAX_CONFIG_BYTES) as file:
         content = file.read(MAX_CONFIG_BYTES + 1)
     try:
         config = json.loads(content.decode("utf-8"))
@@ -178,13 +180,14 @@ def _check_types(block: dict, path: Path) -> None:
 
 def _check_arguments(block: dict, path: Path) -> None:
     for key, value in block["arguments"].items():
-        if block["network"] == "timm":
-            kind = ARGUMENTS.get(key)
+        if block["network"] in ALLOWED:
+            kind = ALLOWED[block["network"]].get(key)
             if kind is None:
                 raise CheckpointError(f"{path}: the argument {key[:60]!r} of a network of timm is not allowed.")
             if not isinstance(value, (int, float) if kind is float else kind):
                 raise CheckpointError(f"{path}: the argument {key!r} is not of type {kind.__name__}.")
-            continue
+            if isinstance(value, str | bool):
+                continue
         if key == "encoder" and isinstance(value, str):
             continue  # one of a list, or refused by the network
         values, limit = value if isinstance(value, list) else [value], MAX_DEPTH if key == "depth" else MAX_ARGUMENT
@@ -281,7 +284,7 @@ def _count_activations(model: nn.Module, images: Tensor) -> int:
 
 
 @contextmanager
-def _opened(path: Path, limit: int) -> Iterator[BinaryIO]:
+def opened(path: Path, limit: int) -> Iterator[BinaryIO]:
     """The one opening of a file of the folder: what was checked is what is read, whatever becomes of the name.
 
     Raises:

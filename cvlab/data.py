@@ -6,7 +6,7 @@ different seeds share them. With no folder at all the parts are synthetic scenes
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cvlab import shapes
+from cvlab.cache import Cache
 from cvlab.copies import find_copies, fingerprint, grouped
 from cvlab.transforms import FORMATS, ImageError, open_image
 
@@ -43,7 +44,8 @@ class Parts:
         name: of the data set, for the card.
         class_names: in the order of the labels (or of the mask channels).
         samples: samples[part] is a list of whatever `open_sample` opens.
-        open_sample: sample to (image, label) or (image, mask (C, H, W) bool).
+        open_sample: sample to (image, label) or (image, mask (C, H, W) bool). Given `at_least`, an image with a label
+            may be smaller than its file's, but not below so many pixels a side.
         split: what decided the cut: {"split_seed": ..., "per_class": ...}.
         fingerprints: fingerprints[part] are hashes of the files' contents; empty for synthetic scenes.
         notes: sentences about what was done to the data, such as files left out.
@@ -52,7 +54,7 @@ class Parts:
     name: str
     class_names: list[str]
     samples: dict[str, list]
-    open_sample: Callable[[object], tuple[Image.Image, object]]
+    open_sample: Callable[..., tuple[Image.Image, object]]
     split: dict = field(default_factory=dict)
     fingerprints: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -77,31 +79,53 @@ class Parts:
         _with_fingerprints(self)
         return sum(known.get(text) == "train" for text in self.fingerprints["train"])
 
-    def read(self, part: str, prepare: Callable[[Image.Image], Tensor]) -> tuple[list[Tensor], list]:
+    def read(
+        self,
+        part: str,
+        prepare: Callable[[Image.Image], Tensor],
+        prepare_mask: Callable[[Tensor], Tensor] | None = None,
+        at_least: int | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[list[Tensor], list]:
         """Decodes a part, on all cores and with a progress bar: [prepare(image), ...] and [label or mask, ...].
 
         Files that cannot be opened are left out and named in `notes`, and their samples dropped.
 
+        Args:
+            prepare: image to what is kept of it, uint8.
+            prepare_mask: mask to what is kept of it, bool; by default the whole.
+            at_least: large JPEGs may be decoded smaller, but not below so many pixels a side (see `open_image`).
+            cache: keeps everything; by default one of its own.
+
         Raises:
             DataError: nothing in the part can be opened.
+            OSError: the disk has no room for what the cache does not keep in memory.
         """
+        samples = self.samples[part]
+        good: list = []
 
         def read_one(sample: object) -> tuple[Tensor, object] | str:
             try:
-                image, label = self.open_sample(sample)
-                return prepare(image), label
+                image, label = self.open_sample(sample, at_least=at_least)
+                return prepare(image), prepare_mask(label) if prepare_mask else label
             except (ImageError, DataError) as error:
                 return str(error)
 
-        samples = self.samples[part]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            opened = list(tqdm(pool.map(read_one, samples), f"reading {part}", len(samples), leave=False))
-        self.notes += [f"Left out of {part}: {reason}" for reason in opened if isinstance(reason, str)]
-        good = [i for i, pair in enumerate(opened) if not isinstance(pair, str)]
-        if not good:
+        def readable() -> Iterator[tuple[Tensor, object]]:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                opened = tqdm(pool.map(read_one, samples), f"reading {part}", len(samples), leave=False)
+                for sample, pair in zip(samples, opened, strict=True):
+                    if isinstance(pair, str):
+                        self.notes.append(f"Left out of {part}: {pair}")
+                    else:
+                        good.append(sample)
+                        yield pair
+
+        kept = (cache or Cache()).keep(readable())
+        if not kept:
             raise DataError(f"No picture of the part {part!r} of {self.name} can be used. {' '.join(self.notes[:3])}")
-        self.samples[part] = [samples[i] for i in good]
-        return [opened[i][0] for i in good], [opened[i][1] for i in good]
+        self.samples[part] = good
+        return [image for image, _ in kept], [label for _, label in kept]
 
 
 # --- classification ---------------------------------------------------------------------------------------------------
@@ -114,6 +138,7 @@ def classification_parts(
     image_size: int = 64,
     allow_leaks: bool = False,
     needed: Sequence[str] = ("train", "val"),
+    classes: int | None = None,
 ) -> Parts:
     """The parts of a folder of classes, or of synthetic scenes where `folder` is None.
 
@@ -126,6 +151,7 @@ def classification_parts(
         image_size: of the synthetic scenes.
         allow_leaks: go on although files of val stand in test, too.
         needed: parts in which every class must have a picture.
+        classes: take the first so many, in the order of their names; by default all.
 
     Raises:
         DataError: no such folder, no classes in it, a class that is too small to be cut, or the same file in val and
@@ -135,10 +161,10 @@ def classification_parts(
         return _shapes_parts(shapes.CLASS_NAMES, lambda scene: scene.label, image_size)
     folder = _existing(folder)
     given = {part: folder / name for part, name in _given_parts(folder).items()}
-    class_names = _class_folders(given["train"] if given else folder)
+    class_names = _class_folders(given["train"] if given else folder)[:classes]
     if not class_names:
         raise DataError(f"{folder} has no classes: expected one folder of pictures for each class.")
-    split = {"split_seed": split_seed, "per_class": per_class}
+    split = {"split_seed": split_seed, "per_class": per_class, "classes": classes}
     parts = Parts(folder.resolve().name, class_names, {part: [] for part in PARTS}, _open_labelled, split)
     for label, name in enumerate(class_names):
         if given:
@@ -165,9 +191,9 @@ def classification_parts(
     return _with_fingerprints(parts)
 
 
-def _open_labelled(sample: tuple[Path, int]) -> tuple[Image.Image, int]:
+def _open_labelled(sample: tuple[Path, int], at_least: int | None = None) -> tuple[Image.Image, int]:
     path, label = sample
-    return open_image(path), label
+    return open_image(path, at_least), label
 
 
 def _given_parts(folder: Path) -> dict[str, str]:
@@ -230,7 +256,7 @@ def segmentation_parts(
         folder.resolve().name,
         list(class_names),
         {part: [(path, pairs[path]) for path in cut[part]] for part in PARTS},
-        lambda sample: _open_pair(*sample, num_classes),
+        lambda sample, at_least=None: _open_pair(*sample, num_classes),  # whole: of the size of its mask
         {"split_seed": split_seed},
     )
     parts.notes += [f"Left out: images/{name} has no mask." for name in missing]
@@ -305,7 +331,7 @@ def _shapes_parts(class_names: list[str], label_of: Callable[[shapes.Scene], obj
         samples[part] = list(range(first, first + count))
         first += count
 
-    def open_scene(seed: int) -> tuple[Image.Image, object]:
+    def open_scene(seed: int, at_least: int | None = None) -> tuple[Image.Image, object]:
         scene = shapes.scene(seed, image_size)
         return scene.image, label_of(scene)
 

@@ -25,7 +25,7 @@ from cvlab.traceless import alone_with, differentiable, graph_from, passes
 Score = Callable[[Tensor], Tensor]
 
 METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "grad_cam": lambda activation, gradient: (gradient.mean((2, 3), keepdim=True) * activation).sum(1, keepdim=True),
+    "grad_cam": lambda activation, gradient: torch.einsum("nc,nchw->nhw", gradient.mean((2, 3)), activation)[:, None],
     "hires_cam": lambda activation, gradient: (gradient * activation).sum(1, keepdim=True),
 }
 
@@ -52,9 +52,12 @@ def class_score(class_idx: int | Tensor) -> Score:
     """The logit of a class, (N, C) -> (N,). A tensor of N indices asks another class of each image."""
 
     def score(logits: Tensor) -> Tensor:
+        if isinstance(class_idx, int):
+            _check_classes([class_idx], logits)
+            return logits[:, class_idx]
         # A clone: autograd refuses to keep a tensor that was made in inference mode.
         index = torch.as_tensor(class_idx, device=logits.device).clone().expand(len(logits))
-        _check_class(index, logits)
+        _check_classes(index.tolist(), logits)
         return logits.gather(1, index[:, None])[:, 0]
 
     return score
@@ -87,7 +90,7 @@ def region_score(region: Tensor, class_idx: int = 0) -> Score:
         raise ValueError(f"a region is a boolean mask, not {str(region.dtype).removeprefix('torch.')}")
 
     def score(logits: Tensor) -> Tensor:
-        _check_class(torch.tensor([class_idx]), logits)
+        _check_classes([class_idx], logits)
         chosen = logits[:, class_idx]  # (N, H, W)
         if region.shape[-2:] != chosen.shape[-2:]:
             size, expected = "x".join(map(str, region.shape[-2:])), "x".join(map(str, chosen.shape[-2:]))
@@ -112,9 +115,9 @@ def predicted_score(model: nn.Module, class_idx: int | Tensor | None = None) -> 
 
     def score(logits: Tensor) -> Tensor:
         if model.task == "classification":
-            return class_score(logits.argmax(1) if class_idx is None else class_idx)(logits)
+            return logits.max(1).values if class_idx is None else class_score(class_idx)(logits)
         index = class_idx or 0
-        _check_class(torch.tensor([index]), logits)
+        _check_classes([index], logits)
         return region_score(predicted_masks(model, logits)[:, index], index)(logits)
 
     return score
@@ -125,10 +128,10 @@ def predicted_masks(model: nn.Module, logits: Tensor) -> Tensor:
     return logits.detach().sigmoid() > model.threshold
 
 
-def _check_class(index: Tensor, logits: Tensor) -> None:
-    unknown = index[(index < 0) | (index >= logits.shape[1])]
-    if len(unknown):
-        raise ValueError(f"there is no class {int(unknown[0])}: the model has {logits.shape[1]}, counted from 0")
+def _check_classes(indices: Sequence[int], logits: Tensor) -> None:
+    for index in indices:
+        if not 0 <= index < logits.shape[1]:
+            raise ValueError(f"there is no class {index}: the model has {logits.shape[1]}, counted from 0")
 
 
 # --- maps -------------------------------------------------------------------------------------------------------------
@@ -158,20 +161,19 @@ def grad_cam(
         ValueError: a stage or class that the model does not have, or an empty predicted mask.
     """
     (stage,) = check_stages(model, [stage or default_stage(model)])
-    score = predicted_score(model, class_idx)
-    if model.stages[stage].to_map is not identity:  # LayerGradCam would take tokens for channels
+    score, place, recorded = predicted_score(model, class_idx), model.stages[stage], []
+    if place.to_map is not identity:  # LayerGradCam would take tokens for channels
         explanation = explain(model, images, score, [stage])
         return explanation.logits, explanation.maps["grad_cam"][stage]
-    module, recorded = model.stages[stage].module, []
 
     def score_of(images: Tensor) -> Tensor:
-        with graph_from([module]):
+        with graph_from([place.module]):
             logits = model(images)
         recorded.append(logits.detach())
         return score(logits)
 
     with alone_with(model), differentiable(images) as images:
-        attribution = LayerGradCam(score_of, module).attribute(images)
+        attribution = LayerGradCam(score_of, place.module).attribute(images)
     return recorded[0], attribution.detach().float()
 
 

@@ -2,48 +2,86 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LambdaLR,
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    StepLR,
+)
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "sgd": torch.optim.SGD,
+    "nesterov": partial(torch.optim.SGD, nesterov=True),
     "rmsprop": torch.optim.RMSprop,
 }
-SCHEDULES = ("onecycle", "constant")
+WITH_MOMENTUM = ("sgd", "nesterov", "rmsprop")
+SCHEDULES = ("onecycle", "cosine", "step", "plateau", "constant")
+STEP_EPOCHS = 10  # after which "step" takes a tenth of the rate
 
 
-def optimizer(name: str, model: nn.Module, lr: float, weight_decay: float = 0.0, momentum: float = 0.9) -> Optimizer:
-    """An optimizer over the trainable parameters. `momentum` is SGD's (with Nesterov's step) and RMSprop's.
+def optimizer(
+    name: str,
+    model: nn.Module,
+    lr: float,
+    weight_decay: float = 0.0,
+    momentum: float = 0.9,
+    factors: dict[str, float] | None = None,
+) -> Optimizer:
+    """An optimizer over the trainable parameters. `momentum` is for those of WITH_MOMENTUM.
 
     Biases and the factors of normalisation layers (all parameters of one dimension) are not decayed: pulling them to
     zero does not make a function smoother.
+
+    Args:
+        factors: of the learning rate of single parameters, by their names; 1 for those that are not named.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    trainable = [((factors or {}).get(n, 1.0), p.ndim > 1, p) for n, p in model.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": [p for each, matrix, p in trainable if (each, matrix) == (factor, decayed)],
+            "lr": lr * factor,
+            "weight_decay": weight_decay if decayed else 0.0,
+        }
+        for factor in sorted({factor for factor, _, _ in trainable}, reverse=True)
+        for decayed in (True, False)
     ]
-    own = {"sgd": {"momentum": momentum, "nesterov": momentum > 0}, "rmsprop": {"momentum": momentum}}
-    return OPTIMIZERS[name](groups, lr=lr, **own.get(name, {}))
+    return OPTIMIZERS[name](groups, lr=lr, **({"momentum": momentum} if name in WITH_MOMENTUM else {}))
 
 
-def schedule(name: str, optimizer: Optimizer, steps: int) -> LRScheduler:
-    """A schedule that is stepped after every batch.
+def schedule(
+    name: str, optimizer: Optimizer, steps: int, steps_per_epoch: int = 1, div_factor: float = 25.0
+) -> LRScheduler:
+    """A schedule that is stepped after every batch; "plateau" instead after every epoch, with its validation loss.
 
     Args:
         name: "onecycle" rises to the optimizer's rate over 30% of the steps and falls to nothing along a cosine
-            (Smith and Topin, "Super-Convergence", 2018; the momentum stays as it is); "constant" keeps it.
+            (Smith and Topin, "Super-Convergence", 2018; the momentum stays as it is); "cosine" falls to zero from the
+            first step on; "step" takes a tenth after every STEP_EPOCHS epochs; "plateau" takes a tenth when 10 epochs
+            have brought no smaller loss; "constant" keeps the rate.
         steps: all batches of the training.
+        steps_per_epoch: batches of one epoch.
+        div_factor: "onecycle" starts at the rate divided by it.
     """
     if name == "constant":
         return LambdaLR(optimizer, lambda step: 1.0)
+    if name == "step":
+        return StepLR(optimizer, STEP_EPOCHS * steps_per_epoch, gamma=0.1)
+    if name == "plateau":
+        return ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
+    if name == "cosine":
+        return CosineAnnealingLR(optimizer, steps)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    return OneCycleLR(optimizer, max_lr=peaks, total_steps=steps, pct_start=0.3, cycle_momentum=False)
+    shape = {"total_steps": steps, "pct_start": 0.3, "div_factor": div_factor, "cycle_momentum": False}
+    return OneCycleLR(optimizer, max_lr=peaks, **shape)
 
 
 def fastest_precision(model: nn.Module, images: Tensor, criterion: Callable[[Tensor], Tensor], repeats: int = 3) -> str:

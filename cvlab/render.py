@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from cvlab import atomic
@@ -71,10 +71,26 @@ def mask_overlay(image: Image.Image, mask: np.ndarray) -> Image.Image:
     pixels = np.asarray(image)
     grey = np.asarray(image.convert("L"))[..., None]
     shown = np.where(mask[..., None], pixels, 160 + 0.35 * grey)
-    padded = np.pad(mask, 1, mode="edge")
-    surrounded = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    shown[mask & ~surrounded] = 0
+    shown[_edge(mask)] = 0
     return Image.fromarray(np.round(shown).astype(np.uint8))
+
+
+def outlined(image: Image.Image, region: np.ndarray) -> Image.Image:
+    """An image with an orange line along the inner edge of a region (H, W) bool of the same size."""
+    pixels = np.array(image)
+    pixels[_edge(region)] = (255, 127, 14)
+    return Image.fromarray(pixels)
+
+
+def enlarged(image: Image.Image, least: int = 320) -> Image.Image:
+    """A small view at least so many pixels wide, by a whole factor."""
+    factor = -(-least // max(image.size))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+
+
+def _edge(mask: np.ndarray) -> np.ndarray:
+    padded = np.pad(mask, 1, mode="edge")
+    return mask & ~(padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:])
 
 
 def row(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
@@ -94,6 +110,29 @@ def grid(images: Sequence[Image.Image], titles: Sequence[str], columns: int) -> 
     return _drawn(figure)
 
 
+def strip(images: Sequence[Image.Image], titles: Sequence[str], heading: str, side: int = 160) -> Image.Image:
+    """Pictures side by side, each `side` pixels wide under its title: plainer than `row`, and drawn in a moment."""
+    drawn = Image.new("RGB", (side * len(images), side + 34), "white")
+    pen = ImageDraw.Draw(drawn)
+    pen.text((4, 2), heading, fill="black")
+    for i, (image, title) in enumerate(zip(images, titles, strict=True)):
+        pen.text((side * i + 4, 17), title[:24], fill="black")
+        drawn.paste(image.resize((side, side), Image.Resampling.BILINEAR), (side * i, 34))
+    return drawn
+
+
+def save_animation(frames: Sequence[Path], path: Path, seconds: float = 12) -> None:
+    """Pictures of one size as an animated WebP that lasts about `seconds`, and rests at the end."""
+    opened = [Image.open(frame).convert("RGB") for frame in frames]
+    if not opened:
+        return
+    pace = max(40, min(600, int(1000 * seconds / len(opened))))
+    buffer = BytesIO()
+    durations = [pace] * (len(opened) - 1) + [2000]
+    opened[0].save(buffer, "WEBP", save_all=True, append_images=opened[1:], duration=durations, loop=0, quality=80)
+    atomic.write_bytes(path, buffer.getvalue())
+
+
 def curves(history: Sequence[dict]) -> Image.Image:
     """Loss and score of training and validation over the epochs; the best epoch by the validation score is marked."""
     score = "accuracy" if "val_accuracy" in history[0] else "iou"
@@ -109,6 +148,22 @@ def curves(history: Sequence[dict]) -> Image.Image:
     best = max(history, key=lambda line: line[f"val_{score}"])
     axes.plot(best["epoch"], best[f"val_{score}"], "o", color="#0072b2", label=f"best: {best[f'val_{score}']:.3f}")
     axes.legend()
+    return _drawn(figure)
+
+
+def many_curves(scores: dict[str, dict[int, float]], best: str | None = None) -> Image.Image:
+    """The validation scores of many runs by epoch, scores[run][epoch], in one picture; the best run drawn thick."""
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    axes = figure.subplots()
+    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.95, len(scores)))
+    for (run, line), color in zip(scores.items(), colors, strict=True):
+        label, width = (f"{run}, best: {max(line.values()):.3f}", 3) if run == best else (run, 1)
+        axes.plot(line.keys(), line.values(), color=color, linewidth=width, label=label)
+    axes.set_xlabel("epoch")
+    axes.set_title("score on validation")
+    axes.grid(alpha=0.3)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc="outside right upper", fontsize=8, ncols=1 + len(scores) // 20)
     return _drawn(figure)
 
 

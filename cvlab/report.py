@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cvlab.explain import explain, grad_cam, predict, predicted_masks, region_score
-from cvlab.render import grid, heatmap_picture, mask_overlay, overlay, to_picture
+from cvlab.render import COLORMAP, grid, heatmap_picture, mask_overlay, overlay, strip, to_picture
 from cvlab.transforms import to_float, whole_mask
 
 
@@ -25,14 +25,21 @@ def misclassified(model: nn.Module, views: Tensor, labels: Tensor, predicted: Te
     return grid(drawn, titles, 6)
 
 
-def grad_cam_rows(model: nn.Module, views: Tensor, titles: Sequence[str]) -> Image.Image:
-    """Original, heatmap and overlay of each image, for its predicted class at the last stage."""
+def grad_cam_rows(
+    model: nn.Module,
+    views: Tensor,
+    titles: Sequence[str],
+    stage: str | None = None,
+    colormap: str = COLORMAP,
+    opacity: float = 0.7,
+) -> Image.Image:
+    """Original, heatmap and overlay of each image, for its predicted class at a stage, by default the last."""
     drawn, captions = [], []
     for view, title in zip(views, titles, strict=True):
         images = to_float(view)[None]
-        logits, attribution = grad_cam(model, images)
-        heat = heatmap_picture(attribution, images.shape[-2:])
-        drawn += [to_picture(images), heat, overlay(images, attribution)]
+        logits, attribution = grad_cam(model, images, stage=stage)
+        heat = heatmap_picture(attribution, images.shape[-2:], colormap)
+        drawn += [to_picture(images), heat, overlay(images, attribution, colormap, opacity)]
         captions += [title, "heatmap", f"why {model.class_names[logits.argmax()]}"]
     return grid(drawn, captions, 6)
 
@@ -48,7 +55,7 @@ def mask_pairs(model: nn.Module, views: Tensor, masks: Sequence[Tensor], ious: S
     return grid(drawn, titles, 4)
 
 
-def stage_rows(model: nn.Module, views: Tensor) -> Image.Image:
+def stage_rows(model: nn.Module, views: Tensor, colormap: str = COLORMAP, opacity: float = 0.7) -> Image.Image:
     """Seg-Grad-CAM of the predicted mask: a row an image, with input, mask and an overlay for every stage."""
     drawn, titles = [], []
     for view in views:
@@ -57,12 +64,34 @@ def stage_rows(model: nn.Module, views: Tensor) -> Image.Image:
         drawn += [photo, mask_overlay(photo, mask[0].numpy())]
         if mask.any():
             maps = explain(model, images, region_score(mask)).maps["grad_cam"]
-            drawn += [overlay(images, attribution) for attribution in maps.values()]
+            drawn += [overlay(images, attribution, colormap, opacity) for attribution in maps.values()]
             titles += ["image", "predicted mask", *maps]
         else:
             drawn += [photo] * len(model.stages)
             titles += ["image", "nothing found", *["no mask to explain"] * len(model.stages)]
     return grid(drawn, titles, 2 + len(model.stages))
+
+
+def training_frame(model: nn.Module, views: Tensor, title: str, masks: Sequence[Tensor] | None = None) -> Image.Image:
+    """A moment of a training: of a few images where the model sees its predicted class, or its mask and what for.
+
+    Args:
+        masks: of a segmenter, the true ones.
+    """
+    drawn, titles = [], []
+    for i, view in enumerate(views):
+        images = to_float(view)[None]
+        if model.task == "classification":
+            logits, attribution = grad_cam(model, images)
+            drawn.append(overlay(images, attribution))
+            titles.append(model.class_names[logits.argmax()])
+            continue
+        photo, mask = to_picture(images), predicted_masks(model, predict(model, images))[0]
+        for each in (whole_mask(masks[i], model.image_size), mask):
+            drawn.append(mask_overlay(photo, each.any(0).numpy()))
+        drawn.append(overlay(images, grad_cam(model, images)[1]) if mask[0].any() else photo)
+        titles += ["true mask", "predicted", "why" if mask[0].any() else "nothing found"]
+    return strip(drawn, titles, title)
 
 
 def spread(labels: Tensor, per_class: bool) -> Tensor:

@@ -106,7 +106,7 @@ def recorded_outputs(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor
     def recorder(name: str) -> Callable:
         def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
             # A view: nn.Identity puts out its very input, whose gradient would mix in what else is made of it.
-            outputs[name] = output.view_as(output)
+            outputs[name] = output[...]
             if not output.requires_grad:  # the graph begins here
                 outputs[name].requires_grad_()
             return outputs[name].clone()

@@ -4,7 +4,9 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
+from cvlab.diagnose import diagnose_model
 from cvlab.models import build
 
 
@@ -79,6 +81,92 @@ def test_number_of_parameters_of_a_unet(batch_norm, per_channel, total):
     head = 4 * 2 + 2
     model = build("unet", ["a", "b"], 16, {"width": 4, "depth": 2, "batch_norm": batch_norm})
     assert parameters(model) == encoders + bottleneck + ups + decoders + head == total
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "image_size", "arguments", "total"),
+    [
+        (10, 224, {"widths": [64, 128, 256, 512], "hidden": [1024, 512]}, 104_842_378),
+        (257, 224, {"batch_norm": True, "pools": 3, "pool_to": 4}, 2_618_881),
+        (8, 64, {"widths": [32, 64, 128, 256, 512, 1024], "hidden": [], "pools": 1}, 14_676_808),
+        (5, 150, {"widths": [32, 64, 128, 128], "padding": False}, 3_455_173),
+    ],
+    ids=["flowers102", "caltech256", "scenes8", "flowers5"],
+)
+def test_plain_networks_have_the_published_numbers_of_parameters(num_classes, image_size, arguments, total):
+    with torch.device("meta"):
+        model = build("plain", [str(i) for i in range(num_classes)], image_size, arguments)
+        assert model(torch.empty(1, 3, image_size, image_size)).shape == (1, num_classes)
+    assert parameters(model) == total
+
+
+def test_the_last_convolution_of_the_deep_plain_network_is_number_24():
+    arguments = {"widths": [2, 2, 2, 4], "depth": 2, "batch_norm": True, "pool_to": 4, "head_dropout": [0, 0.5]}
+    model = build("plain", ["a", "b"], 64, arguments)
+    convs = [i for i, layer in enumerate(model.features) if isinstance(layer, nn.Conv2d)]
+    assert convs[-1] == 24
+    assert model.stages["block4"].module is model.features[24]
+    assert stage_shapes(model, torch.rand(1, 3, 64, 64))["block4"] == (4, 8, 8)
+    assert model.classifier[2].in_features == 4 * 4 * 4
+
+
+def test_plain_stages_in_the_order_of_the_forward_pass(images):
+    model = build("plain", ["a", "b"], 16, {"widths": [2, 3, 4], "hidden": [5], "pools": 1, "padding": False})
+    assert stage_shapes(model, images) == {"block1": (2, 14, 14), "block2": (3, 5, 5), "block3": (4, 3, 3)}
+
+
+@pytest.mark.parametrize(
+    ("image_size", "arguments"),
+    [(8, {"widths": [2, 2, 2, 2]}), (16, {"head_dropout": [0.5]}), (16, {"head_dropout": [0.5] * 3})],
+)
+def test_a_plain_network_refuses_what_does_not_fit(image_size, arguments):
+    with pytest.raises(ValueError, match=r"too small|head_dropout"):
+        build("plain", ["a"], image_size, arguments)
+
+
+def test_a_plain_network_flattens_its_maps(images):
+    """So that averaged gradients may not belong together, which a warning says."""
+    torch.manual_seed(0)
+    model = build("plain", ["a", "b"], 16, {"widths": [4, 4], "hidden": []}).eval()
+    assert "Flatten head" in diagnose_model(model, images[:1])
+
+
+def test_a_residual_network_keeps_half_the_resolution(images):
+    model = build("residual", ["a", "b"], 16, {"widths": [2, 3, 4]})
+    assert stage_shapes(model, images) == {"block1": (3, 8, 8), "block2": (4, 8, 8)}
+    blocks = [9 * i * o + 9 * o * o + i * o + 6 * o for i, o in ((2, 3), (3, 4))]  # two convolutions and a shortcut
+    assert parameters(model) == (27 * 2 + 4) + sum(blocks) + (4 * 2 + 2)
+
+
+@pytest.mark.parametrize("network", ["plain", "residual"])
+def test_weights_fit_the_same_network_with_dropout_and_say_the_same_in_eval_mode(network, images):
+    without = build(network, ["a", "b"], 16, {"widths": [4, 8, 8]}).eval()
+    dropped = build(network, ["a", "b"], 16, {"widths": [4, 8, 8], "dropout": 0.5}).eval()
+    dropped.load_state_dict(without.state_dict())
+    assert torch.equal(dropped(images), without(images))
+    dropped.train(), without.train()
+    torch.manual_seed(0)
+    assert not torch.equal(dropped(images), dropped(images))
+    assert torch.equal(without(images), without(images))
+
+
+@pytest.mark.parametrize(
+    ("network", "first"),
+    [
+        ("plain", ["features.0", "dropout", "features.3", "features.6"]),
+        ("residual", ["stem.0.0", "stem.0.1", "blocks.0.conv1.0", "blocks.0.conv1.1", "blocks.0.dropout"]),
+    ],
+)
+def test_dropout_stands_where_the_published_networks_have_it(network, first, images):
+    """Before the second convolution, and after each block's first convolution and its normalisation."""
+    model, called = build(network, ["a"], 16, {"widths": [2, 3, 4], "dropout": 0.5}), []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout | nn.Conv2d | nn.BatchNorm2d):
+            module.register_forward_hook(lambda module, inputs, output, name=name: called.append(name))
+    model(images)
+    if network == "residual":  # the shortcut is taken first
+        called = [name for name in called if "shortcut" not in name]
+    assert called[: len(first)] == first
 
 
 @pytest.mark.parametrize("network", ["convnet", "unet"])

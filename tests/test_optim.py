@@ -18,16 +18,16 @@ def small_network() -> nn.Module:
     )
 
 
-def rates(name: str, steps: int, lr: float) -> list[float]:
+def rates(name: str, steps: int, lr: float, **arguments: float) -> list[float]:
     """The learning rate of every step."""
     sgd = optimizer("sgd", small_network(), lr)
-    scheduler = schedule(name, sgd, steps)
+    scheduler = schedule(name, sgd, steps, **arguments)
     seen = []
     for _ in range(steps):
         seen.append(sgd.param_groups[0]["lr"])
         assert all(group["lr"] == seen[-1] for group in sgd.param_groups)
         sgd.step()
-        scheduler.step()
+        scheduler.step(*[1.0] * (name == "plateau"))
     return seen
 
 
@@ -50,6 +50,35 @@ def test_onecycle_leaves_the_momentum() -> None:
         sgd.step()
         scheduler.step()
         assert all(group["momentum"] == 0.8 for group in sgd.param_groups)
+
+
+def test_onecycle_starts_at_the_rate_divided_by_its_factor() -> None:
+    """The deep network of Caltech-256: from 0.01 to a peak of 0.1 at 30% of 20 epochs."""
+    seen = rates("onecycle", 20 * 50, 0.1, steps_per_epoch=50, div_factor=10)
+    assert seen[0] == pytest.approx(0.01)
+    assert seen.index(max(seen)) == 299
+    assert max(seen) == pytest.approx(0.1)
+
+
+def test_step_takes_a_tenth_every_ten_epochs() -> None:
+    seen = rates("step", 30 * 4, 0.01, steps_per_epoch=4)
+    assert seen == pytest.approx([0.01] * 40 + [0.001] * 40 + [0.0001] * 40)
+
+
+def test_cosine_falls_to_zero_from_the_first_step_on() -> None:
+    expected = [0.2 * (1 + math.cos(math.pi * step / 50)) / 2 for step in range(50)]
+    assert rates("cosine", 50, 0.2) == pytest.approx(expected)
+
+
+def test_plateau_takes_a_tenth_after_ten_epochs_without_a_smaller_loss() -> None:
+    sgd = optimizer("sgd", small_network(), 0.1)
+    scheduler = schedule("plateau", sgd, steps=100)
+    seen = []
+    for loss in [3.0, 2.0] + [2.0] * 11 + [1.0]:
+        sgd.step()
+        scheduler.step(loss)
+        seen.append(sgd.param_groups[0]["lr"])
+    assert seen == pytest.approx([0.1] * 12 + [0.01] * 2)
 
 
 def test_constant_is_constant() -> None:
@@ -89,6 +118,19 @@ def test_frozen_parameters_are_left_out() -> None:
     model[0].requires_grad_(False)
     held = [p for group in optimizer("adamw", model, lr=0.1).param_groups for p in group["params"]]
     assert {id(p) for p in held} == {id(p) for layer in (model[1], model[5]) for p in layer.parameters()}
+
+
+def test_sgd_is_torch_s_and_nesterov_looks_ahead() -> None:
+    """With gradient and rate 1 and momentum m two steps go 1 + (1 + m), Nesterov's (1 + m) + (1 + m + m^2)."""
+    moved = {}
+    for name in ("sgd", "nesterov"):
+        model = nn.Linear(1, 1, bias=False)
+        start, steps = model.weight.item(), optimizer(name, model, lr=1.0, momentum=0.5)
+        for _ in range(2):
+            model.weight.grad = torch.ones(1, 1)
+            steps.step()
+        moved[name] = start - model.weight.item()
+    assert moved == pytest.approx({"sgd": 2.5, "nesterov": 3.25})
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

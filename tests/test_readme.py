@@ -13,10 +13,15 @@ README = (ROOT / "README.md").read_text()
 
 sys.path.insert(0, str(ROOT / "tests" / "bench"))
 import readme
+import results
 
 
 def test_the_table_of_models_is_what_the_files_beside_the_weights_say() -> None:
     assert readme.inserted(README) == README
+
+
+def test_the_comparison_with_the_reports_is_what_the_collected_figures_say() -> None:
+    assert results.inserted(README) == README
 
 
 def test_every_shipped_model_is_in_the_table() -> None:

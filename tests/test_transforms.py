@@ -20,7 +20,7 @@ from cvlab.transforms import (
     ImageError,
     centre_view,
     change_colours,
-    crop_grid,
+    crop_grids,
     open_image,
     resize_logits,
     resize_shorter,
@@ -423,32 +423,35 @@ def test_uniforms_are_uniform() -> None:
 def sample(image: Tensor, **crop: float) -> Tensor:
     """The crop of one image (3, H, W) in [0, 1], read bilinearly."""
     height, width = image.shape[1:]
-    whole = {"centre_x": width / 2, "centre_y": height / 2, "crop_w": width, "crop_h": height, "angle": 0.0}
-    grid = crop_grid((height, width), **whole | {"flip": False} | crop)
+    whole = {"centre_x": width / 2, "centre_y": height / 2, "crop_w": width, "crop_h": height, "angles": 0.0}
+    arguments = {"heights": height, "widths": width, **whole, "flips": False} | crop
+    image_size = arguments.pop("image_size")
+    grid = crop_grids(image_size=image_size, **{key: torch.tensor([value]) for key, value in arguments.items()})
     return torch.nn.functional.grid_sample(image[None], grid, align_corners=False)[0]
 
 
-def test_crop_grid_of_the_whole_picture_is_the_identity_and_its_mirror() -> None:
+def test_crop_grids_of_the_whole_picture_is_the_identity_and_its_mirror() -> None:
     image = photos(1, 24, 24)[0] / 255
     torch.testing.assert_close(sample(image, image_size=24), image, rtol=0, atol=1e-5)
-    torch.testing.assert_close(sample(image, image_size=24, flip=True), image.flip(-1), rtol=0, atol=1e-5)
-    constant_coordinates = crop_grid((24, 24), 24, 12, 12, 24, 24, 0.0, flip=False)[0]
+    torch.testing.assert_close(sample(image, image_size=24, flips=True), image.flip(-1), rtol=0, atol=1e-5)
+    side, middle = torch.tensor([24.0]), torch.tensor([12.0])
+    constant_coordinates = crop_grids(side, side, 24, middle, middle, side, side, torch.zeros(1), flips=middle < 0)[0]
     centres = (torch.arange(24) + 0.5) / 12 - 1
     torch.testing.assert_close(constant_coordinates[..., 0], centres.expand(24, 24), rtol=0, atol=1e-6)
     torch.testing.assert_close(constant_coordinates[..., 1], centres[:, None].expand(24, 24), rtol=0, atol=1e-6)
 
 
-def test_crop_grid_cuts_pixels_out() -> None:
+def test_crop_grids_cuts_pixels_out() -> None:
     image = photos(1, 20, 32)[0] / 255
     cut = sample(image, image_size=8, centre_x=4 + 11, centre_y=4 + 5, crop_w=8, crop_h=8)
     torch.testing.assert_close(cut, image[:, 5:13, 11:19], rtol=0, atol=1e-5)
 
 
-def test_crop_grid_turns_without_distortion() -> None:
+def test_crop_grids_turns_without_distortion() -> None:
     """A quarter turn is torch.rot90, also of a crop of a picture that is not square."""
     image = photos(1, 20, 32)[0] / 255
     for turns in range(4):
-        turned = sample(image, image_size=8, centre_x=15, centre_y=9, crop_w=8, crop_h=8, angle=turns * math.pi / 2)
+        turned = sample(image, image_size=8, centre_x=15, centre_y=9, crop_w=8, crop_h=8, angles=turns * math.pi / 2)
         torch.testing.assert_close(turned, torch.rot90(image[:, 5:13, 11:19], turns, (1, 2)), rtol=0, atol=1e-5)
 
 

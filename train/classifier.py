@@ -6,6 +6,7 @@
 The best model by validation accuracy is kept in the run folder, which `python app.py runs/NAME` opens.
 """
 
+import argparse
 import math
 import sys
 import time
@@ -14,72 +15,112 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast, set_seed
 from timm.data import Mixup
+from timm.utils import ModelEmaV3
+from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import options
 
-from cvlab import card, checkpoint, models, optim, render
+from cvlab import card, checkpoint, models, optim, render, report
 from cvlab.batches import AugmentedImages, EvaluationSet, as_is, channel_statistics
+from cvlab.cache import Cache
 from cvlab.data import classification_parts
 from cvlab.metrics import confusion_matrix
 from cvlab.transforms import centre_view, resize_shorter, to_uint8
 
 CACHE_MARGIN = 1.25  # training photos are kept this much larger than a view, so that crops stay sharp
+# The options that are arguments of a network.
+NETWORK = ("widths", "depth", "dropout", "hidden", "head_dropout", "pools", "pool_to", "padding", "batch_norm")
 
 
-def main() -> None:
+def command_line() -> argparse.Namespace:
     parser = options.parser(
-        __doc__.splitlines()[0], image_size=64, epochs=36, batch_size=64, lr=0.1, optimizer="sgd", weight_decay=5e-4
+        __doc__, image_size=64, epochs=36, batch_size=64, lr=0.1, optimizer="nesterov", weight_decay=5e-4
     )
+    switch = argparse.BooleanOptionalAction
     parser.add_argument("--per-class", type=int, nargs=2, metavar=("TRAIN", "VAL"), help="so many of each class")
+    parser.add_argument("--classes", type=int, help="take the first so many classes")
     parser.add_argument("--allow-leaks", action="store_true", help="go on although val and test share files")
     parser.add_argument("--crop-pct", type=float, default=1.0, help="share of the shorter side that a view shows")
+    parser.add_argument("--augment", action=switch, default=True, help="crop, turn, flip and colour training photos")
     parser.add_argument("--min-area", type=float, default=0.6, help="least share of a photo that a training crop shows")
-    parser.add_argument("--widths", type=int, nargs="+", default=[24, 48, 96, 192], help="channels of each stage")
-    parser.add_argument("--depth", type=int, default=1, help="residual blocks per stage")
-    parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--label-smoothing", type=float, default=0.1)
     parser.add_argument("--mixup", type=float, default=0.0, help="alpha of blending two images; 0 is off")
     parser.add_argument("--cutmix", type=float, default=0.0, help="alpha of pasting a box of another; 0 is off")
-    args = parser.parse_args()
+    parser.add_argument("--ema", type=float, default=0.0, help="keep a moving average of the weights, of this decay")
+    parser.add_argument("--clip-norm", type=float, default=0.0, help="longest gradient; 0 is off")
+    parser.add_argument("--best-by", choices=("accuracy", "loss"), default="accuracy", help="on val")
+    group = parser.add_argument_group("network", "What is not given is as cvlab/models/ has it.")
+    group.add_argument("--network", choices=("convnet", "plain", "residual"), default="convnet")
+    group.add_argument("--widths", type=int, nargs="+", help="channels of each stage or block")
+    group.add_argument("--depth", type=int, help="convnet: residual blocks per stage; plain: convolutions per block")
+    group.add_argument("--dropout", type=float)
+    group.add_argument("--hidden", type=int, nargs="*", help="plain: lengths of the linear layers before the last")
+    group.add_argument("--head-dropout", type=float, nargs="*", help="plain: before each linear layer")
+    group.add_argument("--pools", type=int, help="plain: blocks that end in max pooling")
+    group.add_argument("--pool-to", type=int, help="plain: side of the map that the linear layers read")
+    group.add_argument("--padding", action=switch, help="plain: convolutions keep height and width")
+    group.add_argument("--batch-norm", action=switch, help="plain: after every convolution")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = command_line()
     state = options.open_run(args)
     set_seed(args.seed)
 
     # Data: photos for training a bit larger than a view, the others exactly as the model will see them.
-    parts = classification_parts(args.data, args.split_seed, args.per_class, args.image_size, args.allow_leaks)
+    parts = classification_parts(
+        args.data, args.split_seed, args.per_class, args.image_size, args.allow_leaks, classes=args.classes
+    )
     cache_size = math.ceil(args.image_size / args.crop_pct * CACHE_MARGIN) if args.data else args.image_size
-    train_images, train_labels = parts.read("train", lambda image: to_uint8(resize_shorter(image, cache_size)))
+    cache = Cache(args.cache_limit * 1e9, args.out)
     as_seen = partial(centre_view, image_size=args.image_size, crop_pct=args.crop_pct)
-    val_views, val_labels = parts.read("val", lambda image: to_uint8(as_seen(image)))
-    train_set = AugmentedImages(train_images, torch.tensor(train_labels), args.image_size, args.seed, args.min_area)
+    resized = partial(resize_shorter, size=cache_size) if args.augment else as_seen
+    train_images, train_labels = parts.read(
+        "train", lambda image: to_uint8(resized(image)), at_least=2 * cache_size, cache=cache
+    )
+    val_views, val_labels = parts.read("val", lambda image: to_uint8(as_seen(image)), cache=cache)
+    if args.augment:
+        train_set = AugmentedImages(train_images, torch.tensor(train_labels), args.image_size, args.seed, args.min_area)
+    else:
+        train_set = EvaluationSet(train_images, torch.tensor(train_labels))
     val_set = EvaluationSet(val_views, torch.tensor(val_labels))
-    # drop_last would leave nothing of a small data set; images are mixed in pairs.
-    args.batch_size = min(args.batch_size, len(train_set)) // 2 * 2
-    train_loader = DataLoader(train_set, args.batch_size, shuffle=True, drop_last=True, collate_fn=as_is)
-    val_loader = DataLoader(val_set, args.batch_size, collate_fn=as_is)
-    options.describe(parts, {"train": len(train_set), "val": len(val_set), "test": len(parts.samples["test"])})
+    args.batch_size = options.whole_batches(args.batch_size, len(train_set))
+    # The loaders draw from generators of their own, so that the global one is the training step's alone.
+    loading = {"batch_size": args.batch_size, "collate_fn": as_is}
+    train_loader = DataLoader(train_set, shuffle=True, drop_last=True, generator=torch.Generator(), **loading)
+    val_loader = DataLoader(val_set, generator=torch.Generator(), **loading)
+    options.describe(parts, {"train": len(train_set), "val": len(val_set), "test": len(parts.samples["test"])}, cache)
 
     # Model, loss, optimizer, schedule.
     mean, std = channel_statistics(train_images)
-    network = {"widths": args.widths, "depth": args.depth, "dropout": args.dropout}
-    model = models.build("convnet", parts.class_names, args.image_size, network, mean, std, args.crop_pct)
+    network = {name: value for name in NETWORK if (value := vars(args)[name]) is not None}
+    model = models.build(args.network, parts.class_names, args.image_size, network, mean, std, args.crop_pct)
     if args.start_from:
         options.start_from(args.start_from, model)
     model = model.to(memory_format=torch.channels_last)
     criterion = partial(F.cross_entropy, label_smoothing=args.label_smoothing)
     images, labels = next(iter(train_loader))
     accelerator = options.accelerator_for(args, model, images, lambda logits: criterion(logits, labels))
-    optimizer = optim.optimizer(args.optimizer, model, args.lr, args.weight_decay)
-    schedule = optim.schedule(args.schedule, optimizer, args.epochs * len(train_loader))
+    optimizer = optim.optimizer(args.optimizer, model, args.lr, args.weight_decay, args.momentum)
+    steps = args.epochs * len(train_loader)
+    schedule = optim.schedule(args.schedule, optimizer, steps, len(train_loader), args.div_factor)
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # on CPUs each process normalises by its own share
     bare_model = model
     model, optimizer, schedule, train_loader, val_loader = accelerator.prepare(
         model, optimizer, schedule, train_loader, val_loader
     )
+    # Val judges the average of the weights, where there is one, and it is what the run folder keeps.
+    averaged = ModelEmaV3(bare_model, args.ema, use_warmup=True) if args.ema else None
+    if averaged:
+        accelerator.register_for_checkpointing(averaged)
+    kept = averaged.module if averaged else bare_model
     num_classes = len(parts.class_names)
     # Images and labels of a batch are mixed in pairs (Zhang et al., "mixup", 2018; Yun et al., "CutMix", 2019).
     mix = (
@@ -87,46 +128,68 @@ def main() -> None:
         if args.mixup or args.cutmix
         else None
     )
-    progress = {"epoch": 0, "best_accuracy": -1.0, "best_epoch": 0}
+    # Of the epoch under way: its steps so far, and its loss, right images and images.
+    progress = {"epoch": 0, "best": -math.inf, "best_epoch": 0, "step": 0, "sums": [0.0, 0.0, 0.0]}
     if state:
         progress = options.load_state(accelerator, state)
     history = options.read_history(args.out, progress["epoch"])
+    stop = options.Stop(accelerator)
+    watched = torch.stack([val_views[i] for i in report.spread(val_set.labels, per_class=False)])
+    frames = args.out / "report" / ("photos" if args.data else "") / "epochs"
 
     for epoch in range(progress["epoch"] + 1, args.epochs + 1):
         if epoch - 1 - progress["best_epoch"] >= args.patience:
-            print(f"No better val accuracy for {args.patience} epochs: stopped early.")
+            print(f"No better val {args.best_by} for {args.patience} epochs: stopped early.")
             break
         start = time.time()
         train_set.epoch = epoch
         train_loader.set_epoch(epoch)
 
         model.train()
-        train_loss, train_correct, train_seen = 0.0, 0, 0
-        for images, labels in tqdm(train_loader, f"epoch {epoch}/{args.epochs}", leave=False):
+        sums = torch.tensor(progress["sums"], dtype=torch.float64, device=accelerator.device)
+        batches = accelerator.skip_first_batches(train_loader, progress["step"])
+        name = f"epoch {epoch}/{args.epochs}"
+        for images, labels in options.progress_bar(batches, name, args.batch_size, progress["step"]):
             images, targets = mix(images, labels) if mix else (images, F.one_hot(labels, num_classes).float())
             logits = model(images.contiguous(memory_format=torch.channels_last))
             loss = criterion(logits, targets)
+            options.check_finite(loss.item(), epoch, args.out)
             accelerator.backward(loss)
+            if args.clip_norm:
+                accelerator.clip_grad_norm_(model.parameters(), args.clip_norm)
             optimizer.step()
-            schedule.step()
+            if args.schedule != "plateau":
+                schedule.step()
             optimizer.zero_grad()
-            train_loss += loss.item() * len(images)
-            train_correct += (logits.argmax(1) == targets.argmax(1)).sum().item()
-            train_seen += len(images)
+            right = (logits.argmax(1) == targets.argmax(1)).sum().item()
+            sums += sums.new_tensor([loss.item() * len(images), right, len(images)])
+            progress |= {"step": progress["step"] + 1, "sums": sums.tolist()}
+            step = (epoch - 1) * len(train_loader) + progress["step"]
+            if averaged:
+                averaged.update(bare_model, step)
+            if stop.asked:
+                options.save_state(accelerator, args.out, step, progress)
+                raise KeyboardInterrupt
+        train_loss, train_correct, train_seen = accelerator.reduce(sums).tolist()
 
         model.eval()
+        broadcast(list(kept.buffers()))  # of several processes the first one's statistics of normalisation hold
         val_loss, counts = 0.0, torch.zeros(num_classes, num_classes, dtype=torch.long)
         with torch.no_grad():
             for images, labels in val_loader:
-                logits, labels = accelerator.gather_for_metrics((model(images), labels))
+                logits, labels = accelerator.gather_for_metrics((kept(images), labels))
                 val_loss += F.cross_entropy(logits.float(), labels, reduction="sum").item()
                 counts += confusion_matrix(labels, logits.argmax(1), num_classes).cpu()
         val_accuracy = counts.trace().item() / counts.sum().item()
 
-        best = val_accuracy > progress["best_accuracy"]
+        if args.schedule == "plateau":
+            schedule.step(val_loss)
+
+        score = -val_loss if args.best_by == "loss" else val_accuracy
+        best = score > progress["best"]
         if best:
-            progress |= {"best_accuracy": val_accuracy, "best_epoch": epoch}
-            checkpoint.save(bare_model, args.out, data=parts.facts, precision=args.precision)
+            progress |= {"best": score, "best_epoch": epoch}
+        progress |= {"epoch": epoch, "step": 0, "sums": [0.0, 0.0, 0.0]}
         line = {
             "epoch": epoch,
             "lr": schedule.get_last_lr()[0],
@@ -137,15 +200,23 @@ def main() -> None:
             "seconds": round(time.time() - start, 2),
         }
         history.append(line)
-        options.write_history(args.out, history)
-        render.save_png(render.curves(history), args.out / "report" / "curves.png")
-        progress["epoch"] = epoch
-        options.save_state(accelerator, args.out, epoch * len(train_loader), **progress)
+        if accelerator.is_main_process:
+            if best:
+                checkpoint.save(kept, args.out, data=parts.facts, precision=args.precision)
+            options.write_history(args.out, history)
+            render.save_png(render.curves(history), args.out / "report" / "curves.png")
+            frame = report.training_frame(kept, watched, f"epoch {epoch}")
+            render.save_png(frame, frames / f"epoch-{epoch:03}.png")
+        options.save_state(accelerator, args.out, epoch * len(train_loader), progress)
         options.print_epoch(line, args.epochs, best)
 
+    if not accelerator.is_main_process:
+        return
+    render.save_animation(sorted(frames.glob("*.png")), frames.with_name("attribution.webp"))
     options.write_manifest(args, bare_model, history)
     card.write(args.out)
-    print(f"Best val accuracy {progress['best_accuracy']:.4f} (epoch {progress['best_epoch']}): {args.out}")
+    best = history[progress["best_epoch"] - 1]
+    print(f"Best epoch {best['epoch']}, val accuracy {best['val_accuracy']:.4f}: {args.out}")
     options.finish(args)
 
 

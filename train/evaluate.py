@@ -2,7 +2,8 @@
 
     python train/evaluate.py checkpoints/flowers --data DIR --part test
     python train/evaluate.py runs/a --data DIR --part val --compare runs/b
-    python train/evaluate.py checkpoints/horses --data DIR --images photo1.jpg photo2.jpg
+    python train/evaluate.py checkpoints/horses --images photo1.jpg photo2.jpg          Grad-CAM alone, no scores
+    python train/evaluate.py --recipe vgg16-grad-cam --images photo.jpg                 as published
 
 Scores go to metrics.json, their pictures and tables to report/README.md; pictures that show photographs are kept in
 report/photos/. The parts are cut by the seed that the model was trained with, so the test part was never trained on;
@@ -46,17 +47,28 @@ BATCH_SIZE = 32  # fixed: the scores of a model do not depend on how it was aske
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="folder of a model, or its name on the Hub")
+    parser = options.RecipeParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", nargs="?", help="folder of a model, or its name on the Hub")
     parser.add_argument("--data", type=Path, help="data folder; without one, synthetic scenes (cvlab/shapes.py)")
     parser.add_argument("--part", choices=("test", "val", "train", "all"), default="test")
     parser.add_argument("--compare", metavar="CHECKPOINT", help="a second model, on the same images")
     parser.add_argument("--explain", choices=("six", "classes"), default="six", help="six images, or 5 classes x 2")
-    parser.add_argument("--images", type=Path, nargs="+", help="explain these pictures instead")
+    parser.add_argument("--images", type=Path, nargs="+", help="explain these pictures instead; without --data no more")
+    parser.add_argument("--stage", help="a classifier is explained there; by default at its last stage")
+    parser.add_argument("--colormap", choices=("inferno", "viridis", "jet"), default=render.COLORMAP)
+    parser.add_argument("--opacity", type=float, default=0.7, help="of an overlay where the evidence is strongest")
     parser.add_argument("--out", type=Path, help="where the report goes; by default the checkpoint's folder")
     args = parser.parse_args()
+    if args.checkpoint is None:
+        parser.error("which model? Give the folder of a checkpoint, or a name on the Hub.")
     model = checkpoint.load(args.checkpoint)
     out = args.out or Path(args.checkpoint)
+    if args.images and args.data is None:
+        path = out / "report" / "photos" / "explained.png"
+        names = [image.name for image in args.images]
+        render.save_png(explanations(model, open_views(args.images, model), names, args), path)
+        print(f"Written: {path}")
+        return
     parts, trained_on = options.parts_of(model, args.data, args.part)
     if args.part == "test":
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "data": parts.name, "command": sys.argv}
@@ -130,7 +142,7 @@ def evaluate_classifier(
     explained, titles = views[chosen], [names[label] for label in labels[chosen]]
     if args.images:
         explained, titles = open_views(args.images, model), [path.name for path in args.images]
-    picture(report.grad_cam_rows(model, explained, titles), folder / "grad_cam.png", lines)
+    picture(explanations(model, explained, titles, args), folder / "grad_cam.png", lines)
     return metrics, lines
 
 
@@ -164,8 +176,15 @@ def evaluate_segmenter(
         pairs = report.mask_pairs(model, views[chosen.copy()], [masks[i] for i in chosen], per_image[chosen])
         picture(pairs, folder / f"{name}.png", lines)
     explained = open_views(args.images, model) if args.images else views[:: -(-len(views) // 5)]
-    picture(report.stage_rows(model, explained), folder / "stages.png", lines)
+    picture(explanations(model, explained, [], args), folder / "stages.png", lines)
     return metrics, lines
+
+
+def explanations(model: nn.Module, views: Tensor, titles: list[str], args: argparse.Namespace) -> Image.Image:
+    """Grad-CAM of a classifier's predicted classes, or of a segmenter's masks at every stage."""
+    if model.task == "classification":
+        return report.grad_cam_rows(model, views, titles, args.stage, args.colormap, args.opacity)
+    return report.stage_rows(model, views, args.colormap, args.opacity)
 
 
 def threshold_curve(model: nn.Module, parts: Parts, metrics: dict, folder: Path) -> list[str]:

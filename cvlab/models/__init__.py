@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from torch import nn
 
 from cvlab.models.convnet import ConvNet
+from cvlab.models.heads import BackboneWithHead
+from cvlab.models.plain import PlainNet
+from cvlab.models.residual import ResidualNet
 from cvlab.models.resnet_unet import ResNetUNet
 from cvlab.models.stage import Stage
 from cvlab.models.transfer import TimmClassifier
@@ -19,8 +22,11 @@ __all__ = ["NETWORKS", "Stage", "build"]
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "convnet": ConvNet,
+    "plain": PlainNet,
+    "residual": ResidualNet,
     "unet": UNet,
     "timm": TimmClassifier,
+    "timm_head": BackboneWithHead,
     "resnet_unet": ResNetUNet,
 }
 

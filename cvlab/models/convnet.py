@@ -22,16 +22,20 @@ def conv_bn(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Seq
 
 
 class ResidualBlock(nn.Module):
-    """relu(shortcut(x) + f(x)) with two 3x3 convolutions in f; a 1x1 shortcut where the channels change."""
+    """relu(shortcut(x) + f(x)) with two 3x3 convolutions in f; a 1x1 shortcut where the channels change.
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    `dropout` stands after the first of them.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.conv1 = conv_bn(in_channels, out_channels)
+        self.dropout = nn.Dropout(dropout)
         self.conv2 = conv_bn(out_channels, out_channels)
         self.shortcut = conv_bn(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.shortcut(x) + self.conv2(F.relu(self.conv1(x))))
+        return F.relu(self.shortcut(x) + self.conv2(F.relu(self.dropout(self.conv1(x)))))
 
 
 class ConvNet(nn.Module):
@@ -50,7 +54,7 @@ class ConvNet(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        widths: Sequence[int] = (32, 64, 128, 256),
+        widths: Sequence[int] = (24, 48, 96, 192),
         depth: int = 1,
         dropout: float = 0.0,
         mean: Sequence[float] = (0.5, 0.5, 0.5),

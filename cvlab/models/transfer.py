@@ -12,11 +12,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.data import ImageNetInfo, infer_imagenet_subset
-from timm.models import get_pretrained_cfg, is_model
+from timm.models import get_pretrained_cfg, is_model, load_state_dict
+from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 
 from cvlab.models.stage import Normalize, Stage, identity
@@ -33,6 +36,19 @@ ARGUMENTS = {
 MAX_CLASSES = 50_000  # the largest ImageNet has 21,843
 
 ToMap = Callable[[Tensor], Tensor]
+
+
+class WholeConv2d(nn.Conv2d):
+    """A convolution as a matrix product where its kernel is as large as its input: an eighth of the time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, D, 1, 1)."""
+        if x.shape[-2:] != self.kernel_size:
+            return super().forward(x)
+        weight = self.weight
+        if weight.is_contiguous(memory_format=torch.channels_last):  # so that vectors are views of it
+            x, weight = x.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1)
+        return F.linear(x.flatten(1), weight.flatten(1), self.bias)[..., None, None]
 
 
 class TimmClassifier(nn.Module):
@@ -88,9 +104,12 @@ class TimmClassifier(nn.Module):
         )
         self.normalize = Normalize(mean, std)
         self.backbone = make()
+        for module in self.backbone.modules():
+            if isinstance(module, ConvMlp):  # VGG's first linear layer, which timm writes as a convolution
+                module.fc1.__class__ = WholeConv2d
         with torch.device("meta"):  # a twin without memory shows what comes out where
             twin = make().eval()
-            maps = _maps(twin, torch.empty(1, 3, image_size, image_size))
+            maps = maps_of(twin, torch.empty(1, 3, image_size, image_size))
         if not maps:
             raise ValueError(f"timm's {architecture} has no stage that could be explained")
         self._maps = maps
@@ -202,6 +221,63 @@ def default_view(architecture: str) -> dict:
     }
 
 
+def pretrained_weights(name: str, image_size: int) -> dict[str, Tensor]:
+    """timm's weights of a network, from the Hub or from where they were kept when they were fetched before.
+
+    Args:
+        name: of timm, with or without a tag that says what it was trained on ("inception_v3.tf_in1k").
+
+    Raises:
+        OSError: they cannot be had.
+    """
+    size = {"input_size": (3, image_size, image_size)}
+    try:
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=size).state_dict()
+    except Exception as error:  # of the Hub's client, of the network, of timm for a network without weights
+        reason = (str(error).split("\n")[0] or type(error).__name__)[:200].rstrip(". ")
+        raise OSError(f"The pretrained weights of {name} cannot be reached ({reason})") from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a .pth that holds tensors and nothing that could run.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    try:
+        return load_state_dict(str(path))  # timm's, with weights_only=True
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"There is no file {path}.") from error
+    except Exception as error:  # of the zip archive, of the pickle, of safetensors, of a list in the place of a dict
+        reason = (str(error).split("\n")[0] or type(error).__name__)[:200].rstrip(". ")
+        raise ValueError(f"{path} cannot be read as weights, .pth or .safetensors: {reason}.") from error
+
+
+def load_backbone(backbone: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Gives a backbone the weights of the same network; those of its classifier, and of parts cut off, are not needed.
+
+    Raises:
+        ValueError: a tensor is missing, has another shape, or is of another network; the first one is named.
+    """
+    with torch.device("meta"):
+        whole = timm.create_model(backbone.pretrained_cfg["architecture"])
+    classifiers = whole.pretrained_cfg["classifier"] or ()
+    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
+    own = {name for name in whole.state_dict() if name.startswith(tuple(f"{each}." for each in classifiers))}
+    needed = {name: tensor for name, tensor in backbone.state_dict().items() if name not in own}
+    for name, tensor in needed.items():
+        if name not in weights and name.endswith(".num_batches_tracked"):  # older files are without
+            continue
+        if name not in weights:
+            raise ValueError(f"{name} is missing from the weights, which begin with {', '.join(list(weights)[:3])}")
+        if weights[name].shape != tensor.shape:
+            found, wanted = tuple(weights[name].shape), tuple(tensor.shape)
+            raise ValueError(f"{name} has shape {found} in the weights, and {wanted} in the network")
+    if foreign := [name for name in weights if name not in whole.state_dict()]:
+        raise ValueError(f"the network has no {foreign[0]}, which is in the weights")
+    backbone.load_state_dict({name: weights[name] for name in needed if name in weights}, strict=False)
+
+
 def imagenet_names(num_classes: int) -> list[str] | None:
     """Names of the ImageNet subset with so many classes, in timm's order; None where there is no such subset."""
     subset = infer_imagenet_subset({"num_classes": num_classes})
@@ -245,7 +321,7 @@ def windows_to_map(activation: Tensor, reroll: nn.Module, block: int) -> Tensor:
     return channels_last_to_map(reroll(activation.contiguous(), block))
 
 
-def _maps(backbone: nn.Module, images: Tensor) -> dict[str, ToMap]:
+def maps_of(backbone: nn.Module, images: Tensor) -> dict[str, ToMap]:
     """The module of each stage and its to_map, found by what comes out of the modules in one forward pass."""
     shapes: dict[str, Sequence[int]] = {}  # in the order of the forward pass
     calls: Counter[str] = Counter()

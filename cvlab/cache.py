@@ -1,0 +1,75 @@
+"""Decoded images that every epoch reads again: in memory, and beyond a limit in a file that is mapped into it."""
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Cache:
+    """Keeps tensors of uint8 or bool, which are the same to read wherever they lie.
+
+    The file has no name and is gone with the process, however that ends. Its pages are the system's own cache of files:
+    it takes them back where memory is short, and reads them again.
+
+    Attributes:
+        limit: bytes that may stay in memory.
+        folder: of the file; by default that of temporary files, which on some systems lies in memory itself.
+        in_memory, in_file: bytes kept so far.
+    """
+
+    limit: float = 4e9
+    folder: Path | None = None
+    in_memory: int = 0
+    in_file: int = 0
+
+    def __str__(self) -> str:
+        beyond = f" and {self.in_file / 1e6:.0f} MB in a file in {self.folder or tempfile.gettempdir()}"
+        return f"{self.in_memory / 1e6:.0f} MB in memory{beyond if self.in_file else ''}"
+
+    def keep(self, rows: Iterable[tuple]) -> list[tuple]:
+        """The same rows, their tensors kept: once they fill the limit, as views of the file.
+
+        Raises:
+            OSError: the file cannot be made or the disk is full.
+        """
+        kept = []
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            for row in rows:
+                kept.append(tuple(self._put(item, file) if isinstance(item, Tensor) else item for item in row))
+            file.flush()
+            pages = torch.from_numpy(np.memmap(file, np.uint8, "r+")) if file.tell() else None
+        return [tuple(item.of(pages) if isinstance(item, _Place) else item for item in row) for row in kept]
+
+    def _put(self, tensor: Tensor, file: tempfile.TemporaryFile) -> "Tensor | _Place":
+        if self.in_memory + tensor.nbytes <= self.limit:
+            self.in_memory += tensor.nbytes
+            return tensor
+        place = _Place(file.tell(), tensor.shape, tensor.dtype)
+        try:
+            file.write(tensor.contiguous().numpy())
+        except OSError as error:
+            where = self.folder or tempfile.gettempdir()
+            raise OSError(
+                f"The decoded pictures do not fit into {where}: {error.strerror}. Free some of that disk, "
+                "or keep more of them in memory with --cache-limit."
+            ) from error
+        self.in_file += tensor.nbytes
+        return place
+
+
+@dataclass
+class _Place:
+    """Where in the file a tensor lies."""
+
+    start: int
+    shape: torch.Size
+    dtype: torch.dtype
+
+    def of(self, pages: Tensor) -> Tensor:
+        return pages[self.start : self.start + self.shape.numel()].view(self.dtype).view(self.shape)

@@ -1,0 +1,92 @@
+"""Public data sets by name: torchvision fetches them, and they are laid out once as the folders that cvlab trains on.
+
+    torchvision:flowers102      ROOT/folders/flowers102/{train,val,test}/001 pink primrose/image_06734.jpg
+    torchvision:caltech101      ROOT/folders/caltech101/accordion/image_0001.jpg
+    torchvision:caltech256      ROOT/folders/caltech256/001.ak47/001_0001.jpg
+    torchvision:oxfordiiitpet   ROOT/folders/oxfordiiitpet/{images,masks}/Abyssinian_1.*
+
+ROOT is ~/.cache/cvlab, or what the environment variable CVLAB_DATA says; torchvision's own files lie beside `folders`.
+The pictures are links to torchvision's, so they take no second room.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torchvision.datasets import Caltech101, Caltech256, Flowers102, OxfordIIITPet
+
+from cvlab import atomic
+
+SCHEME = "torchvision:"
+
+
+def folder_of(name: str) -> Path:
+    """The folder of a data set "torchvision:NAME", fetched where it is not there yet.
+
+    Raises:
+        ValueError: no data set of this name.
+        FileNotFoundError: it is not there and cannot be fetched; the sentence says where it belongs.
+    """
+    key = str(name).removeprefix(SCHEME)
+    if key not in LISTINGS:
+        raise ValueError(f"{name}: the data sets by torchvision are {', '.join(SCHEME + known for known in LISTINGS)}.")
+    root = Path(os.environ.get("CVLAB_DATA", Path.home() / ".cache" / "cvlab"))
+    folder = root / "folders" / key
+    if not folder.is_dir():
+        try:
+            files = dict(LISTINGS[key](root))
+        except (OSError, RuntimeError) as error:  # no network, or files that are not torchvision's
+            raise FileNotFoundError(
+                f"{name} is not in {root} and could not be fetched ({str(error).rstrip('.')}). Fetch it where there is "
+                f"a network and copy {root} here, or give a folder of your own with --data."
+            ) from error
+        with atomic.new_folder(folder) as filling:
+            for path, content in files.items():
+                (filling / path).parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(content, Path):
+                    os.link(content, filling / path)
+                else:
+                    Image.fromarray(content).save(filling / path)
+    return folder
+
+
+def _flowers102(root: Path) -> Iterator[tuple[str, Path]]:
+    """The official parts; the number before a class's name is its label, from 1."""
+    for part in ("train", "val", "test"):
+        flowers = Flowers102(root, part, download=True, loader=Path)
+        for path, label in (flowers[i] for i in range(len(flowers))):
+            yield f"{part}/{label + 1:03d} {Flowers102.classes[label]}/{path.name}", path
+
+
+def _caltech101(root: Path) -> Iterator[tuple[str, Path]]:
+    """Without the pictures of no class, as torchvision lists it."""
+    caltech = Caltech101(root, download=True)
+    for y, i in zip(caltech.y, caltech.index, strict=True):
+        name = f"{caltech.categories[y]}/image_{i:04d}.jpg"
+        yield name, Path(caltech.root) / "101_ObjectCategories" / name
+
+
+def _caltech256(root: Path) -> Iterator[tuple[str, Path]]:
+    caltech = Caltech256(root, download=True)
+    for y, i in zip(caltech.y, caltech.index, strict=True):
+        name = f"{caltech.categories[y]}/{y + 1:03d}_{i:04d}.jpg"
+        yield name, Path(caltech.root) / "256_ObjectCategories" / name
+
+
+def _oxfordiiitpet(root: Path) -> Iterator[tuple[str, Path | np.ndarray]]:
+    """Both official parts together. The trimaps have 1 for the animal, 3 for its outline and 2 for the rest."""
+    for part in ("trainval", "test"):
+        pets = OxfordIIITPet(root, part, "segmentation", download=True)
+        for image, trimap in zip(pets._images, pets._segs, strict=True):
+            yield f"images/{image.name}", image
+            yield f"masks/{image.stem}.png", np.where(np.asarray(Image.open(trimap)) == 2, 0, 255).astype(np.uint8)
+
+
+LISTINGS = {
+    "flowers102": _flowers102,
+    "caltech101": _caltech101,
+    "caltech256": _caltech256,
+    "oxfordiiitpet": _oxfordiiitpet,
+}

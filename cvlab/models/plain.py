@@ -1,0 +1,101 @@
+"""Convolutional networks without shortcuts, as courses and the years around 2014 have them, with VGG's module names.
+
+    images -> normalize -> features: block1 -> ... -> blockN -> flatten -> classifier: hidden layers -> linear -> logits
+
+A block is `depth` times 3x3 convolution (and batch normalisation) and ReLU, then 2x2 max pooling. `features` is one
+sequence, whose indices count every layer: with depth 2 and batch normalisation the last convolution of four blocks is
+features[24] (Simonyan and Zisserman, "Very Deep Convolutional Networks", 2014). train/recipes/ has the arguments of
+the published networks.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from cvlab.models.stage import Normalize, Stage
+
+
+class PlainNet(nn.Module):
+    """A classifier from scratch, made for one image size: its first linear layer reads every position.
+
+    Args:
+        num_classes: length of the logits.
+        image_size: side of the square view.
+        widths: channels of each block.
+        depth: convolutions per block.
+        hidden: lengths of the linear layers before the last one.
+        pools: how many blocks, from the first, end in max pooling; by default all.
+        pool_to: after the last block the map is averaged to so many rows and columns; 0 leaves it as it is.
+        padding: a border of zeros keeps height and width; without it every convolution takes two of each.
+        batch_norm: batch normalisation after every convolution.
+        dropout: probability, before the second convolution.
+        head_dropout: probabilities, one before each linear layer, hidden ones first; by default none.
+        mean, std: of the images in [0, 1].
+
+    Raises:
+        ValueError: the images are too small for so many blocks, or head_dropout is of another length.
+    """
+
+    task = "classification"
+
+    def __init__(
+        self,
+        num_classes: int,
+        image_size: int,
+        widths: Sequence[int] = (32, 64, 128, 256),
+        depth: int = 1,
+        hidden: Sequence[int] = (512,),
+        pools: int | None = None,
+        pool_to: int = 0,
+        padding: bool = True,
+        batch_norm: bool = False,
+        dropout: float = 0.0,
+        head_dropout: Sequence[float] = (),
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.25, 0.25, 0.25),
+    ) -> None:
+        super().__init__()
+        head_dropout = list(head_dropout) or [0.0] * (len(hidden) + 1)
+        if len(head_dropout) != len(hidden) + 1:
+            raise ValueError(f"head_dropout has {len(head_dropout)} numbers for {len(hidden) + 1} linear layers")
+        self.normalize = Normalize(mean, std)
+        layers: list[nn.Module] = []
+        convs: list[int] = []  # indices of layers
+        channels, side = 3, image_size
+        for block, width in enumerate(widths):
+            for _ in range(depth):
+                convs.append(len(layers))
+                layers.append(nn.Conv2d(channels, width, 3, padding=int(padding)))
+                layers += [nn.BatchNorm2d(width)] * batch_norm + [nn.ReLU()]
+                channels, side = width, side if padding else side - 2
+            if pools is None or block < pools:
+                layers.append(nn.MaxPool2d(2))
+                side //= 2
+        if side < 1:
+            raise ValueError(f"images of {image_size} pixels are too small for {len(widths)} blocks")
+        if pool_to:
+            layers.append(nn.AdaptiveAvgPool2d(pool_to))
+            side = pool_to
+        self.features = nn.Sequential(*layers)
+        self.last_convs = convs[depth - 1 :: depth]
+        # Not a layer of features: weights fit the same network with and without dropout.
+        self.dropout, self.dropout_before = nn.Dropout(dropout), convs[1:2]
+        sizes = [channels * side**2, *hidden, num_classes]
+        head = [nn.Flatten()]
+        for (before, after), p in zip(pairwise(sizes), head_dropout, strict=True):
+            head += [nn.Dropout(p), nn.Linear(before, after), nn.ReLU()]
+        self.classifier = nn.Sequential(*head[:-1])  # no ReLU after the logits
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """The last convolution of each block, before its ReLU."""
+        return {f"block{i}": Stage(self.features[conv]) for i, conv in enumerate(self.last_convs, start=1)}
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.normalize(images)
+        for i, layer in enumerate(self.features):
+            if i in self.dropout_before:
+                x = self.dropout(x)
+            x = layer(x)
+        return self.classifier(x)  # (N, num_classes)

@@ -1,0 +1,52 @@
+"""A residual network that keeps its resolution: every block sees the photo at half its size.
+
+    images -> normalize -> stem -> block1 -> ... -> blockN -> global average pooling -> linear -> logits
+
+The stem is a 3x3 convolution, batch normalisation, ReLU and 2x2 max pooling; blocks are those of convnet.py, of stride
+1. The linear layer reads the mean of the last block, so its raw Grad-CAM adds up to logit - bias.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from cvlab.models.convnet import ResidualBlock, conv_bn
+from cvlab.models.stage import Normalize, Stage
+
+
+class ResidualNet(nn.Module):
+    """A classifier from scratch.
+
+    Args:
+        num_classes: length of the logits.
+        widths: channels of the stem, then of each block.
+        dropout: probability, after each block's first convolution and its batch normalisation.
+        mean, std: of the images in [0, 1].
+    """
+
+    task = "classification"
+
+    def __init__(
+        self,
+        num_classes: int,
+        widths: Sequence[int] = (32, 64, 128, 256, 512, 1024),
+        dropout: float = 0.0,
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.25, 0.25, 0.25),
+    ) -> None:
+        super().__init__()
+        self.normalize = Normalize(mean, std)
+        self.stem = nn.Sequential(conv_bn(3, widths[0]), nn.ReLU(), nn.MaxPool2d(2))
+        self.blocks = nn.ModuleList(ResidualBlock(before, after, dropout) for before, after in pairwise(widths))
+        self.head = nn.Linear(widths[-1], num_classes)
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        return {f"block{i}": Stage(block) for i, block in enumerate(self.blocks, start=1)}
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(self.normalize(images))  # (N, widths[0], H/2, W/2)
+        for block in self.blocks:
+            x = block(x)  # (N, widths[i], H/2, W/2)
+        return self.head(x.mean(dim=(2, 3)))  # (N, num_classes)

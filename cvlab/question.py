@@ -1,0 +1,223 @@
+"""What a visitor asks of a model about a picture, and how the answer is coloured: all that a link to the page holds."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from urllib.parse import urlencode
+
+from torch import Tensor, nn
+
+from cvlab import regions
+from cvlab.explain import METHODS, Score, against, class_score, contrast_score, region_score
+
+SLOW_METHODS = ("integrated_gradients", "occlusion")  # cvlab/crosschecks.py: at image size, not at a stage
+REGIONS = ("mask", "part", "pixel", "box", "stroke", "false positives", "false negatives")
+COLORMAPS = ("inferno", "cividis", "gray", "jet")  # the first three read the same to the colour-blind
+MOST_POINTS = 500
+STROKE_RADIUS = 1 / 40  # of the view's side
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question. What is left empty is what the model itself says: its class, its mask, its deepest stage.
+
+    Attributes:
+        class_name: whose evidence is asked for.
+        rather_than: why the class and not this one.
+        against: the evidence against instead of for.
+        stage: a key of model.stages.
+        method: of METHODS, or of SLOW_METHODS.
+        region: of REGIONS, of a segmenter only: which pixels are asked about.
+        points: "x,y x,y ..." in pixels of the view, for part and pixel (the last one), box (the last two) and stroke.
+        threshold: of the mask; 0 is the model's own.
+        colormap, opacity: of the drawing.
+        common_scale: whether maps that can be compared are drawn on one scale.
+    """
+
+    class_name: str = ""
+    rather_than: str = ""
+    against: bool = False
+    stage: str = ""
+    method: str = "grad_cam"
+    region: str = "mask"
+    points: str = ""
+    threshold: float = 0.0
+    colormap: str = COLORMAPS[0]
+    opacity: float = 0.7
+    common_scale: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises a ValueError for what no widget of the page can say: programs and links may say anything."""
+        allowed = {"method": (*METHODS, *SLOW_METHODS), "region": REGIONS, "colormap": COLORMAPS}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is float and type(value) is int:
+                object.__setattr__(self, field.name, float(value))
+            elif value is None and field.type is str:  # an empty dropdown
+                object.__setattr__(self, field.name, "")
+            elif type(value) is not field.type:
+                raise ValueError(f"{field.name} is a {field.type.__name__}, not {str(value)[:50]!r}.")
+            if field.name in allowed and value not in allowed[field.name]:
+                raise ValueError(f"There is no {field.name} {value!r}: choose {', '.join(allowed[field.name])}.")
+        if not (math.isfinite(self.threshold) and 0 <= self.threshold < 1 and 0 <= self.opacity <= 1):
+            raise ValueError("A threshold and an opacity lie between 0 and 1.")
+
+    @property
+    def asked(self) -> tuple:
+        """What decides the maps; the rest is drawing."""
+        slow = self.method if self.method in SLOW_METHODS else ""
+        return self.class_name, self.rather_than, self.against, self.region, self.points, self.threshold, slow
+
+
+def to_query(model: str, question: Question) -> str:
+    """The query of a link that restores model and question: ?model=...&stage=... Only what is not as usual is in it."""
+    usual = Question()
+    chosen = {field.name: getattr(question, field.name) for field in fields(Question)}
+    return "?" + urlencode({"model": model} | {k: v for k, v in chosen.items() if v != getattr(usual, k)})
+
+
+def from_query(query: Mapping[str, str]) -> Question:
+    """The question of a link; what it says wrongly is left out, as the link of a later page might say more."""
+    question = Question()
+    for field in fields(Question):
+        try:
+            text = query[field.name]
+            value = text == "True" if field.type is bool else field.type(text)
+            question = replace(question, **{field.name: value})
+        except (KeyError, ValueError):
+            continue
+    return question
+
+
+def parse_points(text: str) -> list[tuple[int, int]]:
+    """The points of "x,y x,y ...".
+
+    Raises:
+        ValueError: there is none, too many, or something else.
+    """
+    points = re.findall(r"(-?\d{1,5})\s*,\s*(-?\d{1,5})", text)
+    if not points or re.sub(r"-?\d{1,5}\s*,\s*-?\d{1,5}", "", text).strip(" ;"):
+        raise ValueError("Choose a place in the picture, or write it as x,y from the top left, for example 20,30.")
+    if len(points) > MOST_POINTS:
+        raise ValueError(f"A stroke has at most {MOST_POINTS} points.")
+    return [(int(x), int(y)) for x, y in points]
+
+
+def class_indices(question: Question, model: nn.Module, logits: Tensor) -> tuple[int, int | None]:
+    """The class that is asked about, and the one that it is held against; of one image, (1, C) or (1, C, H, W).
+
+    Raises:
+        ValueError: the model does not have it, or both are the same.
+    """
+    chosen = class_index(model, question.class_name)
+    if chosen is None:
+        chosen = int(logits.argmax()) if model.task == "classification" else 0
+    other = class_index(model, question.rather_than)
+    if other == chosen:
+        raise ValueError(f"Why {model.class_names[chosen]!r} rather than itself? Choose two different classes.")
+    return chosen, other
+
+
+def class_index(model: nn.Module, class_name: str | None) -> int | None:
+    """The index of a class by its name; None stands for the predicted class."""
+    if not class_name:
+        return None
+    if class_name not in model.class_names:
+        raise ValueError(f"The model has no class {class_name!r}; it has {', '.join(model.class_names[:20])}.")
+    return model.class_names.index(class_name)
+
+
+def score_of(question: Question, model: nn.Module, true_mask: Tensor | None = None) -> Score:
+    """The score that a question asks about, of one image; class and region are settled by the logits that it is given.
+
+    Args:
+        true_mask: (H, W) bool of the view's size, for false positives and false negatives.
+    """
+
+    def score(logits: Tensor) -> Tensor:
+        chosen, other = class_indices(question, model, logits)
+        region = region_of(question, model, logits, true_mask) if model.task == "segmentation" else None
+        return settled_score(chosen, other, region, question.against)(logits)
+
+    return score
+
+
+def settled_score(class_idx: int, other: int | None, region: Tensor | None, negative: bool) -> Score:
+    """The score of a class, perhaps rather than another one, perhaps in a region of a segmenter; or its negative."""
+    if region is not None:
+        mine = region_score(region, class_idx)
+        theirs = None if other is None else region_score(region, other)
+        score = mine if theirs is None else lambda logits: mine(logits) - theirs(logits)
+    else:
+        score = class_score(class_idx) if other is None else contrast_score(class_idx, other)
+    return against(score) if negative else score
+
+
+def mask_of(question: Question, model: nn.Module, logits: Tensor) -> Tensor:
+    """The predicted mask (H, W) of the class that is asked about, at the question's threshold."""
+    chosen, _ = class_indices(question, model, logits)
+    return logits.detach()[0, chosen].sigmoid() > (question.threshold or model.threshold)
+
+
+def region_of(question: Question, model: nn.Module, logits: Tensor, true_mask: Tensor | None = None) -> Tensor:
+    """The pixels (H, W) that a question asks a segmenter about.
+
+    Raises:
+        ValueError: there is no such pixel, or the true mask is needed and was not given.
+    """
+    mask = mask_of(question, model, logits)
+    if question.region == "mask":
+        return regions.whole(mask)
+    if question.region.startswith("false"):
+        if true_mask is None:
+            raise ValueError("Give the true mask first: what is false is known from it.")
+        compare = regions.false_positives if question.region == "false positives" else regions.false_negatives
+        return compare(mask, true_mask)
+    points, size = parse_points(question.points), mask.shape
+    if question.region == "part":
+        return regions.component(mask, *points[-1])
+    if question.region == "pixel":
+        return regions.pixel(size, *points[-1])
+    if question.region == "box":
+        if len(points) < 2:
+            raise ValueError("A box has two corners: choose the other one too.")
+        return regions.box(size, *points[-2:])
+    return regions.brush(size, points, max(0.5, STROKE_RADIUS * size[0]))
+
+
+def region_words(question: Question) -> str:
+    """The region as it stands in a sentence."""
+    at = question.points.split()[-1] if question.points.split() else "?"
+    return {
+        "mask": "the whole mask",
+        "part": f"the part of the mask at {at}",
+        "pixel": f"the pixel at {at}",
+        "box": "the box",
+        "stroke": "the stroke",
+        "false positives": "what was wrongly found",
+        "false negatives": "what was missed",
+    }[question.region]
+
+
+def picked(question: Question, model: nn.Module, logits: Tensor, points: list) -> Question:
+    """The question after a click (one point) or a drag (several) in the picture.
+
+    Where no shape was chosen before, a click on the mask asks about that part of it, beside the mask about the pixel,
+    and a drag about a box.
+    """
+    side = logits.shape[-1]
+    points = [(min(max(int(x), 0), side - 1), min(max(int(y), 0), side - 1)) for x, y in points[:MOST_POINTS]]
+    dragged = len(points) > 1 and math.dist(points[0], points[-1]) > side / 50
+    region = question.region
+    if region not in ("box", "stroke"):
+        on_mask = bool(mask_of(question, model, logits)[points[0][1], points[0][0]])
+        region = "box" if dragged else "part" if on_mask else "pixel"
+    if region == "box" and dragged:
+        points = [points[0], points[-1]]
+    elif region in ("box", "stroke") and not dragged and question.region == region and question.points:
+        before = parse_points(question.points)
+        points = (before[-1:] if region == "box" else before) + points[:1]
+    elif not dragged:
+        points = points[:1]
+    return replace(question, region=region, points=" ".join(f"{x},{y}" for x, y in points))

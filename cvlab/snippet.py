@@ -1,0 +1,117 @@
+"""A question to a model as Python: a few lines of cvlab's public functions that make the same map again.
+
+Names of classes, photos and models come from strangers. They enter as string literals only (`repr`), and everything
+else is chosen from what stands here.
+"""
+
+import ast
+
+from torch import nn
+
+from cvlab.explain import METHODS, default_stage
+from cvlab.question import STROKE_RADIUS, Question, parse_points
+
+PUBLIC = {
+    "checkpoint": "cvlab",
+    "integrated_gradients": "cvlab.crosschecks",
+    "occlusion": "cvlab.crosschecks",
+    "read_mask": "cvlab.data",
+    "against": "cvlab.explain",
+    "class_score": "cvlab.explain",
+    "contrast_score": "cvlab.explain",
+    "explain": "cvlab.explain",
+    "predict": "cvlab.explain",
+    "region_score": "cvlab.explain",
+    "box": "cvlab.regions",
+    "brush": "cvlab.regions",
+    "component": "cvlab.regions",
+    "false_negatives": "cvlab.regions",
+    "false_positives": "cvlab.regions",
+    "pixel": "cvlab.regions",
+    "whole": "cvlab.regions",
+    "overlay": "cvlab.render",
+    "open_image": "cvlab.transforms",
+    "view": "cvlab.transforms",
+    "whole_mask": "cvlab.transforms",
+}
+
+
+def as_python(source: str, photo: str, model: nn.Module, question: Question, true_mask: str = "mask.png") -> str:
+    """Lines that leave the map of a question, signed, in `attribution` and save it over the photo.
+
+    Args:
+        source: the model's folder or its name on the Hub, as whoever reads the lines has it: no path of a server.
+        photo, true_mask: names of files.
+        model: that of `source`.
+
+    Raises:
+        ValueError: the question has no place in the picture where it needs one.
+    """
+    lines = [
+        f"model = checkpoint.load({source!r})",
+        f"images = view(open_image({photo!r}), model)",
+        f"class_idx = {_class_idx(question, model)}",
+    ]
+    if question.rather_than:
+        lines.append(f"other_idx = model.class_names.index({question.rather_than!r})")
+    if model.task == "segmentation":
+        lines += _region(question, model, true_mask)
+        score = "region_score(region, class_idx)"
+        if question.rather_than:
+            lines.append("this, other = (region_score(region, index) for index in (class_idx, other_idx))")
+            score = "lambda logits: this(logits) - other(logits)"
+    else:
+        score = "contrast_score(class_idx, other_idx)" if question.rather_than else "class_score(class_idx)"
+    lines.append(f"score = {score}")
+    if question.against:
+        lines.append("score = against(score)")
+    lines += [_attribution(question, model), "overlay(images, attribution).save('overlay.png')"]
+    return "\n".join([*_imports(lines), "", *lines, ""])
+
+
+def _class_idx(question: Question, model: nn.Module) -> str:
+    if question.class_name:
+        return f"model.class_names.index({question.class_name!r})"
+    return "0" if model.task == "segmentation" else "int(predict(model, images).argmax())"
+
+
+def _region(question: Question, model: nn.Module, true_mask: str) -> list[str]:
+    """The lines that make `region`, (H, W) bool."""
+    size = "images.shape[-2:]"
+    if question.region in ("pixel", "box", "stroke"):
+        points = parse_points(question.points)
+        asked = {
+            "pixel": f"pixel({size}, {points[-1][0]}, {points[-1][1]})",
+            "box": f"box({size}, {', '.join(map(str, points[-2:]))})",
+            "stroke": f"brush({size}, {points}, {max(0.5, STROKE_RADIUS * model.image_size)})",
+        }
+        return [f"region = {asked[question.region]}"]
+    threshold = question.threshold or "model.threshold"
+    lines = [f"mask = predict(model, images)[0, class_idx].sigmoid() > {threshold}"]
+    if question.region == "mask":
+        return [*lines, "region = whole(mask)"]
+    if question.region == "part":
+        x, y = parse_points(question.points)[-1]
+        return [*lines, f"region = component(mask, {x}, {y})"]
+    return [
+        *lines,
+        f"true = whole_mask(read_mask({true_mask!r}, len(model.class_names)), model.image_size)[class_idx]",
+        f"region = {question.region.replace(' ', '_')}(mask, true)",
+    ]
+
+
+def _attribution(question: Question, model: nn.Module) -> str:
+    if question.method in METHODS:
+        method, stage = repr(question.method), repr(question.stage or default_stage(model))
+        return f"attribution = explain(model, images, score, [{stage}], [{method}]).maps[{method}][{stage}]"
+    window = f", window={model.image_size // 8}" if question.method == "occlusion" else ""
+    return f"attribution = {question.method}(model, images, score{window})"
+
+
+def _imports(lines: list[str]) -> list[str]:
+    """The import statements of the public names in use, a line a module."""
+    used = {node.id for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, ast.Name)}
+    modules: dict[str, list[str]] = {}
+    for name in sorted(used & PUBLIC.keys()):
+        modules.setdefault(PUBLIC[name], []).append(name)
+    return [f"from {module} import {', '.join(names)}" for module, names in sorted(modules.items())]

@@ -1,0 +1,101 @@
+"""cvlab.fetch: torchvision's own loaders, on small copies of its layouts, become the folders that cvlab trains on."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+from torchvision.datasets import Flowers102
+
+from cvlab.data import classification_parts, segmentation_parts
+from cvlab.fetch import LISTINGS, folder_of
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CVLAB_DATA", str(tmp_path))
+    return tmp_path
+
+
+def photo(path: Path, seed: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, "JPEG")
+    return path
+
+
+def test_flowers102_keeps_its_official_parts_and_labels(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve pictures of labels 1, 2, 1, 2, ...: numbers 1 to 4 are train, 5 to 8 val, 9 to 12 test."""
+    flowers = root / "flowers-102"
+    for i in range(1, 13):
+        photo(flowers / "jpg" / f"image_{i:05d}.jpg", i)
+    savemat(flowers / "imagelabels.mat", {"labels": [1, 2] * 6})
+    parts = {"trnid": range(1, 5), "valid": range(5, 9), "tstid": range(9, 13)}
+    savemat(flowers / "setid.mat", {key: list(ids) for key, ids in parts.items()})
+    known = {  # torchvision compares the hashes of the true files
+        key: (name, key != "image" and hashlib.md5((flowers / name).read_bytes()).hexdigest())
+        for key, (name, _) in Flowers102._file_dict.items()
+    }
+    monkeypatch.setattr(Flowers102, "_file_dict", known)
+
+    found = classification_parts(folder_of("torchvision:flowers102"))
+    assert found.class_names == ["001 pink primrose", "002 hard-leaved pocket orchid"]
+    numbers = {part: [(path.name[8:11], label) for path, label in found.samples[part]] for part in found.samples}
+    assert numbers["train"] == [("001", 0), ("003", 0), ("002", 1), ("004", 1)]
+    assert numbers["test"] == [("009", 0), ("011", 0), ("010", 1), ("012", 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "classes", "file"),
+    [
+        ("caltech101", "caltech101/101_ObjectCategories", ["accordion", "wrench"], "image_{i:04d}.jpg"),
+        ("caltech256", "caltech256/256_ObjectCategories", ["001.ak47", "002.flag"], "{label:03d}_{i:04d}.jpg"),
+    ],
+)
+def test_caltech_is_a_folder_of_classes(root: Path, name: str, inside: str, classes: list[str], file: str) -> None:
+    for label, class_name in enumerate(classes, start=1):
+        for i in range(1, 8):
+            photo(root / inside / class_name / file.format(label=label, i=i), 10 * label + i)
+    if name == "caltech101":
+        photo(root / inside / "BACKGROUND_Google" / "image_0001.jpg", 0)
+    folder = folder_of(f"torchvision:{name}")
+    found = classification_parts(folder)
+    assert found.class_names == classes
+    assert sum(map(len, found.samples.values())) == 14
+    path, label = found.samples["train"][0]
+    assert path.read_bytes() == (root / inside / classes[label] / path.name).read_bytes()
+    assert folder_of(f"torchvision:{name}") == folder  # laid out once
+
+
+def test_the_masks_of_the_pets_are_the_animal_with_its_outline(root: Path) -> None:
+    trimap = np.full((12, 16), 2, np.uint8)
+    trimap[3:9, 3:9] = 3
+    trimap[4:8, 4:8] = 1
+    pets = root / "oxford-iiit-pet"
+    (pets / "annotations" / "trimaps").mkdir(parents=True)
+    for part, numbers in (("trainval", range(1, 9)), ("test", range(9, 13))):
+        lines = [f"Abyssinian_{i} 1 1 1" for i in numbers]
+        (pets / "annotations" / f"{part}.txt").write_text("\n".join(lines))
+        for i in numbers:
+            photo(pets / "images" / f"Abyssinian_{i}.jpg", i)
+            Image.fromarray(trimap).save(pets / "annotations" / "trimaps" / f"Abyssinian_{i}.png")
+    found = segmentation_parts(folder_of("torchvision:oxfordiiitpet"), class_names=["pet"])
+    assert sum(map(len, found.samples.values())) == 12
+    _, mask = found.open_sample(found.samples["val"][0])
+    assert mask.sum() == 36
+    assert mask[0, 3:9, 3:9].all()
+
+
+def test_a_data_set_that_cannot_be_had_says_where_it_belongs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(root: Path) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setitem(LISTINGS, "caltech256", offline)
+    with pytest.raises(FileNotFoundError, match="no route to host") as raised:
+        folder_of("torchvision:caltech256")
+    assert str(root) in str(raised.value)
+    with pytest.raises(ValueError, match="torchvision:caltech256"):
+        folder_of("torchvision:caltech")
+    assert not (root / "folders").exists()

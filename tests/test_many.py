@@ -1,0 +1,144 @@
+"""cvlab.many: each row is what the picture alone gets, a bad one stops nothing, and tables run no formula."""
+
+import csv
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from cvlab import shapes
+from cvlab.explain import explain, peak, predict, predicted_masks, predicted_score
+from cvlab.many import BATCH, Row, explain_many, to_csv, write_zip
+from cvlab.transforms import open_image, view
+from cvlab.unzip import Picture, list_pictures
+
+NUMBER = BATCH + 4  # more than a batch
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Scenes, two files among them that are no pictures."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(NUMBER):
+        shapes.scene(i, 24).image.save(folder / f"{i:02d}.png")
+    for i in (3, BATCH + 1):
+        (folder / f"{i:02d}.png").write_text("no picture")
+    return folder
+
+
+@pytest.mark.parametrize("method", ["grad_cam", "hires_cam"])
+def test_each_row_is_what_the_picture_alone_gets(model: nn.Module, folder: Path, method: str) -> None:
+    stage = list(model.stages)[1]
+    rows = list(explain_many(model, list_pictures([folder]), stage, method))
+    assert [each.row.file for each in rows] == [f"{i:02d}.png" for i in range(NUMBER)]
+    assert [each.row.number for each in rows] == list(range(1, NUMBER + 1))
+    for i, each in enumerate(rows):
+        if i in (3, BATCH + 1):
+            assert each.row.prediction is None
+            assert "not a picture" in each.row.sentence
+            assert each.attribution is None
+            continue
+        images = view(open_image(folder / each.row.file), model)
+        logits = predict(model, images)
+        if model.task == "classification":
+            assert each.row.prediction == model.class_names[logits.argmax()]
+            assert each.row.share == pytest.approx(logits.softmax(1).max().item(), abs=1e-6)
+        else:
+            assert each.row.share == pytest.approx(predicted_masks(model, logits)[0, 0].float().mean().item())
+        if each.row.prediction:
+            alone = explain(model, images, predicted_score(model), [stage], [method]).maps[method][stage]
+            torch.testing.assert_close(each.attribution, alone, rtol=1e-4, atol=1e-6)
+            assert each.row.peak == pytest.approx(peak(alone).item(), rel=1e-3, abs=1e-5)
+        else:
+            assert not each.attribution.any()
+            assert each.row.peak == 0
+            assert "finds nothing" in each.row.sentence
+
+
+def test_progress_counts_every_picture_batch_by_batch(classifier: nn.Module, folder: Path) -> None:
+    told: list[tuple[int, int]] = []
+    pictures = list_pictures([folder])
+    explained = explain_many(classifier, pictures, progress=lambda *counts: told.append(counts))
+    next(explained)
+    assert told == []  # nothing runs ahead of who asks
+    list(explained)
+    assert told == [(BATCH, NUMBER), (NUMBER, NUMBER)]
+
+
+def test_the_zip_holds_maps_pictures_table_and_manifest(classifier: nn.Module, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "maps.zip"
+    explained = list(explain_many(classifier, list_pictures([folder]), "stage1", "hires_cam"))
+    rows = write_zip(path, classifier, iter(explained), "stage1", "hires_cam", "tiny")
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        manifest = json.loads(archive.read("manifest.json"))
+        table = list(csv.DictReader(io.StringIO(archive.read("table.csv").decode("utf-8-sig"))))
+        for each in explained:
+            name = f"maps/{each.row.number:05d}.npy"
+            assert (name in archive.namelist()) == (each.attribution is not None)
+            if each.attribution is not None:
+                array = np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
+                assert array.dtype == np.float32
+                np.testing.assert_array_equal(array, each.attribution[0, 0].numpy())
+                picture = archive.read(f"pictures/{each.row.number:05d}.jpg")
+                assert Image.open(io.BytesIO(picture)).size == (16, 16)
+    assert [row["file"] for row in table] == [row["file"] for row in manifest["rows"]] == [row.file for row in rows]
+    assert float(table[0]["share"]) == manifest["rows"][0]["share"] == rows[0].share
+    assert manifest | {"model": "tiny", "stage": "stage1", "method": "hires_cam"} == manifest
+    assert sorted(tmp_path.iterdir()) == [path, folder]
+
+
+def test_what_fails_half_way_leaves_no_file(classifier: nn.Module, folder: Path, tmp_path: Path) -> None:
+    def failing():
+        yield from list(explain_many(classifier, list_pictures([folder])))[:2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_zip(tmp_path / "maps.zip", classifier, failing(), "stage2", "grad_cam", "tiny")
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+FORMULAS = [
+    "=1+1",
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    " =1",
+    "\t=1",
+    "\uff1d1+1",
+    '=HYPERLINK("http://evil","x")',
+    "=cmd|' /C calc'!A0",
+]
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_a_cell_is_no_formula(text: str) -> None:
+    row = Row(1, text, text, -0.5, -1e-7, text)
+    _, cells = csv.reader(io.StringIO(to_csv([row])))
+    assert cells == ["1", f"'{text}", f"'{text}", "-0.5", "-1e-07", f"'{text}"]
+
+
+def test_text_that_is_no_formula_is_as_it_was() -> None:
+    for text in ("photo.png", "a=b", "x, y", 'say "hi"', "caf\u00e9", ""):
+        _, cells = csv.reader(io.StringIO(to_csv([Row(1, text, None, None, None, "")])))
+        assert cells == ["1", text, "", "", "", ""]
+
+
+def test_a_job_of_bad_pictures_alone_still_has_its_rows(classifier: nn.Module, tmp_path: Path) -> None:
+    bad = [Picture("a", sentence="no."), Picture("b", tmp_path / "gone.png")]
+    rows = write_zip(tmp_path / "maps.zip", classifier, explain_many(classifier, bad), "stage2", "grad_cam", "tiny")
+    assert rows[0].sentence == "No."
+    assert rows[1].prediction is None
+    assert list(explain_many(classifier, [])) == []
+
+
+def test_another_stage_or_method_is_a_sentence(classifier: nn.Module) -> None:
+    with pytest.raises(ValueError, match="stage9"):
+        next(explain_many(classifier, [Picture("a")], "stage9"))

@@ -1,0 +1,340 @@
+"""Sweeps over a stand-in script that "trains" in a tenth of a second: who runs what, how often, and what is best."""
+
+import argparse
+import csv
+import json
+import multiprocessing
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "train"))
+import dropout_study
+import options
+import sweep
+
+from cvlab import checkpoint, claims, models
+
+# val accuracy is lr * epoch / 10, so that the answer is known; every epoch is noted in trained.log beside the script.
+SCRIPT = """
+import argparse, json, os, sys, time
+from pathlib import Path
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--lr", type=float)
+parser.add_argument("--width", type=int, default=4)
+parser.add_argument("--epochs", type=int, default=3)
+parser.add_argument("--early", action=argparse.BooleanOptionalAction, default=True, help="the best epoch is the first")
+parser.add_argument("--out", type=Path)
+parser.add_argument("--resume", action="store_true")
+args = parser.parse_args()
+if args.lr == 13 and not Path(__file__).with_name("mended").exists():
+    sys.exit("ValueError: 13 brings bad luck")
+path = args.out / "history.jsonl"
+lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+for epoch in range(len(lines) + 1, args.epochs + 1):
+    time.sleep(0.1)
+    score = args.lr * (args.epochs + 1 - epoch if args.early else epoch) / 10
+    lines.append(json.dumps({"epoch": epoch, "val_loss": 1, "val_accuracy": score, "seconds": 6}) + "\\n")
+    path.with_name("writing").write_text("".join(lines))
+    with open(Path(__file__).with_name("trained.log"), "a") as log:
+        log.write(f"{args.out.name} {epoch}\\n")
+    os.replace(path.with_name("writing"), path)
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    monkeypatch.setattr(sweep, "LOOK", 0.05)
+    monkeypatch.setattr(claims, "DEAD_HERE", 0.5)
+    return tmp_path / "script.py"
+
+
+def run(*arguments: object) -> None:
+    """The sweep's command in this process."""
+    before = sys.argv, signal.getsignal(signal.SIGTERM)
+    sys.argv = ["sweep.py", *map(str, arguments)]
+    try:
+        sweep.main()
+    finally:
+        sys.argv = before[0]
+        signal.signal(signal.SIGTERM, before[1])
+
+
+def begin(*arguments: object) -> multiprocessing.Process:
+    """The same in another process."""
+    process = multiprocessing.get_context("fork").Process(target=run, args=arguments)
+    process.start()
+    return process
+
+
+def runs(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((out / "runs.csv").open(newline="")))
+
+
+def column(out: Path, name: str) -> list[str]:
+    return [row[name] for row in runs(out)]
+
+
+def trained(script: Path) -> Counter[str]:
+    """How often each epoch of each run was trained: "002 1" is the first epoch of the second run."""
+    return Counter(script.with_name("trained.log").read_text().splitlines())
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(200):
+        if path.exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} did not come")
+
+
+def test_a_grid_has_every_combination_and_names_the_best(script: Path, capsys: pytest.CaptureFixture) -> None:
+    out = script.with_name("sweep")
+    run(script, "--over", "lr=0.1,0.5", "early=on,off", "width=4", "--out", out, "--", "--epochs", 2)
+    assert [(row["lr"], row["early"], row["best val"], row["at epoch"]) for row in runs(out)] == [
+        ("0.1", "on", "0.0200", "1"),
+        ("0.1", "off", "0.0200", "2"),
+        ("0.5", "on", "0.1000", "1"),
+        ("0.5", "off", "0.1000", "2"),
+    ]
+    assert column(out, "minutes") == ["0.2"] * 4
+    assert set(trained(script).values()) == {1}
+    (best,) = [line for line in (out / "README.md").read_text().splitlines() if line.startswith("| **")]
+    assert best.split()[1] == "**003**"  # the first of the two that are equal
+    assert f"{out}/003" in capsys.readouterr().out
+    assert Image.open(out / "curves.png").width > 300
+
+
+def test_a_killed_sweep_goes_on_without_a_run_done_twice(script: Path) -> None:
+    arguments = [script, "--over", "lr=0.1,0.4,0.2", "--out", script.with_name("killed"), "--", "--epochs", 4]
+    process = begin(*arguments)
+    wait_for(script.with_name("killed") / "002" / "history.jsonl")
+    process.kill()
+    process.join()
+    alive = time.monotonic() + 0.5
+    while time.monotonic() < alive:  # the training that it had started has ended with it
+        before = trained(script)
+        time.sleep(0.25)
+    assert trained(script) == before
+    assert len(before) < 12
+    run(*arguments)
+    assert column(script.with_name("killed"), "best val") == ["0.0400", "0.1600", "0.0800"]
+    assert column(script.with_name("killed"), "state") == ["done"] * 3
+    times = trained(script)
+    assert set(times) == {f"{n:03} {epoch}" for n in (1, 2, 3) for epoch in (1, 2, 3, 4)}
+    assert sum(times.values()) <= 13  # the epoch in which it was killed
+    assert all(times[f"001 {epoch}"] == 1 for epoch in (1, 2, 3, 4))
+
+
+def test_two_processes_share_the_runs_of_one_journal(script: Path) -> None:
+    out = script.with_name("shared")
+    arguments = [script, "--over", "lr=0.1,0.2,0.3,0.4,0.5,0.6", "--out", out]
+    processes = [begin(*arguments) for _ in range(2)]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert column(out, "best val") == [f"{lr * 0.03:.4f}" for lr in range(1, 7)]
+    assert set(trained(script).values()) == {1}
+    assert len({(folder / "alive").read_text().split()[1] for folder in out.glob("0*")}) == 2
+
+
+def test_a_process_that_slept_gives_its_run_up(script: Path) -> None:
+    """Its machine was asleep; another one, that cannot look at its processes, waited and took the run."""
+    out = script.with_name("asleep")
+    study = claims.open_study(out, {"runs": [{"lr": "1"}]})
+    sleeper, waiting = claims.Claims(study, out), claims.Claims(study, out)
+    sleeper.owner, waiting.owner = "one 1", "other 2"
+    first = sleeper.take()
+    assert waiting.take() is None
+    waiting.signs = {1: (waiting.signs[1][0], waiting.signs[1][1] - claims.DEAD_ELSEWHERE + 1)}
+    assert waiting.take() is None  # a second less than it takes
+    waiting.signs = {1: (waiting.signs[1][0], waiting.signs[1][1] - 2)}
+    second = waiting.take()
+    assert second.user_attrs == {"run": 1, "options": {"lr": "1"}}
+    assert not sleeper.is_mine(first)
+    assert waiting.is_mine(second)
+
+
+@pytest.mark.parametrize("sampler", sweep.SAMPLERS)
+def test_a_sampler_draws_so_many_runs_within_the_ranges(script: Path, sampler: str) -> None:
+    ranges = ["lr=1e-4..1e-1", "width=2..8", "early=on,off"]
+    for name in ("a", "b"):
+        out = script.with_name(name)
+        run(script, "--over", *ranges, "--trials", 3, "--sampler", sampler, "--out", out, "--", "--epochs", 1)
+    chosen = [(float(row["lr"]), int(row["width"]), row["early"]) for row in runs(out)]
+    assert len(set(chosen)) == 3
+    assert all(1e-4 <= lr <= 1e-1 and 2 <= width <= 8 for lr, width, _ in chosen)
+    assert column(script.with_name("a"), "lr") == column(script.with_name("b"), "lr")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [("1e-4..1e-1", (1e-4, 1e-1, True)), ("0..0.5", (0, 0.5, False)), ("2..16", (2, 16, False)), ("1,2", None)],
+)
+def test_a_range_is_logarithmic_from_a_factor_of_ten(values: str, expected: tuple | None) -> None:
+    assert sweep.borders("lr", values) == expected
+
+
+def test_a_run_under_the_median_of_the_others_is_stopped(script: Path) -> None:
+    out = script.with_name("pruned")
+    run(script, "--over", "lr=0.5,0.6,0.7,0.8,0.9,0.1", "--prune", "--out", out, "--", "--epochs", 5)
+    assert column(out, "state") == ["done"] * 5 + ["pruned"]
+    assert int(runs(out)[5]["epochs"]) < 5
+
+
+def test_what_failed_is_named_and_tried_again_by_the_next_command(script: Path) -> None:
+    out = script.with_name("failed")
+    arguments = [script, "--over", "lr=13,1", "--out", out]
+    with pytest.raises(SystemExit, match=r"1 of 2 runs failed[^\0]*001: ValueError: 13 brings bad luck"):
+        run(*arguments)
+    assert column(out, "state") == ["failed", "done"]
+    script.with_name("mended").touch()
+    run(*arguments)
+    assert column(out, "state") == ["done", "done"]
+    assert set(trained(script).values()) == {1}
+
+
+def test_a_recipe_lists_runs_beside_the_figures_of_a_report(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        'script = "sweep"',
+        f'of = "{script}"',
+        'fixed = ["--epochs", "1"]',
+        "[options]",
+        'over = ["early=on,off"]',
+    ]
+    lines += ["[[runs]]", "lr = 0.5", "width = 8", "report = 0.7", "[[runs]]", "lr = 1", "report = 0.8"]
+    script.with_name("listed.toml").write_text("\n".join(lines))
+    monkeypatch.setattr(options, "RECIPES", script.parent)
+    monkeypatch.chdir(script.parent)
+    run("--recipe", "listed")
+    rows = [
+        (row["early"], row["lr"], row["width"], row["report"], row["best val"]) for row in runs(Path("runs/listed"))
+    ]
+    assert rows == [
+        ("on", "0.5", "8", "0.7", "0.0500"),
+        ("on", "1", "", "0.8", "0.1000"),
+        ("off", "0.5", "8", "0.7", "0.0500"),
+        ("off", "1", "", "0.8", "0.1000"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["clasifier", "--over", "lr=1,2"], "nearest is classifier"),
+        (["SCRIPT"], "--over"),
+        (["SCRIPT", "--over", "widht=1,2"], "nearest is width"),
+        (["SCRIPT", "--over", "lr=1,2", "--", "--widht", "3"], "nearest is width"),
+        (["SCRIPT", "--over", "lr=1,2", "--", "--lr", "3"], "lr is given"),
+        (["SCRIPT", "--over", "lr=1,2", "--", "--out=x"], "--out"),
+        (["SCRIPT", "--over", "lr=1..2"], "--trials"),
+        (["SCRIPT", "--over", "lr=2..1", "--trials", "2"], "lr=2..1"),
+        (["SCRIPT", "--over", "lr=a..b", "--trials", "2"], "lr=a..b"),
+        (["SCRIPT", "--over", "lr"], "--over lr"),
+    ],
+)
+def test_a_mistake_is_a_sentence_that_names_it(script: Path, arguments: list[str], named: str) -> None:
+    out = script.with_name("mistake")
+    words = [str(script) if word == "SCRIPT" else word for word in arguments]
+    cut = words.index("--") if "--" in words else len(words)
+    with pytest.raises(ValueError, match=named):
+        run(*words[:cut], "--out", out, *words[cut:])
+    assert not out.exists()
+
+
+def test_a_folder_keeps_to_one_sweep(script: Path) -> None:
+    out = script.with_name("sweep")
+    run(script, "--over", "lr=1", "--out", out, "--", "--epochs", 1)
+    with pytest.raises(ValueError, match=str(out)):
+        run(script, "--over", "lr=1", "--out", out, "--", "--epochs", 2)
+
+
+@pytest.fixture
+def trained_plain(tmp_path: Path) -> Path:
+    """A run folder of a small plain network, as train/classifier.py leaves it."""
+    model = models.build("plain", ["a", "b"], 16, {"widths": [4, 8], "hidden": []}, mean=(0.1, 0.2, 0.3))
+    checkpoint.save(model, tmp_path / "start", data={"name": "ab"})
+    command = "python train/classifier.py --recipe x --data 'a b' --dropout 0.2 --out o --lr 1 --resume --epochs 3"
+    (tmp_path / "start" / "manifest.json").write_text(json.dumps({"command": command}))
+    return tmp_path / "start"
+
+
+@pytest.mark.parametrize(("network", "widths"), [("plain", [4, 8, 8]), ("residual", [4, 8, 8]), ("convnet", [4, 8])])
+def test_weights_carried_into_dropout_answer_the_same_to_the_bit(network: str, widths: list[int]) -> None:
+    model = models.build(network, ["a", "b", "c"], 16, {"widths": widths, "dropout": 0.0}, mean=(0.1, 0.2, 0.3)).eval()
+    images = torch.rand(4, 3, 16, 16)
+    logits = model(images)
+    for p in (0.01, 0.1, 0.25, 0.5, 0):
+        other = dropout_study.carried(model, p)
+        assert other(images).equal(logits)
+        assert other.config["arguments"]["dropout"] == p
+        assert other.state_dict().keys() == model.state_dict().keys()
+
+
+def test_training_on_keeps_the_options_of_the_run(trained_plain: Path) -> None:
+    args = argparse.Namespace(epochs=7, data=None)
+    kept = ["--recipe", "x", "--data", "a b", "--lr", "1", "--start-from", str(trained_plain), "--epochs", "7"]
+    assert dropout_study.again(trained_plain, args) == kept
+    args.data = Path("moved")
+    assert "a b" not in dropout_study.again(trained_plain, args)
+    assert dropout_study.again(trained_plain, args)[-2:] == ["--data", "moved"]
+
+
+def test_a_study_begins_with_the_best_finished_run_of_each_recipe(tmp_path: Path, trained_plain: Path) -> None:
+    lines = [
+        "run,recipe,state,best val",
+        "001,one,done,0.3",
+        "002,one,done,0.5",
+        "003,one,pruned,0.9",
+        "004,two,done,0",
+    ]
+    (tmp_path / "runs.csv").write_text("\n".join(lines))
+    assert dropout_study.best_runs(tmp_path) == {"one": tmp_path / "002", "two": tmp_path / "004"}
+    assert dropout_study.best_runs(trained_plain) == {"start": trained_plain}
+    with pytest.raises(ValueError, match="neither a run nor a sweep"):
+        dropout_study.best_runs(tmp_path / "nothing")
+
+
+def test_the_dropout_study_trains_on_and_chooses_by_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The true classifier, by a true sweep: 24 noisy pictures of two classes, one value of dropout."""
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        path = tmp_path / "photos" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+    small = ["--image-size", "16", "--widths", "4", "8", "--precision", "fp32", "--data", str(tmp_path / "photos")]
+    command = [sys.executable, "train/classifier.py", *small, "--epochs", "1", "--out", str(tmp_path / "start")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    words = ["--start", tmp_path / "start", "--dropout", "0.5", "--epochs", 1, "--out", tmp_path / "study"]
+    monkeypatch.setattr(sys, "argv", ["dropout_study.py", *map(str, words)])
+    dropout_study.main()
+    ((name, study),) = json.loads((tmp_path / "study" / "study.json").read_text()).items()
+    (row,) = study["rows"]
+    assert (name, row["dropout"], row["after"]["test"]["n"]) == ("start", "0.5", 4)
+    history = [json.loads(line) for line in (tmp_path / "start" / "history.jsonl").read_text().splitlines()]
+    assert row["before"]["val"]["value"] == max(line["val_accuracy"] for line in history)
+    assert checkpoint.load(tmp_path / "study" / "after" / "start" / "001").config["arguments"]["dropout"] == 0.5
+    for folder in ("before/start/0.5", "after/start/001"):
+        assert (tmp_path / "study" / folder / "report" / "confusion_matrix.png").is_file()
+
+
+def test_the_value_is_chosen_by_val_and_not_by_test() -> None:
+    def row(p: str, val: float, test: float) -> dict:
+        scores = {part: {"value": value, "low": 0, "high": 1, "n": 9} for part, value in (("val", val), ("test", test))}
+        return {"dropout": p, "before": scores, "after": scores}
+
+    rows = [row("0", 0.4, 0.9), row("0.1", 0.6, 0.3), row("0.5", 0.6, 0.8)]
+    assert dropout_study.chosen(rows)["dropout"] == "0.1"
+    (bold,) = [line for line in dropout_study.table(rows).splitlines() if "**" in line]
+    assert bold.startswith("| **0.1** | **0.600** |")
