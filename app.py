@@ -16,9 +16,9 @@ import contextvars
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, fields, replace
+from dataclasses import asdict, fields
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -93,24 +93,15 @@ watch('value', () => {
 Shown = dict[str, object]  # by the names that build_page gives its widgets
 
 
-def answer(
-    desk: Desk, photo: Photo | None, name: str, mask: Photo | None, *settings: object, fresh: bool = True
-) -> Shown:
-    """Everything that is shown for a photo and a model.
+def answer(desk: Desk, photo: Photo | None, name: str, mask: Photo | None, question: Question) -> Shown:
+    """Everything that is shown for a photo and a model, and the settings of the question.
 
     What cannot be answered is emptied, with a sentence instead: an old heatmap never stands beside another photo.
-
-    Args:
-        settings: the values of a Question's fields, in their order.
-        fresh: asks what the model itself says; else what the settings say, as a link does.
     """
     shown: Shown = dict.fromkeys(("notes", "look", *tabs.REDRAWN), "") | {"facts": None, "label": None}
     try:
-        question = Question(*settings)
-        if fresh:
-            question = replace(Question(), **{key: getattr(question, key) for key in KEPT})
         model = desk.models[name]
-        shown |= {"facts": model_facts(model)} | choices(model, question)
+        shown |= {"facts": model_facts(model)} | settings_for(model, question)
         model, seen = desk.seen(photo, name)
     except (ValueError, OSError) as error:
         return shown | {"notes": paragraph(tabs.sentence_of(error))}
@@ -121,31 +112,21 @@ def answer(
     return shown | tabs.explained(desk, photo, name, mask, question, progress_of(question))
 
 
-def choices(model: nn.Module, question: Question) -> Shown:
-    """The widgets that depend on the model, at what the question says where the model has it."""
+def settings_for(model: nn.Module, question: Question) -> Shown:
+    """The widgets at what the question says, where the model has it."""
 
     def one_of(names: list[str], value: str, empty: str, **options: object) -> gr.Dropdown:
         return gr.Dropdown([(empty, ""), *names], value=value if value in names else "", **options)
 
     names, segments = model.class_names, model.task == "segmentation"
     stage = question.stage if question.stage in model.stages else default_stage(model)
-    return {
+    return asdict(question) | {
         "class_name": one_of(names, question.class_name, "(the first)" if segments else "(predicted)"),
         "rather_than": one_of(names, question.rather_than, "(nothing else)", visible=len(names) > 1),
         "stage": gr.Dropdown(list(model.stages), value=stage),
-        "region": question.region,
-        "points": question.points,
         "threshold": question.threshold or model.threshold,
         "asking": gr.Column(visible=segments),
     }
-
-
-def opened(desk: Desk, request: gr.Request) -> Shown:
-    """The model and the settings of a link."""
-    query = dict(request.query_params)
-    values = zip(fields(Question), astuple(from_query(query)), strict=True)
-    shown: Shown = {"link": ""} | {field.name: value for field, value in values if field.name in query}
-    return shown | ({"model": query["model"]} if query.get("model") else {})
 
 
 def progress_of(question: Question) -> Callable[[float], None] | None:
@@ -286,7 +267,11 @@ def build_page(models: Models) -> gr.Blocks:
                                 shown["threshold"] = gr.Slider(0.05, 0.95, 0.5, step=0.01, label="Threshold")
                         with gr.Accordion("Compare with the true mask", open=False):
                             mask = photo_input(
-                                label="True mask (white is the class)", height=160, buttons=[], sources=["upload"]
+                                label="True mask (white is the class)",
+                                height=160,
+                                buttons=[],
+                                sources=["upload"],
+                                elem_id="true-mask",
                             )
                         shown["errors"] = gr.HTML()
                     shown["stages"] = gr.HTML()
@@ -296,10 +281,14 @@ def build_page(models: Models) -> gr.Blocks:
                         other = gr.Dropdown(
                             [("(the same)", ""), *names], value="", allow_custom_value=True, label="Second model"
                         )
-                        other_photo = photo_input(label="Second picture (empty: the same)", height=180, buttons=[])
+                        other_photo = photo_input(
+                            label="Second picture (empty: the same)", height=180, elem_id="second", buttons=[]
+                        )
                     shown["compared"] = gr.HTML(paragraph(tabs.CHOOSE_TWO))
                 with gr.Tab("Many pictures"):
-                    files = gr.File(label="Pictures, or a zip of them", file_count="multiple", height=140)
+                    files = gr.File(
+                        label="Pictures, or a zip of them", file_count="multiple", height=140, elem_id="many"
+                    )
                     start = gr.Button("Explain them all", variant="primary")
                     gallery = gr.HTML()
                     rows = gr.Dataframe(headers=tabs.ROW_HEADS, label="Results", interactive=False, wrap=True)
@@ -320,32 +309,33 @@ def build_page(models: Models) -> gr.Blocks:
         def by_widget(answered: Shown) -> dict:
             return {shown[name]: value for name, value in answered.items()}
 
-        def from_link(request: gr.Request) -> dict:
-            return by_widget(opened(desk, request))
+        def answer_link(request: gr.Request, photo: Photo | None, name: str, mask: Photo | None) -> dict:
+            query = dict(request.query_params)
+            name = query.get("model") or name
+            return by_widget({"model": name} | answer(desk, photo, name, mask, from_query(query)))
 
-        def answer_fresh(*inputs: object) -> dict:
-            return by_widget(answer(desk, *inputs))
-
-        def answer_link(*inputs: object) -> dict:
-            return by_widget(answer(desk, *inputs, fresh=False))
+        def answer_new(photo: Photo | None, name: str, mask: Photo | None, *values: object) -> dict:
+            before = question_of(values)
+            question = Question(**{setting: getattr(before, setting) for setting in KEPT})
+            return by_widget(answer(desk, photo, name, mask, question))
 
         def redraw(photo: Photo | None, name: str, mask: Photo | None, *values: object) -> dict:
-            question = Question(*values)
+            question = question_of(values)
             return by_widget(tabs.explained(desk, photo, name, mask, question, progress_of(question)))
 
         def pick(event: gr.EventData, photo: Photo | None, name: str, mask: Photo | None, *values: object) -> dict:
-            question = tabs.chosen(desk, photo, name, Question(*values), event.points)
+            question = tabs.chosen(desk, photo, name, question_of(values), event.points)
             chosen = {"region": question.region, "points": question.points}
             return by_widget(chosen | tabs.explained(desk, photo, name, mask, question, progress_of(question)))
 
         def show_ways(photo: Photo | None, name: str, mask: Photo | None, *values: object) -> str:
-            return tabs.ways(desk, photo, name, mask, Question(*values))
+            return tabs.ways(desk, photo, name, mask, question_of(values))
 
         def show_believe(photo: Photo | None, name: str, mask: Photo | None, *values: object) -> str:
-            return tabs.believe(desk, photo, name, mask, Question(*values))
+            return tabs.believe(desk, photo, name, mask, question_of(values))
 
         def show_compared(other: str, second: Photo | None, photo: Photo | None, name: str, *values: object) -> str:
-            return tabs.compared(desk, photo, name, Question(*values), other, second)
+            return tabs.compared(desk, photo, name, question_of(values), other, second)
 
         def show_record(name: str) -> str:
             return tabs.record(desk, name)
@@ -361,9 +351,8 @@ def build_page(models: Models) -> gr.Blocks:
             )
 
         waiting = {"show_progress_on": [shown["label"], shown["grad_cam"], shown["stages"]]}
-        linked = page.load(from_link, None, everything, api_visibility="private")
-        answers = [linked.then(answer_link, asked, everything, api_visibility="private", **waiting)]
-        answers += [when([photo.change, shown["model"].input], answer_fresh, asked, everything, **waiting)]
+        answers = [page.load(answer_link, asked[:3], everything, api_visibility="private", **waiting)]
+        answers += [when([photo.change, shown["model"].input], answer_new, asked, everything, **waiting)]
         touched = [widget.input for name, widget in settings.items() if name != "points"]
         answers += [when([*touched, shown["points"].submit, mask.change], redraw, asked, redrawn)]
         answers += [when([shown["picker"].select], pick, asked, [shown["region"], shown["points"], *redrawn])]
@@ -459,6 +448,12 @@ def add_api(desk: Desk) -> None:
     trigger.click(grad_cam, [image, model, class_name, stage], [*pictures[:3], number], api_name="grad_cam")
     trigger.click(grad_cam_array, [image, model, class_name, stage, method], answer, api_name="grad_cam_array")
     trigger.click(stages, [image, model], [pictures[3], gallery], api_name="stages")
+
+
+def question_of(values: Sequence[object]) -> Question:
+    """The question that the settings make, in the order of its fields."""
+    with in_sentences():
+        return Question(*values)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ product is a correlation; two pictures are copies where both are high, as they a
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -38,62 +38,76 @@ def fingerprint(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def find_copies(paths: Sequence[Path]) -> list[Copy]:
-    """All pairs of copies among files, with a progress bar. Files that cannot be opened are only compared as bytes."""
+class Examined(NamedTuple):
+    """What is kept of a file to compare it with others.
 
-    def examine(path: Path) -> tuple[str, np.ndarray]:
-        return fingerprint(path), thumbnails(path)
+    Attributes:
+        fingerprint: of its contents.
+        coarse, fine: thumbnails (16, 16, 3) and (32, 32), less their mean and of length 1; zero, and so like nothing
+            else, without structure or where the file cannot be opened.
+        fault: why it cannot be opened, as a sentence, or None.
+    """
 
+    fingerprint: str
+    coarse: np.ndarray
+    fine: np.ndarray
+    fault: str | None
+
+
+def examine(paths: Sequence[Path]) -> list[Examined]:
+    """Opens every file once, on all cores and with a progress bar."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        examined = list(tqdm(pool.map(examine, paths), "looking for copies", len(paths), leave=False))
+        return list(tqdm(pool.map(_examine_one, paths), "looking for copies", len(paths), leave=False))
+
+
+def find_copies(paths: Sequence[Path]) -> list[Copy]:
+    """All pairs of copies among files. Those that cannot be opened are only compared as bytes."""
+    return copies_among(examine(paths))
+
+
+def copies_among(examined: Sequence[Examined]) -> list[Copy]:
+    """All pairs of copies, in the order of the files."""
     if not examined:
         return []
-    prints = [fingerprint for fingerprint, _ in examined]
-    coarse, coarse_mirrored, fine, fine_mirrored = (
-        torch.from_numpy(np.stack(each)) for each in zip(*(rows for _, rows in examined), strict=True)
-    )
     found: dict[tuple[int, int], Copy] = {}
     groups: dict[str, int] = {}
-    for j, text in enumerate(prints):
-        i = groups.setdefault(text, j)
+    for j, each in enumerate(examined):
+        i = groups.setdefault(each.fingerprint, j)
         if i != j:
             found[i, j] = Copy(i, j, exact=True)
-    for start in range(0, len(paths), BLOCK):
-        rows = slice(start, start + BLOCK)
-        for other_coarse, other_fine in ((coarse, fine), (coarse_mirrored, fine_mirrored)):
-            pairs = (coarse[rows] @ other_coarse.T > COARSE).nonzero() + torch.tensor([start, 0])
+    coarse = torch.from_numpy(np.stack([each.coarse for each in examined]))
+    fine = torch.from_numpy(np.stack([each.fine for each in examined]))
+    for others, other_fine in ((coarse, fine), (coarse.flip(2), fine.flip(2))):  # as they are, and mirrored
+        for start in range(0, len(coarse), BLOCK):
+            rows = coarse[start : start + BLOCK].flatten(1)
+            pairs = (rows @ others[start:].flatten(1).T > COARSE).nonzero() + start
             for i, j in pairs[pairs[:, 0] < pairs[:, 1]].tolist():
-                if fine[i] @ other_fine[j] > FINE:
-                    found.setdefault((i, j), Copy(i, j, exact=prints[i] == prints[j]))
+                if (fine[i] * other_fine[j]).sum() > FINE:
+                    exact = examined[i].fingerprint == examined[j].fingerprint
+                    found.setdefault((i, j), Copy(i, j, exact))
     return [found[pair] for pair in sorted(found)]
 
 
-def grouped(paths: Sequence[Path]) -> list[list[Path]]:
-    """The files with all copies of a picture in one group; groups and files in the order of `paths`."""
-    copies = find_copies(paths)
-    first, second = [copy.first for copy in copies], [copy.second for copy in copies]
-    links = coo_array((np.ones(len(copies)), (first, second)), shape=(len(paths), len(paths)))
-    groups: dict[int, list[Path]] = {}
-    for path, label in zip(paths, connected_components(links, directed=False)[1], strict=True):
-        groups.setdefault(int(label), []).append(path)
-    return list(groups.values())
+def grouped(count: int, copies: Iterable[Copy]) -> list[int]:
+    """The number of its group for each of `count` files; copies of a picture, and copies of those, are one group."""
+    pairs = [(copy.first, copy.second) for copy in copies]
+    first, second = zip(*pairs, strict=True) if pairs else ((), ())
+    links = coo_array((np.ones(len(pairs)), (first, second)), shape=(count, count))
+    return connected_components(links, directed=False)[1].tolist()
 
 
-def thumbnails(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """A picture's coarse and fine thumbnail, each followed by its mirror image: four vectors of length 1.
-
-    Of a picture without structure, or one that cannot be opened, they are zero and resemble nothing.
-    """
+def _examine_one(path: Path) -> Examined:
+    fault = None
     try:
         image = open_image(path, at_least=64)
-    except ImageError:
-        image = Image.new("RGB", (1, 1))
+    except ImageError as error:
+        image, fault = Image.new("RGB", (1, 1)), str(error)
     coarse = np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR), np.float32)
     fine = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BILINEAR), np.float32)
-    return _unit(coarse), _unit(coarse[:, ::-1]), _unit(fine), _unit(fine[:, ::-1])
+    return Examined(fingerprint(path), _unit(coarse), _unit(fine), fault)
 
 
 def _unit(pixels: np.ndarray) -> np.ndarray:
-    centred = (pixels - pixels.mean()).ravel()
+    centred = pixels - pixels.mean()
     length = np.linalg.norm(centred)
     return centred / length if length > 0 else centred

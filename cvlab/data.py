@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from cvlab import shapes
 from cvlab.cache import Cache
-from cvlab.copies import find_copies, fingerprint, grouped
+from cvlab.copies import Copy, find_copies, fingerprint, grouped
 from cvlab.transforms import FORMATS, ImageError, open_image
 
 PARTS = ("train", "val", "test")
@@ -30,6 +30,7 @@ IMAGE_SUFFIXES = {
     ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp",
 }  # fmt: skip
 MAX_MASK_CLASSES = 64
+SMALL_CLASS = 20  # pictures: of fewer, val and test get three at most
 
 
 class DataError(ValueError):
@@ -142,8 +143,8 @@ def classification_parts(
 ) -> Parts:
     """The parts of a folder of classes, or of synthetic scenes where `folder` is None.
 
-    Copies of a photo stay in one part. Where the folder has parts of its own, a copy in train of a photo of val or test
-    is left out of train and named.
+    Copies of a photo stay in one part. Where the folder has parts of its own, or the copies are of two classes, the one
+    in train is left out and named.
 
     Args:
         split_seed: decides the cut, where the folder has none of its own.
@@ -154,26 +155,31 @@ def classification_parts(
         classes: take the first so many, in the order of their names; by default all.
 
     Raises:
-        DataError: no such folder, no classes in it, a class that is too small to be cut, or the same file in val and
-            test.
+        DataError: no such folder, fewer than two classes in it, a class that is too small to be cut, or the same file
+            in val and test.
     """
     if folder is None:
         return _shapes_parts(shapes.CLASS_NAMES, lambda scene: scene.label, image_size)
     folder = _existing(folder)
     given = {part: folder / name for part, name in _given_parts(folder).items()}
+    roots = given or {"all": folder}
     class_names = _class_folders(given["train"] if given else folder)[:classes]
     if not class_names:
         raise DataError(f"{folder} has no classes: expected one folder of pictures for each class.")
     split = {"split_seed": split_seed, "per_class": per_class, "classes": classes}
     parts = Parts(folder.resolve().name, class_names, {part: [] for part in PARTS}, _open_labelled, split)
+    if len(class_names) == 1:
+        raise DataError(f"{folder} has one class only, {class_names[0]!r}: add a folder of what it is to be told from.")
+    pictures = {name: {part: _pictures(root / name) for part, root in roots.items()} for name in class_names}
+    copies = _Copies([path for lists in pictures.values() for paths in lists.values() for path in paths])
     for label, name in enumerate(class_names):
         if given:
-            cut = {part: _pictures(root / name) for part, root in given.items()}
+            cut = pictures[name]
             if "test" not in given:
-                cut["train"], cut["test"] = _cut(cut["train"], [split_seed, label], {"test": SHARES["test"]})
+                cut["train"], cut["test"] = _cut(cut["train"], copies, [split_seed, label], {"test": SHARES["test"]})
         else:
             shares = dict(zip(("train", "val"), per_class, strict=True)) if per_class else SHARES
-            pieces = _cut(_pictures(folder / name), [split_seed, label], shares)
+            pieces = _cut(pictures[name]["all"], copies, [split_seed, label], shares)
             cut = dict(zip(("test" if per_class else "train", *shares), pieces, strict=True))
             if per_class and len(cut["val"]) < per_class[1]:  # train is filled first, so a lack shows here
                 raise DataError(
@@ -184,8 +190,10 @@ def classification_parts(
             raise DataError(f"Class {name!r} of {folder} has no picture for the part {short[0]!r}: add some.")
         for part in PARTS:
             parts.samples[part] += [(path, label) for path in cut.get(part, [])]
-    if given:
-        _separate(parts, allow_leaks)
+    _separate(parts, copies, allow_leaks)
+    sizes = {name: sum(map(len, lists.values())) for name, lists in pictures.items()}
+    if small := [f"{name} ({size})" for name, size in sizes.items() if size < SMALL_CLASS]:
+        parts.notes.append(f"Classes of fewer than {SMALL_CLASS} pictures: {', '.join(small)}.")
     if given and "test" not in given:
         parts.notes.append(f"{folder.name} has no test part: {SHARES['test']:.0%} of train was set aside as one.")
     return _with_fingerprints(parts)
@@ -248,7 +256,7 @@ def segmentation_parts(
         class_names = ["foreground"] if num_classes == 1 else [f"class {i + 1}" for i in range(num_classes)]
     if len(class_names) != num_classes:
         raise DataError(f"The masks of {folder} have {num_classes} classes, but {len(class_names)} names were given.")
-    train, *others = _cut(images, [split_seed], SHARES)
+    train, *others = _cut(images, _Copies(images), [split_seed], SHARES)
     cut = dict(zip(PARTS, (train, *others), strict=True))
     if short := [part for part in needed if not cut[part]]:
         raise DataError(f"{folder} has only {len(images)} pairs: too few for a part {short[0]!r}.")
@@ -351,12 +359,28 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
-def _cut(paths: list[Path], seed: list[int], shares: dict[str, float]) -> tuple[list[Path], ...]:
+class _Copies:
+    """Which of some files are copies of one photo (cvlab/copies.py)."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.pairs: list[Copy] = find_copies(paths)
+        self.paths = paths
+        self.group = dict(zip(paths, grouped(len(paths), self.pairs), strict=True))
+
+    def together(self, paths: list[Path]) -> list[list[Path]]:
+        """The files with all copies of a photo in one list; lists and files in the order of `paths`."""
+        groups: dict[int, list[Path]] = {}
+        for path in paths:
+            groups.setdefault(self.group[path], []).append(path)
+        return list(groups.values())
+
+
+def _cut(paths: list[Path], copies: _Copies, seed: list[int], shares: dict[str, float]) -> tuple[list[Path], ...]:
     """The rest, then a piece for each of `shares` (a fraction, or a number of pictures), drawn by the seed.
 
-    Copies of a photo stay in one piece (cvlab/copies.py): a training photo in another part would be no test.
+    Copies of a photo stay in one piece: a training photo in another part would be no test.
     """
-    groups = grouped(paths)
+    groups = copies.together(paths)
     groups = [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]
     pieces = []
     for share in shares.values():
@@ -368,25 +392,35 @@ def _cut(paths: list[Path], seed: list[int], shares: dict[str, float]) -> tuple[
     return sorted(path for group in groups for path in group), *pieces
 
 
-def _separate(parts: Parts, allow_leaks: bool) -> None:
-    """Leaves out of train what stands in val or test as well; refuses files that val and test share."""
-    where = [(part, sample) for part in PARTS for sample in parts.samples[part]]
-    dropped = set()
-    for copy in find_copies([sample[0] for _, sample in where]):
-        (first_part, first), (second_part, second) = where[copy.first], where[copy.second]
-        if first_part == second_part:
-            continue
-        if first_part == "train":  # the order of PARTS: the second is of val or test
+def _separate(parts: Parts, copies: _Copies, allow_leaks: bool) -> None:
+    """Leaves out of train what stands in val or test as well; refuses files that val and test share.
+
+    Copies within a part are kept; those of two classes are named, the others counted.
+    """
+    where = {path: (PARTS.index(part), label) for part in PARTS for path, label in parts.samples[part]}
+    dropped, repeated = set(), 0
+    for copy in copies.pairs:
+        pair = sorted((copies.paths[copy.first], copies.paths[copy.second]), key=lambda path: where[path][0])
+        (first_part, first_label), (second_part, second_label) = (where[path] for path in pair)
+        first, second = pair
+        if first_part == second_part and first_label == second_label:
+            repeated += 1
+        elif first_part == second_part:
+            parts.notes.append(f"{first} is a copy of {second}, which is of another class.")
+        elif PARTS[first_part] == "train":
             dropped.add(first)
-            parts.notes.append(f"Left out of train: {first[0]} is a copy of {second[0]}.")
+            parts.notes.append(f"Left out of train: {first} is a copy of {second}.")
         elif copy.exact and not allow_leaks:
             raise DataError(
-                f"{first[0]} and {second[0]} are the same file, in val and in test: remove one, "
-                "or go on with --allow-leaks."
+                f"{first} and {second} are the same file, in val and in test: remove one, or go on with --allow-leaks."
             )
         else:
-            parts.notes.append(f"{first[0]} in val is a copy of {second[0]} in test.")
-    parts.samples["train"] = [sample for sample in parts.samples["train"] if sample not in dropped]
+            parts.notes.append(f"{first} in val is a copy of {second} in test.")
+    if repeated:
+        parts.notes.append(
+            f"Pairs of copies within a part and class: {repeated}. They are kept; train/check.py names them."
+        )
+    parts.samples["train"] = [sample for sample in parts.samples["train"] if sample[0] not in dropped]
 
 
 def _with_fingerprints(parts: Parts) -> Parts:

@@ -20,7 +20,7 @@ from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
 from cvlab.models.stage import identity
-from cvlab.traceless import alone_with, differentiable, graph_from, passes
+from cvlab.traceless import alone_with, differentiable, forward, graph_from, passes
 
 Score = Callable[[Tensor], Tensor]
 
@@ -140,7 +140,7 @@ def _check_classes(indices: Sequence[int], logits: Tensor) -> None:
 def predict(model: nn.Module, images: Tensor) -> Tensor:
     """Logits in eval mode without gradients, while nobody else explains the same model."""
     with alone_with(model), torch.no_grad():
-        return model(images)
+        return forward(model, images)
 
 
 def grad_cam(
@@ -158,7 +158,8 @@ def grad_cam(
         logits (N, C) or (N, C, H, W), and the signed map (N, 1, h, w).
 
     Raises:
-        ValueError: a stage or class that the model does not have, or an empty predicted mask.
+        ValueError: a stage or class that the model does not have, an empty predicted mask, or images that it cannot
+            take.
     """
     (stage,) = check_stages(model, [stage or default_stage(model)])
     score, place, recorded = predicted_score(model, class_idx), model.stages[stage], []
@@ -168,7 +169,7 @@ def grad_cam(
 
     def score_of(images: Tensor) -> Tensor:
         with graph_from([place.module]):
-            logits = model(images)
+            logits = forward(model, images)
         recorded.append(logits.detach())
         return score(logits)
 
@@ -193,15 +194,16 @@ def explain(
         methods: keys of METHODS.
 
     Raises:
-        ValueError: a stage, class or method that is not there, or an empty region.
+        ValueError: a stage, class or method that is not there, an empty region, or images that the model cannot take.
     """
-    stages = check_stages(model, stages or model.stages)
+    known = model.stages
+    stages = check_stages(model, stages or known)
     if unknown := [m for m in methods if m not in METHODS]:
         raise ValueError(f"unknown method {unknown[0]!r}; known are {', '.join(METHODS)}")
-    seen = passes(model, images, score, {name: model.stages[name].module for name in stages})
+    seen = passes(model, images, score, {name: known[name].module for name in stages})
     maps: dict[str, dict[str, Tensor]] = {method: {} for method in methods}
     for name in stages:
-        to_map = model.stages[name].to_map
+        to_map = known[name].to_map
         activation, gradient = to_map(seen.activations[name]), to_map(seen.gradients[name])
         for method in methods:
             maps[method][name] = METHODS[method](activation, gradient).float()
@@ -210,7 +212,8 @@ def explain(
 
 def default_stage(model: nn.Module) -> str:
     """Where a single Grad-CAM says most: a U-Net's bottleneck, else the last stage before the decision."""
-    return "bottleneck" if "bottleneck" in model.stages else list(model.stages)[-1]
+    stages = list(model.stages)
+    return "bottleneck" if "bottleneck" in stages else stages[-1]
 
 
 # --- reading maps -----------------------------------------------------------------------------------------------------
@@ -240,6 +243,7 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
 
 def check_stages(model: nn.Module, stages: Sequence[str]) -> list[str]:
     """The names as a list; a ValueError for one that the model does not have."""
-    if unknown := [stage for stage in stages if stage not in model.stages]:
-        raise ValueError(f"this model has no stage {unknown[0]!r}; it has {', '.join(model.stages)}")
+    known = model.stages
+    if unknown := [stage for stage in stages if stage not in known]:
+        raise ValueError(f"this model has no stage {unknown[0]!r}; it has {', '.join(known)}")
     return list(stages)

@@ -24,12 +24,23 @@ def heights(model: nn.Module) -> dict[str, int]:
     """
     backbone = model.backbone
     layers = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
-    classifier = backbone.get_classifier()
-    heads = classifier if isinstance(classifier, tuple | list) else [classifier]  # distilled transformers have two
-    in_heads = {id(parameter) for head in heads for parameter in head.parameters()}
+    in_heads = {id(parameter) for head in _classifiers(backbone) for parameter in head.parameters()}
     layers = {name: layers[name] for name, p in backbone.named_parameters() if id(p) not in in_heads}
     below = {f"backbone.{name}": max(layers.values()) + 1 - layer for name, layer in layers.items()}
     return {name: below.get(name, 0) for name, _ in model.named_parameters()}
+
+
+def _classifiers(backbone: nn.Module) -> list[nn.Module]:
+    classifier = backbone.get_classifier()
+    return list(classifier) if isinstance(classifier, tuple | list) else [classifier]  # distilled transformers have two
+
+
+def start_classifier(model: nn.Module) -> None:
+    """A small beginning for timm's last layer: some of its networks draw one that drowns what features say."""
+    for module in _classifiers(model.backbone):
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.normal_(module.weight, std=0.01)
+            nn.init.zeros_(module.bias)
 
 
 def freeze(model: nn.Module, layers: int = 0) -> None:

@@ -58,6 +58,14 @@ def folded(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
     return copy
 
 
+def for_serving(model: nn.Module) -> nn.Module:
+    """What to answer many questions with: the folded copy in float32, or the model itself where it cannot be folded."""
+    try:
+        return folded(model)
+    except ValueError:
+        return model
+
+
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
     with alone_with(model), torch.no_grad():
         return model(images)

@@ -71,9 +71,11 @@ class Models:
         if source := self.offered.get(name.removeprefix("checkpoints/")):
             return source
         if not hub.is_id(name):
-            raise ValueError(f"There is no model {name[:100]!r}: choose one of the list, or type a Hub name (user/name).")
+            raise ValueError(
+                f"There is no model {name[:99]!r}: choose one of the list, or type a Hub name (user/name)."
+            )
         if self.owners and name.split("/")[0] not in self.owners:
-            raise ValueError(f"This page opens models of {', '.join(self.owners)} only, not {name[:100]!r}.")
+            raise ValueError(f"This page opens models of {', '.join(self.owners)} only, not {name[:99]!r}.")
         return name
 
     def _folder(self, source: str) -> Path:

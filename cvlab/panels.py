@@ -122,7 +122,7 @@ def believe_panel(seen: Seen, model: nn.Module, evidence: Evidence, question: Qu
     ]
     shown = Figure(to_picture(check.picture), "The hottest part hidden", f"Painted over: {stage}.")
     sentence = f"Hiding the hottest part {moved} the probability of {name}. {verdict}"
-    return paragraph(sentence) + table(("", f"Probability of {name}"), rows) + as_html([shown])
+    return paragraph(sentence) + table(("shown to the model", f"probability of {name}"), rows) + as_html([shown])
 
 
 # --- segmenters -------------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def ways_panel(seen: Seen, model: nn.Module, evidence: Evidence, question: Quest
             "Does the map answer for the region? r compares it with the map of everything else: near 1 it would be the "
             "same whatever is asked."
         )
-        depends = paragraph(reading) + table(("stage", *(f"r, {METHOD_NAMES[m]}" for m in METHODS), ""), rows)
+        depends = paragraph(reading) + table(("stage", *(f"r, {METHOD_NAMES[m]}" for m in METHODS), "so"), rows)
     except ValueError as error:
         depends = paragraph(str(error))
     if not isinstance(model, UNet):

@@ -8,14 +8,16 @@ import ast
 
 from torch import nn
 
+from cvlab.answers import GRADIENT_STEPS, OCCLUSION_PARTS
 from cvlab.explain import METHODS, default_stage
 from cvlab.question import STROKE_RADIUS, Question, parse_points
 
 PUBLIC = {
     "checkpoint": "cvlab",
+    "in_view": "cvlab.answers",
+    "open_mask": "cvlab.answers",
     "integrated_gradients": "cvlab.crosschecks",
     "occlusion": "cvlab.crosschecks",
-    "read_mask": "cvlab.data",
     "against": "cvlab.explain",
     "class_score": "cvlab.explain",
     "contrast_score": "cvlab.explain",
@@ -32,7 +34,6 @@ PUBLIC = {
     "overlay": "cvlab.render",
     "open_image": "cvlab.transforms",
     "view": "cvlab.transforms",
-    "whole_mask": "cvlab.transforms",
 }
 
 
@@ -49,7 +50,8 @@ def as_python(source: str, photo: str, model: nn.Module, question: Question, tru
     """
     lines = [
         f"model = checkpoint.load({source!r})",
-        f"images = view(open_image({photo!r}), model)",
+        f"image = open_image({photo!r})",
+        "images = view(image, model)",
         f"class_idx = {_class_idx(question, model)}",
     ]
     if question.rather_than:
@@ -95,7 +97,7 @@ def _region(question: Question, model: nn.Module, true_mask: str) -> list[str]:
         return [*lines, f"region = component(mask, {x}, {y})"]
     return [
         *lines,
-        f"true = whole_mask(read_mask({true_mask!r}, len(model.class_names)), model.image_size)[class_idx]",
+        f"true = in_view(open_mask({true_mask!r}, model, class_idx, (image.height, image.width)), model)",
         f"region = {question.region.replace(' ', '_')}(mask, true)",
     ]
 
@@ -104,8 +106,10 @@ def _attribution(question: Question, model: nn.Module) -> str:
     if question.method in METHODS:
         method, stage = repr(question.method), repr(question.stage or default_stage(model))
         return f"attribution = explain(model, images, score, [{stage}], [{method}]).maps[{method}][{stage}]"
-    window = f", window={model.image_size // 8}" if question.method == "occlusion" else ""
-    return f"attribution = {question.method}(model, images, score{window})"
+    option = f"steps={GRADIENT_STEPS}"
+    if question.method == "occlusion":
+        option = f"window={max(1, model.image_size // OCCLUSION_PARTS)}"
+    return f"attribution = {question.method}(model, images, score, {option})"
 
 
 def _imports(lines: list[str]) -> list[str]:

@@ -5,23 +5,28 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 import app
 from cvlab import checkpoint, shapes
-from cvlab.explain import grad_cam, peak
+from cvlab.explain import class_score, explain, grad_cam, peak, predict
+from cvlab.metrics import segmentation_counts, segmentation_scores
 from cvlab.models import build
 from cvlab.transforms import open_image, view
+from cvlab.trust import deletion
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
@@ -34,16 +39,20 @@ FLAGS = [
     "--disable-sync",
 ]
 CLASSIFIER, SEGMENTER = "shapes-classifier", "shapes-segmenter"
+TABS = ["Predict", "Grad-CAM", "U-Net stages", "Compare", "Many pictures", "Report", "Code"]
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose class names try to become HTML."""
+    """A model whose class names try to become HTML or a template, and whose card and report do so too."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models") / "hostile"
     names = ["<img src=x onerror='document.title=1'>", "</strong><script>document.title=2</script>"]
+    names.append("${document.title=3} {{document.title=4}} `${document.title=5}`")
     checkpoint.save(build("convnet", names, 32, {"widths": [4, 8]}), folder)
+    (folder / "README.md").write_text("<script>document.title=6</script><img src=x onerror='document.title=7'>")
+    (folder / "metrics.json").write_text('{"part": "<b onclick=x>", "n": [], "classes": {"<i>": 1}}')
     return folder
 
 
@@ -122,6 +131,7 @@ def test_grad_cam_defaults_to_the_predicted_class(client: Client, scene: Path) -
         ("/predict", {"model": str(ROOT / "checkpoints" / CLASSIFIER)}),
         ("/grad_cam", {"model": CLASSIFIER, "class_name": "dog"}),
         ("/grad_cam", {"model": CLASSIFIER, "stage": "stage99"}),
+        ("/grad_cam_array", {"model": CLASSIFIER, "method": "magic"}),
         ("/stages", {"model": CLASSIFIER}),
     ],
 )
@@ -166,6 +176,28 @@ def test_exif_rotation_is_applied(client: Client, tmp_path: Path) -> None:
     assert answers[0] == answers[1]
 
 
+def test_grad_cam_array_is_the_raw_map(client: Client, scene: Path) -> None:
+    given = client.predict(
+        image=handle_file(scene), model=CLASSIFIER, class_name="star", stage="stage3", api_name="/grad_cam_array"
+    )
+    model = checkpoint.load(ROOT / "checkpoints" / CLASSIFIER)
+    logits, attribution = grad_cam(model, view(open_image(scene), model), model.class_names.index("star"), "stage3")
+    assert np.allclose(given["map"], attribution[0, 0], rtol=0, atol=1e-5 * attribution.abs().max().item())
+    assert given["score"] == pytest.approx(logits[0, model.class_names.index("star")].item(), abs=1e-4)
+    assert (given["class_name"], given["stage"], given["method"]) == ("star", "stage3", "grad_cam")
+
+
+def test_many_equal_questions_at_once_get_equal_pictures(client: Client, scene: Path) -> None:
+    """Files of equal content must not be written over each other while they are read."""
+
+    def ask(_: int) -> bytes:
+        paths = client.predict(image=handle_file(scene), model=CLASSIFIER, api_name="/grad_cam")[:3]
+        return b"".join(Path(path).read_bytes() for path in paths)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(ask, range(16)))) == 1
+
+
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
 
@@ -181,16 +213,34 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture
-def page(browser: Browser, url: str) -> Iterator[Page]:
+@pytest.fixture(scope="module")
+def visit(browser: Browser, url: str) -> Iterator[Page]:
+    """One page for all tests: each chooses what it needs."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(20_000)
     page.goto(url)
-    choose_model(page, CLASSIFIER)
-    choose_example(page, "cross")
-    expect(page.get_by_test_id("label-output-value")).to_have_text("cross")
     yield page
     page.close()
+
+
+@pytest.fixture
+def page(visit: Page) -> Page:
+    """The page with the classifier and a scene that shows a cross."""
+    choose_model(visit, CLASSIFIER)
+    choose_example(visit, "cross")
+    tab(visit, "Predict")
+    expect(visit.get_by_test_id("label-output-value")).to_have_text("cross")
+    return visit
+
+
+@pytest.fixture
+def unet(visit: Page, scene: Path) -> Page:
+    """The page with the segmenter, in its tab, and the scene."""
+    choose_model(visit, SEGMENTER)
+    upload(visit, scene)
+    tab(visit, "U-Net stages")
+    expect(visit.get_by_text("Evidence for 'shape' in the whole mask; score").filter(visible=True)).to_be_visible()
+    return visit
 
 
 def choose_model(page: Page, name: str) -> None:
@@ -206,12 +256,26 @@ def choose_example(page: Page, name: str) -> None:
     page.locator(".examples").get_by_role("button", name=name).click()
 
 
+def choose(page: Page, label: str, option: str) -> None:
+    page.get_by_label(label, exact=True).click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
 def upload(page: Page, path: Path) -> None:
+    """In place of the photo that is there."""
+    if page.get_by_label("Remove Image").first.is_visible():
+        page.get_by_label("Remove Image").first.click()
     page.locator("input[type=file]").first.set_input_files(path)
 
 
 def tab(page: Page, name: str) -> None:
-    page.get_by_role("tab", name=name).click()
+    """On a phone some tabs are in a menu."""
+    expect(page.get_by_role("tab").first).to_be_visible()
+    if not page.get_by_role("tab", name=name).is_visible():
+        page.locator(".overflow-menu > button").click()
+        page.locator(".overflow-dropdown").get_by_role("button", name=name).click()
+    else:
+        page.get_by_role("tab", name=name).click()
 
 
 def picture(page: Page, alt_text: str | re.Pattern) -> str:
@@ -221,63 +285,225 @@ def picture(page: Page, alt_text: str | re.Pattern) -> str:
     return image.get_attribute("src")
 
 
-def predicted_label(page: Page) -> str:
-    return page.get_by_test_id("label-output-value").inner_text().strip()
+def figures(page: Page) -> Locator:
+    return page.locator("figure").filter(visible=True)
 
 
-@pytest.mark.parametrize("seed", [4022, 4019, 4015])
-def test_an_upload_shows_the_prediction(page: Page, tmp_path: Path, seed: int) -> None:
-    scene = shapes.scene(seed, 256)
-    scene.image.save(tmp_path / "scene.png")
+def test_an_upload_shows_the_prediction(page: Page, tmp_path: Path) -> None:
+    drawn = shapes.scene(4022, 256)
+    drawn.image.save(tmp_path / "scene.png")
+    choose_example(page, "star")
+    expect(page.get_by_test_id("label-output-value")).to_have_text("star")
     upload(page, tmp_path / "scene.png")
-    expect(page.get_by_test_id("label-output-value")).to_have_text(shapes.CLASS_NAMES[scene.label])
+    expect(page.get_by_test_id("label-output-value")).to_have_text(shapes.CLASS_NAMES[drawn.label])
 
 
-def test_another_class_and_another_stage_change_the_map(page: Page) -> None:
+def test_what_is_asked_changes_the_map_and_how_it_is_drawn_the_picture(page: Page) -> None:
     tab(page, "Grad-CAM")
-    before = picture(page, re.compile("^Heatmap: evidence for .* at stage4"))
-    page.get_by_label("Evidence for the class").click()
-    page.get_by_role("option", name="triangle").click()
-    other_class = picture(page, re.compile("^Heatmap: evidence for 'triangle' at stage4"))
-    page.get_by_label("Read at the stage").click()
-    page.get_by_role("option", name="stage2").click()
-    other_stage = picture(page, re.compile("^Heatmap: evidence for 'triangle' at stage2"))
-    assert len({before, other_class, other_stage}) == 3
-    expect(page.locator(".scale").filter(visible=True)).to_have_text(re.compile(r"0\s+peak [\d.]+"))
+    seen = [picture(page, re.compile("^Heatmap: Evidence for 'cross' at stage4"))]
+    expect(page.locator(".scale").filter(visible=True)).to_have_text(re.compile(r"^0\s+[\d.]+ logits$"))
+    choose(page, "Evidence for the class", "triangle")
+    seen.append(picture(page, "Heatmap: Evidence for 'triangle' at stage4"))
+    choose(page, "Rather than", "cross")
+    seen.append(picture(page, "Heatmap: Evidence for 'triangle' rather than 'cross' at stage4"))
+    page.get_by_label("Show the evidence against it instead").check()
+    seen.append(picture(page, "Heatmap: Evidence against 'triangle' rather than 'cross' at stage4"))
+    choose(page, "Read at the stage", "stage2")
+    seen.append(picture(page, "Heatmap: Evidence against 'triangle' rather than 'cross' at stage2"))
+    choose(page, "Method", "HiResCAM")
+    expect(figures(page).nth(1)).to_contain_text("HiResCAM at stage2")
+    seen.append(picture(page, re.compile("^Heatmap")))
+    page.get_by_role("button", name="Colours").click()
+    choose(page, "Colour map", "jet (as in older reports)")
+    expect(page.get_by_alt_text(re.compile("^Heatmap"))).not_to_have_attribute("src", seen[-1])
+    assert len(set(seen)) == len(seen)
+    laid = page.get_by_alt_text(re.compile("over the photo$")).filter(visible=True)
+    before = laid.get_attribute("src")
+    slider = page.get_by_role("slider", name="Opacity over the photo")
+    slider.press("ArrowLeft")
+    expect(laid).not_to_have_attribute("src", before)
+    page.get_by_label("Show the evidence against it instead").uncheck()
+    page.get_by_role("button", name="Colours").click()
+
+
+def test_a_slow_cross_check_is_drawn_for_the_whole_picture(page: Page) -> None:
+    tab(page, "Grad-CAM")
+    choose(page, "Method", "Occlusion (slow)")
+    picture(page, "Heatmap: Evidence for 'cross' at the whole picture")
+    choose(page, "Method", "Grad-CAM")
+    picture(page, "Heatmap: Evidence for 'cross' at stage4")
 
 
 def test_the_three_pictures_stand_in_one_row(page: Page) -> None:
     tab(page, "Grad-CAM")
-    figures = page.locator(".figures.large figure").filter(visible=True)
-    expect(figures).to_have_count(3)
-    boxes = [figures.nth(i).bounding_box() for i in range(3)]
+    expect(figures(page)).to_have_count(3)
+    boxes = [figures(page).nth(i).bounding_box() for i in range(3)]
     assert len({round(box["y"]) for box in boxes}) == 1
     assert [box["x"] for box in boxes] == sorted(box["x"] for box in boxes)
 
 
-def test_every_stage_of_a_unet_is_shown_with_its_caption(page: Page) -> None:
-    choose_model(page, SEGMENTER)
-    tab(page, "U-Net stages")
+def test_hiding_the_hottest_tenth_gives_the_numbers_of_the_check(page: Page, scene: Path) -> None:
+    upload(page, scene)
+    model = checkpoint.load(ROOT / "checkpoints" / CLASSIFIER)
+    images = view(open_image(scene), model)
+    logits, attribution = grad_cam(model, images)
+    check = deletion(model, images, attribution)
+    tab(page, "Grad-CAM")
+    picture(page, f"Heatmap: Evidence for '{model.class_names[logits.argmax()]}' at stage4")
+    page.get_by_role("button", name="Can I believe it?").click()
+    table = page.locator("table.facts").filter(visible=True)
+    expect(table).to_contain_text(f"{check.before:.1%}")
+    expect(table).to_contain_text(f"{check.hidden:.1%}")
+    expect(table).to_contain_text(f"{min(check.random):.1%} to {max(check.random):.1%}")
+
+
+def test_every_stage_of_a_unet_is_shown_by_both_methods(unet: Page) -> None:
     model = checkpoint.load(ROOT / "checkpoints" / SEGMENTER)
-    titles = page.locator(".figures figcaption strong").filter(visible=True)
-    expect(titles).to_have_text(["Input", "Mask", *model.stages])
-    last = page.locator("figure", has_text="decoder1").filter(visible=True)
-    expect(last).to_contain_text("64 x 64, peak")
+    titles = unet.locator(".pair > p:first-child").filter(visible=True)
+    expect(titles).to_have_text([re.compile(f"^{stage}, ") for stage in model.stages])
+    expect(figures(unet)).to_have_count(2 * len(model.stages))
+    last = unet.locator(".pair").filter(visible=True).last
     expect(last).to_contain_text("the prediction itself")
+    stages, parts = (unet.locator("table.facts").filter(visible=True).nth(i) for i in range(2))
+    expect(stages.locator("tr").last).to_contain_text("hardly depends on the region (r = 1.00)")
+    values = [float(text) for text in parts.locator("td:nth-child(2)").all_inner_texts()]
+    assert sum(values[:-1]) == pytest.approx(values[-1], rel=0.02)  # printed with three digits
+    assert parts.locator("tr td:first-child").all_inner_texts()[-2:] == ["biases", "score"]
+
+
+def test_a_click_asks_about_a_part_and_a_drag_about_a_box(unet: Page) -> None:
+    inside = np.argwhere(shapes.scene(4003, 64).mask)
+    y, x = inside[len(inside) // 2]
+    box = unet.locator(".picker").bounding_box()
+    unet.locator(".picker").click(position={"x": (x + 0.5) / 64 * box["width"], "y": (y + 0.5) / 64 * box["height"]})
+    expect(unet.get_by_text(f"in the part of the mask at {x},{y}; score").filter(visible=True)).to_be_visible()
+    expect(unet.get_by_label("Places")).to_have_value(f"{x},{y}")
+    unet.locator(".picker").scroll_into_view_if_needed()
+    box = unet.locator(".picker").bounding_box()
+    unet.mouse.move(box["x"] + 10, box["y"] + 10)
+    unet.mouse.down()
+    unet.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=3)
+    unet.mouse.up()
+    expect(unet.get_by_text("Evidence for 'shape' in the box; score").filter(visible=True)).to_be_visible()
+    assert re.fullmatch(r"\d,\d 3[12],3[12]", unet.get_by_label("Places").input_value())
+
+
+def test_the_keyboard_alone_asks_about_a_place(unet: Page) -> None:
+    unet.locator(".picker").focus()
+    for _ in range(3):
+        unet.keyboard.press("ArrowRight")
+    unet.keyboard.press("Enter")
+    expect(unet.get_by_label("Places")).to_have_value("38,32")
+    unet.get_by_label("Places").fill("3,4")
+    unet.keyboard.press("Enter")
+    expect(unet.get_by_text(re.compile("at 3,4")).filter(visible=True).first).to_be_visible()
+    unet.get_by_label("Places").fill("nowhere")
+    unet.keyboard.press("Enter")
+    expect(unet.get_by_text("write it as x,y").filter(visible=True)).to_be_visible()
+    before = unet.locator(".picker img").get_attribute("src")
+    unet.get_by_role("slider", name="Threshold").press("End")
+    expect(unet.locator(".picker img")).not_to_have_attribute("src", before)
+
+
+def test_a_true_mask_gives_iou_and_where_it_is_wrong(unet: Page, scene: Path, tmp_path: Path) -> None:
+    true = np.roll(shapes.scene(4003, 256).mask, 20, axis=1)
+    Image.fromarray(true.astype(np.uint8) * 255).save(tmp_path / "mask.png")
+    unet.get_by_role("button", name="Compare with the true mask").click()
+    unet.locator("#true-mask input[type=file]").set_input_files(tmp_path / "mask.png")
+    model = checkpoint.load(ROOT / "checkpoints" / SEGMENTER)
+    logits = torch.nn.functional.interpolate(
+        predict(model, view(open_image(scene), model)), (256, 256), mode="bilinear"
+    )
+    scores = segmentation_scores(segmentation_counts(logits > 0, torch.from_numpy(true)[None, None]))
+    expect(unet.get_by_text(f"iou {scores.iou:.3f}").filter(visible=True)).to_be_visible()
+    expect(unet.locator("figure", has_text="Why missed").filter(visible=True)).to_contain_text("Evidence against")
+    choose(unet, "Ask about", "what was wrongly found (needs the true mask)")
+    expect(unet.get_by_text("in what was wrongly found; score").filter(visible=True)).to_be_visible()
+    unet.locator("#true-mask").get_by_label("Remove Image").click()
 
 
 def test_a_tab_that_does_not_fit_says_why(page: Page) -> None:
     tab(page, "U-Net stages")
     expect(page.get_by_text("This model is a classifier").filter(visible=True)).to_be_visible()
-    assert page.locator("figure").filter(visible=True).count() == 0
+    assert figures(page).count() == 0
+
+
+def test_two_models_and_two_pictures_are_compared(page: Page, scene: Path) -> None:
+    tab(page, "Compare")
+    choose(page, "Second model", "flowers")
+    expect(page.get_by_text(re.compile(r"^Agreement of the two maps: r = -?\d\.\d\d;"))).to_be_visible()
+    expect(figures(page)).to_have_count(4)
+    choose(page, "Second model", "(the same)")
+    page.locator("#second input[type=file]").set_input_files(scene)
+    expect(page.get_by_text("the peaks of the two pictures can be compared")).to_be_visible()
+    expect(figures(page)).to_have_count(4)
+
+
+def test_the_report_tells_what_the_folder_holds(page: Page) -> None:
+    tab(page, "Report")
+    expect(page.locator("table.facts").filter(visible=True).first).to_contain_text("0.9920")
+    picture(page, re.compile("^Confusion matrix"))
+    expect(page.get_by_text("python train/classifier.py --out").filter(visible=True)).to_be_visible()
+    page.get_by_text("The model's card").click()
+    expect(page.locator("pre.card")).to_contain_text("## Limits")
+
+
+def test_many_pictures_become_a_table_a_csv_and_a_zip(page: Page, scene: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
+        archive.write(scene, "a.png")
+        archive.writestr("b.txt", "not a picture")
+    shapes.scene(4015, 128).image.save(tmp_path / "c.png")
+    tab(page, "Many pictures")
+    page.locator("#many input[type=file]").set_input_files([tmp_path / "pictures.zip", tmp_path / "c.png"])
+    expect(page.get_by_text("c.png").filter(visible=True).first).to_be_visible()
+    page.get_by_role("button", name="Explain them all").click()
+    expect(page.get_by_text("3 pictures.", exact=True)).to_be_visible()
+    expect(figures(page)).to_have_count(2)
+    with page.expect_download() as download:
+        page.get_by_role("link", name=re.compile("table.csv|Download")).first.click()
+    lines = Path(download.value.path()).read_text("utf-8-sig").splitlines()
+    assert [line.split(",")[1] for line in lines] == ["file", "a.png", "b.txt", "c.png"]
+
+
+def test_a_link_restores_model_and_settings(page: Page, url: str) -> None:
+    page.goto(f"{url}?model={CLASSIFIER}&class_name=star&stage=stage2&method=hires_cam&colormap=jet&opacity=oops")
+    tab(page, "Grad-CAM")
+    picture(page, "Heatmap: Evidence for 'star' at stage2")
+    expect(figures(page).nth(1)).to_contain_text("HiResCAM at stage2")
+    choose(page, "Read at the stage", "stage3")
+    picture(page, "Heatmap: Evidence for 'star' at stage3")
+    link = f"?model={CLASSIFIER}&class_name=star&stage=stage3&method=hires_cam&colormap=jet"
+    expect(page.get_by_role("link", name="Link to this model")).to_have_attribute("href", link)
+    expect(page).to_have_url(url + link)
+    page.goto(url)
+
+
+def test_the_code_makes_the_map_that_is_shown(
+    page: Page, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tab(page, "Grad-CAM")
+    choose(page, "Evidence for the class", "star")
+    choose(page, "Read at the stage", "stage3")
+    picture(page, "Heatmap: Evidence for 'star' at stage3")
+    tab(page, "Code")
+    lines = page.locator(".cm-content").inner_text()
+    (photo,) = re.findall(r"open_image\('(.*?)'\)", lines)
+    shapes.scene(4022, 256).image.save(tmp_path / photo)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    names: dict = {}
+    exec(lines, names)
+    model = checkpoint.load(ROOT / "checkpoints" / CLASSIFIER)
+    score = class_score(model.class_names.index("star"))
+    expected = explain(model, view(shapes.scene(4022, 256).image, model), score, ["stage3"]).maps["grad_cam"]["stage3"]
+    assert (names["attribution"] - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_what_cannot_be_opened_is_a_sentence_and_leaves_no_old_answer(page: Page, tmp_path: Path) -> None:
-    expect(page.get_by_test_id("label-output-value")).to_be_visible()
     (tmp_path / "photo.png").write_text("not a picture")
     upload(page, tmp_path / "photo.png")
     expect(page.get_by_text("not a picture")).to_be_visible()
-    assert page.locator("figure").filter(visible=True).count() == 0
+    assert figures(page).count() == 0
     choose_example(page, "star")
     expect(page.get_by_test_id("label-output-value")).to_have_text("star")
 
@@ -294,32 +520,46 @@ def test_names_from_strangers_are_shown_not_run(page: Page, hostile: Path) -> No
     choose_model(page, str(hostile))
     tab(page, "Grad-CAM")
     expect(page.locator("figure strong").filter(visible=True).nth(1)).to_contain_text("Evidence for")
+    for option in range(3):
+        page.get_by_label("Evidence for the class").click()
+        page.get_by_role("option").nth(1 + option).click()
+    expect(page.locator("figure strong").filter(visible=True).nth(1)).to_contain_text("{{document.title=4}}")
+    tab(page, "Report")
+    page.get_by_text("The model's card").click()
+    expect(page.locator("pre.card")).to_contain_text("<script>document.title=6</script>")
     assert page.title() == "cvlab"
-    assert page.locator("figure img[src=x], .label img").count() == 0
+    assert page.locator("figure img[src=x], .label img, pre img").count() == 0
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_no_accessibility_violation_on_any_tab(browser: Browser, url: str, theme: str) -> None:
+def test_no_accessibility_violation_on_any_tab(browser: Browser, url: str, theme: str, scene: Path) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.goto(f"{url}?__theme={theme}")
-    choose_model(page, SEGMENTER)
+    page.goto(f"{url}?__theme={theme}&model={SEGMENTER}")
     choose_example(page, "cross")
-    for name in ("Predict", "Grad-CAM", "U-Net stages"):
+    page.get_by_role("button", name="Colours").click()
+    axe = Axe()
+    for name in TABS:
         tab(page, name)
-        expect(page.locator("figure").filter(visible=True).first).to_be_visible()
-        violations = Axe().run(page).response["violations"]
+        if name == "Compare":
+            choose(page, "Second model", "horses")
+        if name == "Many pictures":
+            page.locator("#many input[type=file]").set_input_files(scene)
+            page.get_by_role("button", name="Explain them all").click()
+        shown = page.locator(".cm-content") if name == "Code" else page.locator("figure")
+        expect(shown.filter(visible=True).first).to_be_visible()
+        violations = axe.run(page).response["violations"]
         assert not [(each["id"], [node["html"] for node in each["nodes"]]) for each in violations], name
     page.close()
 
 
 def test_a_phone_needs_no_sideways_scrolling(browser: Browser, url: str) -> None:
-    page = browser.new_page(viewport={"width": 390, "height": 844})
-    page.goto(url)
-    choose_model(page, SEGMENTER)
+    page = browser.new_page(viewport={"width": 390, "height": 844}, has_touch=True)
+    page.goto(f"{url}?model={SEGMENTER}")
     choose_example(page, "cross")
-    for name in ("Predict", "Grad-CAM", "U-Net stages"):
+    for name in TABS:
         tab(page, name)
-        expect(page.locator("figure").filter(visible=True).first).to_be_visible()
+        if name in TABS[:3]:
+            expect(figures(page).first).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
     page.close()
 
@@ -330,6 +570,8 @@ def test_the_page_asks_nobody_else(browser: Browser, url: str) -> None:
     page.on("request", lambda request: asked.append(request.url))
     page.goto(url)
     choose_model(page, SEGMENTER)
+    for name in TABS:
+        tab(page, name)
     assert asked
     assert [each for each in asked if not each.startswith((url, "data:", "blob:"))] == []
     page.close()

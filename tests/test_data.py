@@ -93,11 +93,40 @@ def test_exact_copies_stay_in_one_part(tmp_path: Path) -> None:
     for i in range(20):
         original = save(noise(i), tmp_path / "a" / f"{i}.png")
         shutil.copy(original, tmp_path / "a" / f"copy of {i}.png")
+    save_pictures(tmp_path / "b", 20, seed=1)
     for split_seed in range(5):
         parts = classification_parts(tmp_path, split_seed)
-        assert sum(len(parts.samples[part]) for part in PARTS) == 40
+        assert sum(len(parts.samples[part]) for part in PARTS) == 60
         for part in PARTS:
-            assert set(Counter(parts.fingerprints[part]).values()) == {2}  # the original and its copy
+            prints = [fingerprint(path) for path, label in parts.samples[part] if label == 0]
+            assert set(Counter(prints).values()) == {2}  # the original and its copy
+        assert parts.notes == ["Pairs of copies within a part and class: 20. They are kept; train/check.py names them."]
+
+
+def test_copies_in_two_classes_are_named_and_train_loses_its_own(tmp_path: Path) -> None:
+    for seed, name in enumerate(["cat", "dog"]):
+        save_pictures(tmp_path / name, 20, seed)
+    twice = shutil.copy(tmp_path / "cat" / "000.png", tmp_path / "dog" / "a cat.png")
+    seen = set()
+    for split_seed in range(8):
+        parts = classification_parts(tmp_path, split_seed, allow_leaks=True)
+        (note,) = parts.notes
+        assert "000.png" in note
+        assert "a cat.png" in note
+        where = {path: part for part in PARTS for path, _ in parts.samples[part]}
+        pair = {where.get(tmp_path / "cat" / "000.png"), where.get(twice)}
+        assert "train" not in pair or pair == {"train"}
+        seen.add(len(where))
+    assert seen == {40, 41}  # with and without the copy in train
+
+
+def test_small_classes_are_named_and_a_single_one_refused(tmp_path: Path) -> None:
+    for seed, (name, count) in enumerate({"cat": 20, "dog": 19}.items()):
+        save_pictures(tmp_path / name, count, seed)
+    assert classification_parts(tmp_path).notes == ["Classes of fewer than 20 pictures: dog (19)."]
+    shutil.rmtree(tmp_path / "dog")
+    with pytest.raises(DataError, match="one class only, 'cat'"):
+        classification_parts(tmp_path)
 
 
 @pytest.mark.parametrize("val", ["val", "valid"])
@@ -111,7 +140,7 @@ def test_given_parts_are_kept(tmp_path: Path, val: str) -> None:
         for part, folder in {"train": "train", "val": val, "test": "test"}.items():
             assert paths_of(parts, part) == set((tmp_path / folder).glob("*/*.png"))
         assert labels_of(parts, "test") == {"cat": 3, "dog": 4}
-        assert parts.notes == []
+        assert parts.notes == ["Classes of fewer than 20 pictures: cat (10), dog (13)."]
 
 
 def test_without_a_test_part_one_is_cut_from_train(tmp_path: Path) -> None:
@@ -165,7 +194,8 @@ def test_what_cannot_be_read_is_left_out_and_named(pets: Path) -> None:
 
 
 def test_a_part_of_which_nothing_can_be_read_is_refused(tmp_path: Path) -> None:
-    save_pictures(tmp_path / "cat", 10, seed=0)
+    for seed, name in enumerate(["cat", "dog"]):
+        save_pictures(tmp_path / name, 10, seed)
     parts = classification_parts(tmp_path)
     for path in paths_of(parts, "val"):
         path.write_bytes(b"no picture")

@@ -29,7 +29,7 @@ from cvlab.explain import (
     predicted_score,
     region_score,
 )
-from cvlab.models import Stage
+from cvlab.models import Stage, build
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = sorted(path.parent for path in ROOT.glob("checkpoints/*/config.json"))
@@ -345,9 +345,10 @@ def test_nothing_is_left_behind_when_the_score_fails(model, images):
     with pytest.raises(ValueError, match="no class 7"):  # raised between Captum's hooks
         grad_cam(model, images, class_idx=7)
     assert_no_trace(model, before)
-    with pytest.raises(RuntimeError):  # the forward pass itself
-        explain(model, images[:, :2], class_score(0))
-    assert_no_trace(model, before)
+    for way in WAYS.values():  # the forward pass itself
+        with pytest.raises(ValueError, match="images are"):
+            way(model, images[:, :2])
+        assert_no_trace(model, before)
 
 
 @pytest.mark.parametrize("way", [of_one_stage, grad_cam])
@@ -509,6 +510,22 @@ def test_an_unknown_stage_or_method_is_refused(model, images):
         grad_cam(model, images, stage="stage9")
     with pytest.raises(ValueError, match="score_cam"):
         explain(model, images, class_score(0), methods=["score_cam"])
+
+
+@pytest.mark.parametrize("way", [*WAYS.values(), predict])
+def test_what_is_no_batch_of_images_is_refused(model, images, way):
+    for wrong in (images[0], images[:, :1], images[:, 0], (images * 255).byte()):
+        with pytest.raises(ValueError, match="images are"):
+            way(model, wrong)
+
+
+@pytest.mark.parametrize("way", [*WAYS.values(), predict])
+@pytest.mark.parametrize("network", ["plain", "unet"])
+def test_a_size_that_the_network_cannot_take_is_refused(network, way):
+    model = build(network, ["a", "b"], 16, {"widths": [4, 8]} if network == "plain" else {"width": 4, "depth": 2})
+    with pytest.raises(ValueError, match="22x22"):
+        way(model, torch.rand(1, 3, 22, 22))
+    assert predict(model, torch.rand(1, 3, 16, 16)).shape[1] == 2
 
 
 def test_an_empty_predicted_mask_is_refused(segmenter, images):

@@ -9,7 +9,7 @@ from test_timm import images_of, tiny
 from torch import nn
 
 from cvlab.explain import class_score, correlation, explain, grad_cam, region_score
-from cvlab.fold import folded
+from cvlab.fold import folded, for_serving
 from cvlab.models import Stage
 
 REGION = torch.zeros(16, 16, dtype=torch.bool)
@@ -55,6 +55,19 @@ def test_networks_of_timm_are_folded(architecture):
     assert_same(model, copy, images_of(64), class_score(1))
 
 
+def test_the_layout_is_that_of_the_copy_while_it_is_explained(segmenter, images):
+    """Channels last all the way: where a hook loses it, every convolution converts its input."""
+    copy, layouts = folded(segmenter), []
+    for module in copy.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.register_forward_pre_hook(
+                lambda m, i: layouts.append(i[0].is_contiguous(memory_format=torch.channels_last))
+            )
+    explain(copy, images[:1], region_score(REGION))
+    assert layouts
+    assert all(layouts)
+
+
 def test_a_network_without_batch_normalisation_stays_what_it_is():
     model = tiny("test_vit")
     assert_same(model, folded(model), images_of(64), class_score(1))
@@ -88,9 +101,12 @@ class Fork(nn.Module):
         return (F.relu(self.norm(x)) + x).mean((2, 3))
 
 
-def test_a_network_that_cannot_be_folded_is_refused():
+def test_a_network_that_cannot_be_folded_is_refused_and_serves_as_it_is(classifier):
+    fork = Fork().eval()
     with pytest.raises(ValueError, match="cannot be folded"):
-        folded(Fork().eval())
+        folded(fork)
+    assert for_serving(fork) is fork
+    assert not norms(for_serving(classifier))
 
 
 class Between(Fork):

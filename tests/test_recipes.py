@@ -90,14 +90,14 @@ def test_a_recipe_sets_defaults_and_the_command_line_decides(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train/classifier.py"])
     (tmp_path / "mine.toml").write_text(
-        'script = "classifier"\n[options]\nlr = 0.5\nwidths = [3, 4]\nhidden = []\naugment = false\nbatch_norm = true'
+        'script = "classifier"\n[options]\nlr = 0.5\nwidths = [3, 4]\nhidden = []\naugment = false\nbatch_norm = true\nresume = false'
     )
     monkeypatch.setattr(options, "RECIPES", tmp_path)
     parse = importlib.import_module("classifier").command_line
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--recipe", "mine"])
     args = parse()
     assert (args.lr, args.widths, args.hidden, args.augment, args.batch_norm) == (0.5, [3, 4], [], False, True)
-    assert (args.out, args.epochs) == (Path("runs/mine"), 36)
+    assert (args.out, args.epochs, args.resume) == (Path("runs/mine"), 36, False)
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--lr", "1", "--augment", "--widths", "9", "--out", "there"])
     args = parse()
     assert (args.lr, args.widths, args.augment, args.out) == (1.0, [9], True, Path("there"))

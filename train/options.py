@@ -77,8 +77,7 @@ class RecipeParser(argparse.ArgumentParser):
             self.error(f"there is no {unknown[0]}{nearest(unknown[0].split('=')[0], self._option_string_actions)}")
         if args.recipe and args.data is None and (how := read_recipe(args.recipe).get("data")):
             raise ValueError(f"Recipe {args.recipe} needs photos, whose folder is given with --data: {how}")
-        if str(args.data).startswith(fetch.SCHEME):
-            args.data = fetch.folder_of(str(args.data))
+        args.data = data_folder(args.data)
         return args
 
     def recipe_words(self, name: str) -> list[str]:
@@ -96,9 +95,15 @@ class RecipeParser(argparse.ArgumentParser):
                 self.set_defaults(**{option: value})
                 continue
             flag = known[option].option_strings[-1 if value is False else 0]  # of a switch the last one is --no-...
-            values = value if isinstance(value, list) else [] if isinstance(value, bool) else [value]
-            words += [flag, *map(str, values)]
+            if value is not False or flag.startswith("--no-"):
+                values = value if isinstance(value, list) else [] if isinstance(value, bool) else [value]
+                words += [flag, *map(str, values)]
         return words
+
+
+def data_folder(data: Path | None) -> Path | None:
+    """The folder of --data: that of torchvision:NAME is fetched where it is not there yet."""
+    return fetch.folder_of(str(data)) if str(data).startswith(fetch.SCHEME) else data
 
 
 def read_recipe(name: str) -> dict:

@@ -112,6 +112,7 @@ def main() -> None:
     arguments = {"architecture": args.backbone.split(".")[0], **own, **({"pool": False} if args.head == "map" else {})}
     view = {**backbone_view, "image_size": args.image_size, "crop_pct": args.crop_pct}
     model = models.build(network, parts.class_names, arguments=arguments, **view)
+    features.start_classifier(model)
     if args.start_from:
         options.start_from(args.start_from, model)
     elif args.pretrained:

@@ -2,7 +2,8 @@
 
     python tests/bench/results.py                               print both
     python tests/bench/results.py --write                       put them into README.md
-    python tests/bench/results.py --collect runs/NAME ...       keep a run's figures in tests/bench/results/NAME.json
+    python tests/bench/results.py --collect runs/NAME ...       keep a run's figures in tests/bench/results/NAME.json;
+                                                                NAME=FOLDER for a folder of another name
     python tests/bench/results.py --time horses-unet 195        say how long a recipe would take here on 195 pictures
 
 Runs are not part of the repository; their figures are, without photographs. A run is collected after
@@ -240,10 +241,11 @@ def inserted(readme: str, folder: Path = FOLDER) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="put both parts into README.md")
-    parser.add_argument("--collect", type=Path, nargs="+", metavar="RUN", default=[])
+    parser.add_argument("--collect", nargs="+", metavar="RUN", default=[])
     parser.add_argument("--time", nargs=2, metavar=("RECIPE", "PICTURES"))
     args = parser.parse_args()
-    kept = {run.name: collected(run) for run in args.collect}
+    runs = [word.partition("=")[::2] if "=" in word else (Path(word).name, word) for word in args.collect]
+    kept = {name: collected(Path(run)) for name, run in runs}
     if args.time:
         kept[args.time[0]] = timed(args.time[0], int(args.time[1]))
     for name, figures in kept.items():

@@ -19,6 +19,7 @@ anew, while the others wait.
 import argparse
 import json
 import math
+import multiprocessing
 import random
 import resource
 import statistics
@@ -30,6 +31,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +73,7 @@ DEEP["pool_to"] = 4
 
 @dataclass
 class Task:
-    """What is done in one round: `steps` batches of pictures at `size` pixels; without a network they are only loaded."""
+    """What a round does: `steps` batches of pictures at `size` pixels, which are only loaded without a network."""
 
     part: str  # of the figures
     size: int
@@ -364,23 +366,20 @@ def mebibytes(key: str) -> float:
     return int(line.split()[1]) / 2**10
 
 
-def answer_rounds(task: Task, name: str, folder: Path) -> None:
-    """The child's side of `rounds`: a line of JSON for each line on stdin, and one at the end."""
+def answer_rounds(task: Task, name: str, folder: Path, pipe: Connection) -> None:
+    """The child's side of `rounds`: one answer to every word, and one at the end."""
     loaded = mebibytes("VmRSS")
-    torch.set_num_threads(2)
     if name.startswith("cvlab"):
         options.keep_freed_memory()
     cache = Cache(0 if "--cache-limit 0" in name else 4e9)
     call = CONTENDERS[task.part][name](task, folder, cache)
     call()  # slower than those that follow
-    print(json.dumps("ready"), flush=True)
-    for _ in sys.stdin:
+    pipe.send("ready")
+    while pipe.recv():
         wall, spent = time.perf_counter(), cpu_seconds()
         note = call()
-        seconds = {"seconds": time.perf_counter() - wall, "cpu": cpu_seconds() - spent, "note": note}
-        print(json.dumps(seconds), flush=True)
-    held = (cache.in_memory + cache.in_file) / 2**20
-    print(json.dumps({"loaded": loaded, "peak": mebibytes("VmHWM"), "cache": held}), flush=True)
+        pipe.send({"seconds": time.perf_counter() - wall, "cpu": cpu_seconds() - spent, "note": note})
+    pipe.send({"loaded": loaded, "peak": mebibytes("VmHWM"), "cache": (cache.in_memory + cache.in_file) / 2**20})
 
 
 def cpu_seconds() -> float:
@@ -389,40 +388,31 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def rounds(key: str, task: Task, folder: Path, count: int) -> dict[str, dict]:
+def rounds(task: Task, folder: Path, count: int, start_method: str) -> dict[str, dict]:
     """Of every contender: seconds of each round, and memory at the end."""
-    children = {}
+    context = multiprocessing.get_context(start_method)
+    pipes = {}
     for name in CONTENDERS[task.part]:
-        command = [sys.executable, __file__, "--child", key, name, str(folder)]
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        read_json(child)  # one after the other: it is ready
-        children[name] = child
-    found: dict[str, dict] = {name: {"rounds": []} for name in children}
-    order, shuffled = list(children), random.Random(0)
+        pipes[name], far_end = context.Pipe()
+        context.Process(target=answer_rounds, args=(task, name, folder, far_end)).start()
+        far_end.close()  # so that a child that dies is an EOFError here
+        pipes[name].recv()  # one after the other: it is ready
+    found: dict[str, dict] = {name: {"rounds": []} for name in pipes}
+    order, shuffled = list(pipes), random.Random(0)
     for _ in range(count):
         shuffled.shuffle(order)
         for name in order:
-            children[name].stdin.write("\n")
-            children[name].stdin.flush()
-            found[name]["rounds"].append(read_json(children[name]))
-    for name, child in children.items():
-        child.stdin.close()
-        found[name]["memory"] = read_json(child)
-        child.wait()
+            pipes[name].send(True)
+            found[name]["rounds"].append(pipes[name].recv())
+    for name, pipe in pipes.items():
+        pipe.send(False)
+        found[name]["memory"] = pipe.recv()
     return found
-
-
-def read_json(child: subprocess.Popen) -> object:
-    """The next line of a child that is JSON; libraries print others."""
-    for line in child.stdout:
-        if line[0] in '{"':
-            return json.loads(line)
-    raise RuntimeError(f"{child.args} ended with {child.wait()}")
 
 
 # --- accuracy ---------------------------------------------------------------------------------------------------------
 
-LEARNED = {"size": 64, "batch": 64, "epochs": 24, "lr": 0.1, "widths": [24, 48, 96, 192]}
+LEARNED = {"size": 64, "batch": 64, "epochs": 16, "lr": 0.1, "widths": [24, 48, 96, 192]}
 
 
 def plain_training(photos: Path, seed: int) -> nn.Module:
@@ -540,8 +530,8 @@ def memory_sentence(figures: dict) -> str:
         sentences.append(
             f"Peak resident memory beyond the loaded libraries, {key}: {beyond['cvlab']:.0f} MiB, which is "
             f"{beyond['cvlab'] / expected:.2f} of what model and batch ({beyond['model and batch']:.0f} MiB) and the "
-            f"cache ({cache:.0f} MiB) take; with all of the cache in a file {beyond['cvlab, --cache-limit 0']:.0f} MiB, "
-            "pages of the file that the system takes back at need included."
+            f"cache ({cache:.0f} MiB) take; with all of it in a file {beyond['cvlab, --cache-limit 0']:.0f} MiB, with "
+            "pages of the file that the system takes back at need."
         )
     return " ".join(sentences)
 
@@ -565,8 +555,8 @@ def page(figures: dict) -> str:
     versions = ", ".join(f"{key} {number}" for key, number in figures["versions"].items())
     parts = [
         f"An epoch as a multiple of the plain loop's (ImageFolder, torchvision's transforms on PIL images, DataLoader, "
-        f"float32), medians of n interleaved rounds with quartiles, on {figures['hardware']}, {versions}. Same networks, "
-        "batches, steps and kinds of augmentation; behind cvlab's figure stands the precision that it chose.",
+        f"float32), medians of n interleaved rounds with quartiles, on {figures['hardware']}, {versions}. Same "
+        "networks, batches, steps and kinds of augmentation; behind cvlab's figure stands the precision that it chose.",
         epochs_table(figures),
         f"Batches ready for a step, from JPEGs of {PHOTO_SIDE} x {PHOTO_SIDE} pixels, cropped, turned, mirrored and "
         "coloured; the multiple is of plain, quartiles in brackets:",
@@ -587,7 +577,9 @@ def measure(figures: dict, tasks: dict[str, Task], quick: bool, keep: Callable[[
                 continue
             photos = photos or write_scenes(Path(folder) / "scenes", 12 if quick else 256, 40 if quick else PHOTO_SIDE)
             print(f"timing {key}", file=sys.stderr)
-            figures[task.part][key] = rounds(key, task, photos, 2 if quick else ROUNDS[task.part])
+            # Forked children need not import anything again, but cannot tell their own memory from their parent's.
+            method = "fork" if quick else "spawn"
+            figures[task.part][key] = rounds(task, photos, 2 if quick else ROUNDS[task.part], method)
             keep()
 
 
@@ -597,13 +589,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go, and are taken from")
     parser.add_argument("--photos", type=Path, metavar="DIR", help="folder with parts, for the accuracy")
     parser.add_argument("--write", action="store_true", help="put the tables into README.md")
-    parser.add_argument("--child", nargs=3, metavar=("TASK", "CONTENDER", "FOLDER"), help=argparse.SUPPRESS)
     parser.add_argument("--train", nargs=4, metavar=("NAME", "PHOTOS", "SEED", "OUT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.child:
-        key, name, folder = args.child
-        answer_rounds((TASKS | QUICK)[key], name, Path(folder))
-        return
     if args.train:
         name, photos, seed, out = args.train
         print(json.dumps(train_once(Path(photos), int(seed), name, Path(out))))

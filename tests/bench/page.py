@@ -1,0 +1,284 @@
+"""How fast the page answers and how steady it stays, with a class of 32 in front of it.
+
+python tests/bench/page.py                   print the tables; about ten minutes on two cores that do nothing else
+python tests/bench/page.py --json FILE       the figures behind them too
+python tests/bench/page.py --write           put the tables into README.md
+python tests/bench/page.py --quick           one model, a few requests: whether it runs
+
+The page is `python app.py` in a process of its own, asked over HTTP as a browser does: a photo is uploaded, the answer
+to it is queued for, and read when it is there with all that the tabs Predict, Grad-CAM and U-Net stages show. Every
+photo is another one, a JPEG of 512 x 512 pixels, so nothing is answered from memory.
+
+One upload   against the round trip of an identity app (Gradio hands the same upload back as it is) plus the model's
+             pass (one forward and one backward, in this process), all three timed in turn
+A crowd      32 photos sent in the same moment, against the ideal queue: one answered after the other without a gap,
+             each as fast as for a visitor alone
+First page   from the start of the process until the page arrives
+Memory       resident memory of the process while it answers 500 photos, with 16 MiB for answers kept instead of the
+             usual 512, so that these fill up at once
+"""
+
+import argparse
+import asyncio
+import io
+import json
+import os
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+
+import httpx
+import torch
+from tables import README, hardware, inserted, spread, table
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # the repository root: cvlab needs no installation
+
+from cvlab import checkpoint, shapes
+from cvlab.explain import METHODS, default_stage, explain, predicted_score
+from cvlab.transforms import open_image, view
+
+MODELS = ("flowers", "horses", "shapes-classifier", "shapes-segmenter")
+SIDE = 512  # pixels of a photo
+CLIENTS = 32
+IDENTITY = """
+import sys
+import gradio as gr
+with gr.Blocks(analytics_enabled=False) as page:
+    photo, back = gr.Image(type="filepath"), gr.Image(type="filepath")
+    gr.Button().click(lambda photo: photo, photo, back, api_name="answer")
+page.queue().launch(server_port=int(sys.argv[1]), quiet=True, ssr_mode=False)
+"""
+FEW_KEPT = """
+import sys
+import app
+from cvlab import desk
+desk.MAX_BYTES = 16 * 2**20
+app.launch(app.build_page(app.Models(app.offered_models(app.ROOT, []))), server_port=int(sys.argv[1]), quiet=True)
+"""
+seeds = count(10_000)
+
+
+class Visitor:
+    """What a browser does with a page of Gradio: uploads, and asks the function of a name."""
+
+    def __init__(self, url: str, function: str) -> None:
+        self.url = url
+        config = httpx.get(f"{url}/config", timeout=60).json()
+        (self.called,) = [each for each in config["dependencies"] if each["api_name"] == function]
+        values = {each["id"]: each["props"].get("value") for each in config["components"]}
+        self.values = [values[number] for number in self.called["inputs"]]
+
+    async def ask(self, client: httpx.AsyncClient, photo: bytes, model: str | None = None) -> dict:
+        """Uploads and asks; the answer with all that is shown."""
+        uploaded = await client.post(f"{self.url}/gradio_api/upload", files={"files": ("photo.jpg", photo)})
+        path, session = uploaded.json()[0], random.randbytes(8).hex()
+        values = [{"path": path, "meta": {"_type": "gradio.FileData"}}, *self.values[1:]]
+        if model:
+            values[1] = model
+        asked = {"fn_index": self.called["id"], "data": values, "session_hash": session}
+        (await client.post(f"{self.url}/gradio_api/queue/join", json=asked)).raise_for_status()
+        async with client.stream("GET", f"{self.url}/gradio_api/queue/data?session_hash={session}") as lines:
+            async for line in lines.aiter_lines():
+                if '"process_completed"' in line:
+                    answer = json.loads(line.removeprefix("data:"))
+                    assert answer["success"], answer
+                    return answer["output"]
+        raise RuntimeError(f"{self.url} closed the queue without an answer")
+
+    async def time(self, client: httpx.AsyncClient, photo: bytes, model: str | None = None) -> float:
+        """Seconds until the answer is there; pictures that it only names are fetched, as a browser does."""
+        begun = time.perf_counter()
+        answer = await self.ask(client, photo, model)
+        if model is None:
+            (await client.get(answer["data"][0]["url"])).raise_for_status()
+        return time.perf_counter() - begun
+
+
+@contextmanager
+def served(*command: str) -> Iterator[tuple[str, subprocess.Popen, float]]:
+    """A server in a process of its own: its address, the process, and the seconds until its first page arrived."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    begun = time.perf_counter()
+    env = os.environ | {"PYTHONPATH": str(ROOT), "GRADIO_ANALYTICS_ENABLED": "False"}
+    server = subprocess.Popen([sys.executable, *command, port], cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
+    try:
+        while True:
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/", timeout=60).raise_for_status()
+                break
+            except httpx.TransportError:
+                if server.poll() is not None:
+                    raise
+                time.sleep(0.02)
+        yield f"http://127.0.0.1:{port}", server, time.perf_counter() - begun
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def photos(number: int) -> list[bytes]:
+    """JPEGs that no one has sent before."""
+    files = []
+    for seed in (next(seeds) for _ in range(number)):
+        buffer = io.BytesIO()
+        shapes.scene(seed, SIDE).image.save(buffer, "JPEG", quality=90)
+        files.append(buffer.getvalue())
+    return files
+
+
+def pass_seconds(model: torch.nn.Module, photo: bytes) -> float:
+    """One forward and one backward pass with the maps that the page needs; 0 if nothing is found, so none is made."""
+    images = view(open_image(io.BytesIO(photo)), model)
+    stages = [default_stage(model)] if model.task == "classification" else None
+    begun = time.perf_counter()
+    try:
+        explain(model, images, predicted_score(model), stages, tuple(METHODS))
+    except ValueError:  # the page predicts once more, without gradients
+        pass
+    return time.perf_counter() - begun
+
+
+async def measure_upload(page: Visitor, identity: Visitor, name: str, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each, in turn."""
+    model = checkpoint.load(ROOT / "checkpoints" / name)
+    times: dict[str, list[float]] = {"page": [], "identity": [], "pass": []}
+    async with httpx.AsyncClient(timeout=120) as client:
+        for i, photo in enumerate(photos(rounds + 2)):
+            each = {
+                "page": await page.time(client, photo, name),
+                "identity": await identity.time(client, photo),
+                "pass": pass_seconds(model, photo),
+            }
+            if i >= 2:  # the first ones load and warm up
+                for key, seconds in each.items():
+                    times[key].append(seconds)
+    return times
+
+
+async def measure_crowd(page: Visitor, name: str, clients: int, rounds: int) -> list[list[float]]:
+    """Seconds of every client, for each round."""
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(timeout=300, limits=limits) as client:
+        return [
+            list(await asyncio.gather(*(page.time(client, photo, name) for photo in photos(clients))))
+            for _ in range(rounds)
+        ]
+
+
+async def measure_memory(page: Visitor, server: subprocess.Popen, names: list[str], requests: int) -> dict[int, float]:
+    """MiB of the server after so many requests, eight at a time."""
+    found = {}
+    async with httpx.AsyncClient(timeout=120) as client:
+        for done in range(0, requests, 8):
+            asked = (page.time(client, photo, names[i % len(names)]) for i, photo in enumerate(photos(8)))
+            await asyncio.gather(*asked)
+            found[done + 8] = resident(server.pid)
+    return found
+
+
+def resident(pid: int) -> float:
+    """MiB in memory."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+
+
+def measure(quick: bool) -> dict:
+    """All figures; see the docstring above."""
+    names = list(MODELS[2:3] if quick else MODELS)
+    rounds, crowds, clients, requests, starts = (3, 1, 4, 16, 1) if quick else (25, 3, CLIENTS, 504, 3)
+    figures: dict = {
+        "hardware": hardware(),
+        "versions": {key: version(key) for key in ("gradio", "torch")},
+        "clients": clients,
+        "starts": [],
+        "upload": {},
+        "crowd": {},
+    }
+    for _ in range(starts):
+        with served("app.py", "--port") as (_, _, seconds):
+            figures["starts"].append(seconds)
+    with served("app.py", "--port") as (url, _, _), served("-c", IDENTITY) as (identity, _, _):
+        page, identity = Visitor(url, "answer_fresh"), Visitor(identity, "answer")
+        for name in names:
+            figures["upload"][name] = asyncio.run(measure_upload(page, identity, name, rounds))
+            figures["crowd"][name] = asyncio.run(measure_crowd(page, name, clients, crowds))
+    with served("-c", FEW_KEPT) as (url, server, _):
+        figures["memory"] = asyncio.run(measure_memory(Visitor(url, "answer_fresh"), server, names, requests))
+    return figures
+
+
+def upload_ratios(times: dict[str, list[float]]) -> list[float]:
+    """The page as a multiple of identity app plus pass, of each round."""
+    return [page / (app + step) for page, app, step in zip(*times.values(), strict=True)]
+
+
+def crowd_ratio(crowds: list[list[float]], alone: float) -> float:
+    """The 95th percentile of the clients' times as a multiple of the ideal queue's."""
+    ideal = [alone * (i + 1) for i in range(len(crowds[0]))]
+    return percentile_95([seconds for crowd in crowds for seconds in crowd]) / percentile_95(ideal)
+
+
+def percentile_95(values: list[float]) -> float:
+    return statistics.quantiles(values, n=20, method="inclusive")[-1]
+
+
+def tables(figures: dict) -> str:
+    """What stands between the marks in README.md."""
+    rows = []
+    for name, times in figures["upload"].items():
+        alone = statistics.median(times["page"])
+        crowds = figures["crowd"][name]
+        together = [seconds for crowd in crowds for seconds in crowd]
+        rows.append(
+            [
+                name,
+                *(f"{1000 * statistics.median(each):.0f}" for each in times.values()),
+                spread(upload_ratios(times)),
+                f"{percentile_95(together):.2f}",
+                f"{crowd_ratio(crowds, alone):.2f}",
+            ]
+        )
+    head = ["model", "upload to all answers, ms", "identity app, ms", "the model's pass, ms", "as a multiple of both"]
+    head += [f"{figures['clients']} at once, 95% within s", "as a multiple of the ideal queue"]
+    memory = list(figures["memory"].items())
+    shown = [memory[round(i * (len(memory) - 1) / 4)] for i in range(5)]
+    versions = ", ".join(f"{key} {number}" for key, number in figures["versions"].items())
+    parts = [
+        f"On {figures['hardware']}, {versions}; every photo is another one, 512 x 512 pixels. Medians of "
+        f"{len(next(iter(figures['upload'].values()))['page'])} rounds, with quartiles.",
+        table(head, rows),
+        f"The first page arrives {max(figures['starts']):.1f} s after the start (the slowest of "
+        f"{len(figures['starts'])}). Resident memory while photos are answered, eight at a time:",
+        table(["photos", *(str(done) for done, _ in shown)], [["MiB", *(f"{mib:.0f}" for _, mib in shown)]]),
+        "`python tests/bench/page.py` measures this and says how.",
+    ]
+    return "\n" + "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one model, a few requests")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
+    parser.add_argument("--write", action="store_true", help="put the tables into README.md")
+    options = parser.parse_args()
+    figures = measure(options.quick)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1))
+    if options.write:
+        README.write_text(inserted(README.read_text(), "bench-page", tables(figures)))
+    print(tables(figures))
+
+
+if __name__ == "__main__":
+    main()
