@@ -27,40 +27,27 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported: nothing leaves this machine
 
 import gradio as gr
-import sklearn.datasets
 from gradio.data_classes import GradioRootModel, ImageData
 from gradio.utils import get_upload_folder
 from PIL import Image
 from torch import nn
 
-from cvlab import figures, hub, panels, shapes, tabs
+from cvlab import hub, panels, style, tabs
 from cvlab.answers import map_of, peak_of, worth_of
 from cvlab.desk import Desk, Photo
+from cvlab.examples import example_files
 from cvlab.explain import METHODS, default_stage
 from cvlab.figures import paragraph
 from cvlab.offer import Models, model_facts, offered_models
-from cvlab.question import COLORMAPS, Question, from_query
+from cvlab.question import Question, from_query
 from cvlab.render import enlarged, to_picture
 
 ROOT = Path(__file__).resolve().parent
 TOP_CLASSES = 5
 MAX_UPLOAD_MB = 40
-EXAMPLE_SEEDS = (4022, 4019, 4015)  # beyond those that cvlab/data.py gives to train, val and test
 KEPT = ("method", "colormap", "opacity", "common_scale")  # of the settings, when another photo or model is chosen
 UPLOADS = Path(get_upload_folder()).resolve()
 AT_ONCE = 8  # answers; a model gives one at a time
-
-METHOD_CHOICES = [(name + (" (slow)" if key not in METHODS else ""), key) for key, name in panels.METHOD_NAMES.items()]
-REGION_CHOICES = [
-    ("the whole mask", "mask"),
-    ("the part of the mask that I click", "part"),
-    ("the pixel that I click", "pixel"),
-    ("a box", "box"),
-    ("a brush stroke", "stroke"),
-    ("what was wrongly found (needs the true mask)", "false positives"),
-    ("what was missed (needs the true mask)", "false negatives"),
-]
-COLORMAP_CHOICES = [(f"{name} (as in older reports)" if name == "jet" else name, name) for name in COLORMAPS]
 
 # System fonts, as the default theme asks a font server; and greys and blues that can be read on their background.
 THEME = gr.themes.Default(
@@ -71,22 +58,6 @@ THEME = gr.themes.Default(
     block_info_text_color="*neutral_600",
     block_info_text_color_dark="*neutral_300",
 )
-CSS = """
-.gradio-container {width: 100%; max-width: 1280px !important; margin: 0 auto}
-button[role=tab].selected {color: var(--primary-700) !important}
-.dark button[role=tab].selected {color: var(--primary-300) !important}
-.examples {display: grid; grid-template-columns: repeat(5, 1fr); gap: 6px}
-.examples button {min-width: 0; flex-direction: column; padding: 4px; font-weight: normal}
-.examples button img {width: 100%; height: 52px; object-fit: cover; margin: 0; border-radius: 3px}
-"""
-# The address bar holds the link to what is shown; a theme that was asked for stays in it.
-LINK_JS = """
-watch('value', () => {
-  const link = element.querySelector('a'), theme = new URLSearchParams(location.search).get('__theme');
-  if (link) history.replaceState(null, '', link.getAttribute('href') + (theme ? '&__theme=' + theme : ''));
-});
-"""
-
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
@@ -115,15 +86,15 @@ def answer(desk: Desk, photo: Photo | None, name: str, mask: Photo | None, quest
 def settings_for(model: nn.Module, question: Question) -> Shown:
     """The widgets at what the question says, where the model has it."""
 
-    def one_of(names: list[str], value: str, empty: str, **options: object) -> gr.Dropdown:
-        return gr.Dropdown([(empty, ""), *names], value=value if value in names else "", **options)
+    def one_of(names: list[str], value: str, empty: str, **options: object) -> Choice:
+        return Choice([(empty, ""), *names], value=value if value in names else "", **options)
 
     names, segments = model.class_names, model.task == "segmentation"
     stage = question.stage if question.stage in model.stages else default_stage(model)
     return asdict(question) | {
         "class_name": one_of(names, question.class_name, "(the first)" if segments else "(predicted)"),
         "rather_than": one_of(names, question.rather_than, "(nothing else)", visible=len(names) > 1),
-        "stage": gr.Dropdown(list(model.stages), value=stage),
+        "stage": Choice(list(model.stages), value=stage),
         "threshold": question.threshold or model.threshold,
         "asking": gr.Column(visible=segments),
     }
@@ -162,9 +133,19 @@ class Sent(GradioRootModel):
         return ImageData.model_json_schema(*arguments, **options)
 
 
+class Choice(gr.Dropdown):
+    """A dropdown whose list depends on the model: what does not fit is said by the library, in a sentence."""
+
+    is_template = True  # looks like its parent
+
+    def preprocess(self, payload: object) -> object:
+        """As it came."""
+        return payload
+
+
 def photo_input(**options: object) -> gr.Image:
     """An image input that hands over the file as it came, for cvlab's own opener (Gradio's spoils several formats)."""
-    component = gr.Image(image_mode=None, type="filepath", **options)
+    component = gr.Image(image_mode=None, type="filepath", buttons=[], **options)
     component.data_model = Sent
     component.preprocess = file_of
     return component
@@ -192,24 +173,13 @@ def file_of(payload: object) -> Photo | None:
     raise gr.Error("That is not an uploaded picture.")
 
 
-def example_files(folder: Path) -> dict[str, str]:
-    """Pictures to begin with, {path: caption}: the photographs that scikit-learn brings along, and synthetic scenes."""
-    photos = Path(sklearn.datasets.__file__).parent / "images"
-    examples = {str(photos / "flower.jpg"): "flower", str(photos / "china.jpg"): "temple"}
-    for seed in EXAMPLE_SEEDS:
-        scene = shapes.scene(seed, size=256)
-        path = folder / f"scene-{seed}.png"
-        scene.image.save(path)
-        examples[str(path)] = shapes.CLASS_NAMES[scene.label]
-    return examples
-
-
 def build_page(models: Models) -> gr.Blocks:
     """The Blocks page, not launched."""
     desk, names, usual = Desk(models), list(models.offered), Question()
     examples = example_files(Path(tempfile.mkdtemp(prefix="cvlab-examples-")))
     shown: dict[str, gr.blocks.Block] = {}  # widgets, by the names that the functions above answer with
     with gr.Blocks(title="cvlab", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+        fresh = gr.State(True)  # the first answer is to what the link asks
         gr.Markdown("# cvlab\nWhat does a vision model see in a photo, and why? Choose a model and drop a picture.")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
@@ -222,19 +192,19 @@ def build_page(models: Models) -> gr.Blocks:
                 )
                 shown["facts"] = gr.Textbox(label="About the model", interactive=False, lines=2)
                 first = next(iter(examples))
-                photo = photo_input(value=first, label="Photo", height=300, buttons=[], alt_text="The chosen photo")
+                photo = photo_input(value=first, label="Photo", height=280, alt_text="The chosen photo")
                 gr.Markdown("Examples")
                 with gr.Row(elem_classes="examples"):
                     for path, caption in examples.items():
                         example = gr.Button(caption, icon=path, size="sm")
                         example.click(partial(str, path), None, photo, api_visibility="private")
                 with gr.Accordion("Colours", open=False):
-                    shown["colormap"] = gr.Dropdown(COLORMAP_CHOICES, value=usual.colormap, label="Colour map")
+                    shown["colormap"] = gr.Dropdown(tabs.COLORMAP_CHOICES, value=usual.colormap, label="Colour map")
                     shown["opacity"] = gr.Slider(0, 1, usual.opacity, step=0.05, label="Opacity over the photo")
                     shown["common_scale"] = gr.Checkbox(
                         label="One scale", info="For all stages of a U-Net, or for a class beside the predicted one"
                     )
-                shown["link"] = gr.HTML(js_on_load=LINK_JS)
+                shown["link"] = gr.HTML(js_on_load=style.LINK_JS)
             with gr.Column(scale=5, min_width=300):
                 shown["notes"] = gr.HTML()
                 with gr.Tab("Predict"), gr.Row():
@@ -244,10 +214,12 @@ def build_page(models: Models) -> gr.Blocks:
                         shown["look"] = gr.HTML()
                 with gr.Tab("Grad-CAM"):
                     with gr.Row():
-                        shown["class_name"] = gr.Dropdown([("", "")], label="Evidence for the class", min_width=150)
-                        shown["rather_than"] = gr.Dropdown([("", "")], label="Rather than", min_width=150)
-                        shown["stage"] = gr.Dropdown([], label="Read at the stage", min_width=150)
-                        shown["method"] = gr.Dropdown(METHOD_CHOICES, value="grad_cam", label="Method", min_width=150)
+                        shown["class_name"] = Choice([("", "")], label="Evidence for the class", min_width=150)
+                        shown["rather_than"] = Choice([("", "")], label="Rather than", min_width=150)
+                        shown["stage"] = Choice([], label="Read at the stage", min_width=150)
+                        shown["method"] = gr.Dropdown(
+                            tabs.METHOD_CHOICES, value="grad_cam", label="Method", min_width=150
+                        )
                     shown["against"] = gr.Checkbox(label="Show the evidence against it instead")
                     shown["grad_cam"] = gr.HTML()
                     check = gr.Button("Can I believe it? Hide the hottest tenth of the picture", size="sm")
@@ -256,9 +228,9 @@ def build_page(models: Models) -> gr.Blocks:
                     with gr.Column(visible=False) as shown["asking"]:
                         with gr.Row():
                             with gr.Column(min_width=260):
-                                shown["picker"] = gr.HTML(js_on_load=figures.PICKER_JS)
+                                shown["picker"] = gr.HTML(js_on_load=style.PICKER_JS)
                             with gr.Column(min_width=220):
-                                shown["region"] = gr.Dropdown(REGION_CHOICES, value="mask", label="Ask about")
+                                shown["region"] = gr.Dropdown(tabs.REGION_CHOICES, value="mask", label="Ask about")
                                 shown["points"] = gr.Textbox(
                                     label="Places",
                                     info="Click or drag in the picture, or write x,y from the top left, then Enter",
@@ -269,7 +241,6 @@ def build_page(models: Models) -> gr.Blocks:
                             mask = photo_input(
                                 label="True mask (white is the class)",
                                 height=160,
-                                buttons=[],
                                 sources=["upload"],
                                 elem_id="true-mask",
                             )
@@ -282,21 +253,23 @@ def build_page(models: Models) -> gr.Blocks:
                             [("(the same)", ""), *names], value="", allow_custom_value=True, label="Second model"
                         )
                         other_photo = photo_input(
-                            label="Second picture (empty: the same)", height=180, elem_id="second", buttons=[]
+                            label="Second picture (empty: the same)", height=180, elem_id="second"
                         )
                     shown["compared"] = gr.HTML(paragraph(tabs.CHOOSE_TWO))
                 with gr.Tab("Many pictures"):
-                    files = gr.File(
-                        label="Pictures, or a zip of them", file_count="multiple", height=140, elem_id="many"
-                    )
-                    start = gr.Button("Explain them all", variant="primary")
+                    with gr.Row():
+                        files = gr.UploadButton(
+                            "Choose pictures, or a zip of them",
+                            file_count="multiple",
+                            variant="primary",
+                            elem_id="many",
+                        )
+                        again = gr.Button("Again, by the model and stage that are chosen now")
                     gallery = gr.HTML()
                     rows = gr.Dataframe(headers=tabs.ROW_HEADS, label="Results", interactive=False, wrap=True)
                     with gr.Row():
-                        written = [
-                            gr.File(label=label, interactive=False, height=90)
-                            for label in ("Table (CSV)", "Maps (zip)")
-                        ]
+                        kinds = ("Table (CSV)", "Maps (zip)")
+                        written = [gr.File(label=kind, interactive=False, height=90) for kind in kinds]
                 with gr.Tab("Report") as report_tab:
                     shown["record"] = gr.HTML()
                 with gr.Tab("Code"):
@@ -309,15 +282,14 @@ def build_page(models: Models) -> gr.Blocks:
         def by_widget(answered: Shown) -> dict:
             return {shown[name]: value for name, value in answered.items()}
 
-        def answer_link(request: gr.Request, photo: Photo | None, name: str, mask: Photo | None) -> dict:
-            query = dict(request.query_params)
-            name = query.get("model") or name
-            return by_widget({"model": name} | answer(desk, photo, name, mask, from_query(query)))
-
-        def answer_new(photo: Photo | None, name: str, mask: Photo | None, *values: object) -> dict:
-            before = question_of(values)
-            question = Question(**{setting: getattr(before, setting) for setting in KEPT})
-            return by_widget(answer(desk, photo, name, mask, question))
+        def answer_to(
+            request: gr.Request, new: bool, photo: Photo | None, name: str, mask: Photo | None, *values
+        ) -> dict:
+            query = dict(request.query_params) if new else {}
+            name, before = query.get("model") or name, question_of(values)
+            question = from_query(query) if new else Question(**{key: getattr(before, key) for key in KEPT})
+            linked = {"model": name} if query.get("model") else {}
+            return {fresh: False} | by_widget(linked | answer(desk, photo, name, mask, question))
 
         def redraw(photo: Photo | None, name: str, mask: Photo | None, *values: object) -> dict:
             question = question_of(values)
@@ -351,8 +323,8 @@ def build_page(models: Models) -> gr.Blocks:
             )
 
         waiting = {"show_progress_on": [shown["label"], shown["grad_cam"], shown["stages"]]}
-        answers = [page.load(answer_link, asked[:3], everything, api_visibility="private", **waiting)]
-        answers += [when([photo.change, shown["model"].input], answer_new, asked, everything, **waiting)]
+        begun = [page.load, photo.change, shown["model"].input]
+        answers = [when(begun, answer_to, [fresh, *asked], [fresh, *everything], **waiting)]
         touched = [widget.input for name, widget in settings.items() if name != "points"]
         answers += [when([*touched, shown["points"].submit, mask.change], redraw, asked, redrawn)]
         answers += [when([shown["picker"].select], pick, asked, [shown["region"], shown["points"], *redrawn])]
@@ -363,7 +335,7 @@ def build_page(models: Models) -> gr.Blocks:
         when([other.input, other_photo.change], show_compared, both, [shown["compared"]])
         when([report_tab.select, shown["model"].input], show_record, [shown["model"]], [shown["record"]])
         all_of = [files, shown["model"], shown["stage"], shown["method"]]
-        when([start.click], explain_all, all_of, [gallery, rows, *written], concurrency_limit=1)
+        when([files.upload, again.click], explain_all, all_of, [gallery, rows, *written], concurrency_limit=1)
         add_api(desk)
     return page
 
@@ -404,11 +376,11 @@ def add_api(desk: Desk) -> None:
         return *(saved(enlarged(picture)) for picture in three), peak_of(attribution)
 
     def grad_cam_array(
-        image: Photo, model: str, class_name: str | None = None, stage: str | None = None, method: str = "grad_cam"
+        image: Photo, model: str, class_name: str | None = None, stage: str | None = None, method: str | None = None
     ) -> dict:
         """{class_name, stage, method, score, peak, map}: the raw, signed map as rows of numbers, as large as its stage.
 
-        The method is grad_cam or hires_cam.
+        The method is grad_cam (by default) or hires_cam.
         """
         with in_sentences():
             question = Question(class_name=class_name, stage=stage, method=method or "grad_cam")
@@ -481,7 +453,7 @@ def launch(page: gr.Blocks, **options: object) -> None:
     """Starts the server, with the settings that keep it closed: no analytics, no history of the users' pictures."""
     page.queue(api_open=False, default_concurrency_limit=AT_ONCE).launch(
         theme=THEME,
-        css=CSS + figures.CSS,
+        css=style.CSS,
         run_history=False,
         footer_links=["api"],
         max_file_size=f"{MAX_UPLOAD_MB}mb",

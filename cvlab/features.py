@@ -145,7 +145,9 @@ class FeatureSet(Dataset):
             pictures.epoch, kept, labels = view, [], []
             for start in starts:
                 images, some = pictures.__getitems__(list(range(start, min(start + batch_size, len(pictures)))))
-                images = images.to(device).contiguous(memory_format=torch.channels_last)
+                images = images.to(device)
+                if images.ndim == 4:
+                    images = images.contiguous(memory_format=torch.channels_last)
                 kept.append(front(images).cpu())
                 labels.append(some)
                 progress.update(len(images))
@@ -159,7 +161,7 @@ class FeatureSet(Dataset):
     def __str__(self) -> str:
         shape = " x ".join(map(str, self.views[0].shape[1:]))
         megabytes = sum(view.nbytes for view in self.views) / 1e6
-        return f"{len(self.views)} x {len(self)} features of {shape}, {megabytes:.0f} MB"
+        return f"features of {shape} of {len(self)} pictures in {len(self.views)} views, {megabytes:.0f} MB"
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         return self.views[(self.epoch - 1) % len(self.views)][indices], self.labels[indices]

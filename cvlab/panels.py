@@ -131,8 +131,11 @@ def believe_panel(seen: Seen, model: nn.Module, evidence: Evidence, question: Qu
 def region_picker(seen: Seen, model: nn.Module, question: Question, region: Tensor | None) -> str:
     """The photo with the mask at the question's threshold, an orange line around the region, to choose another in."""
     shown, side = mask_picture(seen, model, question), seen.images.shape[-1]
-    points = parse_points(question.points)[-1:] if question.points else [(side // 2, side // 2)]
-    return picker(outlined(shown, region.numpy()) if region is not None else shown, side, points[0])
+    try:
+        at = parse_points(question.points)[-1]
+    except ValueError:
+        at = side // 2, side // 2
+    return picker(outlined(shown, region.numpy()) if region is not None else shown, side, at)
 
 
 def mask_picture(seen: Seen, model: nn.Module, question: Question) -> Image.Image:
@@ -270,5 +273,5 @@ def many_panel(drawn: Sequence[Explained], count: int) -> str:
         )
         for each in drawn
     ]
-    rest = f" The first {len(drawn)} are shown; the table and the zip hold all." if count > len(drawn) else ""
+    rest = f" The first {MOST_SHOWN} are shown; the table and the zip hold all." if len(drawn) == MOST_SHOWN else ""
     return paragraph(f"{count} pictures.{rest}") + as_html(figures)

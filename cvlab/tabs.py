@@ -11,12 +11,23 @@ from cvlab.explain import METHODS, default_stage
 from cvlab.figures import paragraph
 from cvlab.many import Explained, explain_many, to_csv, write_zip
 from cvlab.maps import compared_stages
-from cvlab.question import Question, picked, to_query
+from cvlab.question import COLORMAPS, Question, picked, to_query
 from cvlab.record import record_panel
 from cvlab.snippet import as_python
 from cvlab.unzip import list_pictures
 
 ROW_HEADS = ["number", "file", "prediction", "share", "peak", "what to know"]
+METHOD_CHOICES = [(name + (" (slow)" if key not in METHODS else ""), key) for key, name in panels.METHOD_NAMES.items()]
+REGION_CHOICES = [
+    ("the whole mask", "mask"),
+    ("the part of the mask that I click", "part"),
+    ("the pixel that I click", "pixel"),
+    ("a box", "box"),
+    ("a brush stroke", "stroke"),
+    ("what was wrongly found (needs the true mask)", "false positives"),
+    ("what was missed (needs the true mask)", "false negatives"),
+]
+COLORMAP_CHOICES = [(f"{name} (as in older reports)" if name == "jet" else name, name) for name in COLORMAPS]
 CHOOSE_TWO = "Choose a second model, a second picture, or both."
 REDRAWN = ("grad_cam", "picker", "stages", "ways", "believe", "errors", "link", "code")
 Progress = Callable[[float], None]

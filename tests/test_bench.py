@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "bench"))
 import conformance
 import explain
+import tables
 
 
 def run(script, *arguments):
@@ -54,9 +55,9 @@ def test_the_tables_stand_between_their_marks():
         "bf16": 0.5,
     }
     figures["times"]["net"]["cvlab"] = [3.0, 4.0, 4.0]  # of forward passes that took 1, 2 and 4 seconds
-    before = f"a\n{explain.START}old\n{explain.END}b\n"
-    once = explain.inserted(before, figures)
-    assert explain.inserted(once, figures) == once
+    before = f"a\n<!-- {explain.MARK} -->\nearlier tables\n<!-- /{explain.MARK} -->\nb\n"
+    once = tables.inserted(before, explain.MARK, explain.page(figures))
+    assert tables.inserted(once, explain.MARK, explain.page(figures)) == once
     assert once.startswith("a\n")
     assert once.endswith("b\n")
     assert "earlier tables" not in once
@@ -71,7 +72,7 @@ def test_families_of_timm_are_examined(tmp_path):
     first = run("conformance.py", *arguments)
     assert [row[0] for row in rows(first)[2:]] == ["resnet", "vision_transformer"]
     assert all(row[-1] == "equal" for row in rows(first)[2:])
-    assert "2 of 2 modules pass" in first
+    assert "2 of 2** modules" in first
     path.write_text(path.read_text().splitlines()[0] + "\n")
     assert run("conformance.py", *arguments) == first  # goes on where it was stopped
     assert len(path.read_text().splitlines()) == 2
@@ -80,3 +81,8 @@ def test_families_of_timm_are_examined(tmp_path):
 def test_a_module_that_fails_is_named_with_its_reason():
     line = {"module": "m", "network": "n", "pixels": 64, "stages": [], "difference": None, "reason": "no map"}
     assert conformance.cells(line) == ["m", "n", 64, 0, "", "no map"]
+    good = {"module": "g", "network": "h", "pixels": 64, "stages": ["a", "b"], "difference": 2e-7, "reason": ""}
+    text, _, failed = conformance.summary([good, line]).split("\n")
+    assert text.startswith("**1 of 2**")
+    assert "(2 in all)" in text
+    assert failed == "- m (n): no map"

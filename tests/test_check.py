@@ -47,6 +47,7 @@ def test_every_planted_fault_is_named(classes: Path) -> None:
     (classes / "odd" / "cut.png").write_bytes(whole[: len(whole) // 2])
     (classes / "even" / "same.png").write_bytes(whole)
     ImageOps.mirror(Image.open(classes / "even" / "02.png")).save(classes / "odd" / "mirrored.jpg")
+    (classes / "none").mkdir()
     (classes / "tiny").mkdir()
     shapes.scene(99, 80).image.save(classes / "tiny" / "99.png")
 
@@ -58,7 +59,7 @@ def test_every_planted_fault_is_named(classes: Path) -> None:
         "even/00.png = even/same.png",
         "even/02.png = odd/mirrored.jpg  (saved again)  ACROSS FOLDERS",
     ]
-    assert section(answer, "small classes") == ["tiny: 1 pictures"]
+    assert section(answer, "small classes") == ["tiny: 1 pictures", "none: no picture"]
     assert Image.open(classes.parent / "sheet.png").width > 300
 
 
@@ -78,7 +79,16 @@ def test_masks_are_checked(tmp_path: Path) -> None:
     assert any("5.png has no mask" in line for line in found)
     assert any("masks/3.png is 24 x 24" in line for line in found)
     Image.fromarray(np.full((48, 48), 200, np.uint8)).save(tmp_path / "masks" / "3.png")
-    assert any("3.png has the values 200" in line for line in section(check(tmp_path), "masks"))
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "masks" / "4.png")
+    (tmp_path / "masks" / "6.png").write_bytes(b"")
+    Image.new("L", (48, 48)).save(tmp_path / "masks" / "nobody.png")
+    faults = {
+        "3.png has the values 200", "4.png is in colour", "5.png has no mask", "6.png cannot be opened",
+        "masks/nobody.png belongs to no image",
+    }  # fmt: skip
+    found = section(check(tmp_path), "masks")
+    assert len(found) == len(faults)
+    assert {fault for fault in faults if any(fault in line for line in found)} == faults
 
 
 def test_a_folder_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:

@@ -89,9 +89,9 @@ def test_a_recipe_sets_defaults_and_the_command_line_decides(
     options: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train/classifier.py"])
-    (tmp_path / "mine.toml").write_text(
-        'script = "classifier"\n[options]\nlr = 0.5\nwidths = [3, 4]\nhidden = []\naugment = false\nbatch_norm = true\nresume = false'
-    )
+    recipe = ['script = "classifier"', "[options]", "lr = 0.5", "widths = [3, 4]", "hidden = []"]
+    recipe += ["augment = false", "batch_norm = true", "resume = false"]
+    (tmp_path / "mine.toml").write_text("\n".join(recipe))
     monkeypatch.setattr(options, "RECIPES", tmp_path)
     parse = importlib.import_module("classifier").command_line
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--recipe", "mine"])

@@ -5,10 +5,10 @@ import csv
 import json
 import multiprocessing
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "train"))
+import classifier
 import dropout_study
 import options
 import sweep
@@ -60,15 +61,20 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "script.py"
 
 
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """The scripts listen to signals in their own way; the tests after these shall not."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def run(*arguments: object) -> None:
     """The sweep's command in this process."""
-    before = sys.argv, signal.getsignal(signal.SIGTERM)
-    sys.argv = ["sweep.py", *map(str, arguments)]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["sweep.py", *map(str, arguments)])
         sweep.main()
-    finally:
-        sys.argv = before[0]
-        signal.signal(signal.SIGTERM, before[1])
 
 
 def begin(*arguments: object) -> multiprocessing.Process:
@@ -139,12 +145,12 @@ def test_a_killed_sweep_goes_on_without_a_run_done_twice(script: Path) -> None:
 
 def test_two_processes_share_the_runs_of_one_journal(script: Path) -> None:
     out = script.with_name("shared")
-    arguments = [script, "--over", "lr=0.1,0.2,0.3,0.4,0.5,0.6", "--out", out]
+    arguments = [script, "--over", "lr=0.1,0.2,0.3,0.4", "--out", out]
     processes = [begin(*arguments) for _ in range(2)]
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    assert column(out, "best val") == [f"{lr * 0.03:.4f}" for lr in range(1, 7)]
+    assert column(out, "best val") == [f"{lr * 0.03:.4f}" for lr in range(1, 5)]
     assert set(trained(script).values()) == {1}
     assert len({(folder / "alive").read_text().split()[1] for folder in out.glob("0*")}) == 2
 
@@ -169,13 +175,11 @@ def test_a_process_that_slept_gives_its_run_up(script: Path) -> None:
 @pytest.mark.parametrize("sampler", sweep.SAMPLERS)
 def test_a_sampler_draws_so_many_runs_within_the_ranges(script: Path, sampler: str) -> None:
     ranges = ["lr=1e-4..1e-1", "width=2..8", "early=on,off"]
-    for name in ("a", "b"):
-        out = script.with_name(name)
-        run(script, "--over", *ranges, "--trials", 3, "--sampler", sampler, "--out", out, "--", "--epochs", 1)
+    out = script.with_name("sweep")
+    run(script, "--over", *ranges, "--trials", 2, "--sampler", sampler, "--out", out, "--", "--epochs", 1)
     chosen = [(float(row["lr"]), int(row["width"]), row["early"]) for row in runs(out)]
-    assert len(set(chosen)) == 3
+    assert len(set(chosen)) == 2
     assert all(1e-4 <= lr <= 1e-1 and 2 <= width <= 8 for lr, width, _ in chosen)
-    assert column(script.with_name("a"), "lr") == column(script.with_name("b"), "lr")
 
 
 @pytest.mark.parametrize(
@@ -234,8 +238,8 @@ def test_a_recipe_lists_runs_beside_the_figures_of_a_report(script: Path, monkey
     [
         (["clasifier", "--over", "lr=1,2"], "nearest is classifier"),
         (["SCRIPT"], "--over"),
-        (["SCRIPT", "--over", "widht=1,2"], "nearest is width"),
-        (["SCRIPT", "--over", "lr=1,2", "--", "--widht", "3"], "nearest is width"),
+        (["segmenter", "--over", "widht=1,2"], "nearest is width"),
+        (["classifier", "--over", "lr=1,2", "--", "--no-agument"], "nearest is augment"),
         (["SCRIPT", "--over", "lr=1,2", "--", "--lr", "3"], "lr is given"),
         (["SCRIPT", "--over", "lr=1,2", "--", "--out=x"], "--out"),
         (["SCRIPT", "--over", "lr=1..2"], "--trials"),
@@ -314,8 +318,8 @@ def test_the_dropout_study_trains_on_and_chooses_by_validation(tmp_path: Path, m
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
     small = ["--image-size", "16", "--widths", "4", "8", "--precision", "fp32", "--data", str(tmp_path / "photos")]
-    command = [sys.executable, "train/classifier.py", *small, "--epochs", "1", "--out", str(tmp_path / "start")]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    monkeypatch.setattr(sys, "argv", ["train/classifier.py", *small, "--epochs", "1", "--out", str(tmp_path / "start")])
+    classifier.main()
     words = ["--start", tmp_path / "start", "--dropout", "0.5", "--epochs", 1, "--out", tmp_path / "study"]
     monkeypatch.setattr(sys, "argv", ["dropout_study.py", *map(str, words)])
     dropout_study.main()

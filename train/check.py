@@ -8,25 +8,21 @@ mirrored) within and across parts and classes, small classes, and masks that are
 """
 
 import argparse
-import os
 import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import options
 
 from cvlab import render
-from cvlab.copies import Copy, find_copies
-from cvlab.data import DataError, segmentation_parts
-from cvlab.transforms import ImageError, open_image
+from cvlab.copies import Copy, copies_among, examine
+from cvlab.data import SMALL_CLASS, DataError, mask_faults
+from cvlab.transforms import open_image
 
-SMALL_CLASS = 20  # pictures: fewer than this leave three for val
 MOST_LINES = 50
 THUMBNAIL = 128
 
@@ -42,17 +38,16 @@ def main() -> None:
     root = args.data / "images" if pairs else args.data
     files = sorted(path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        reasons = list(tqdm(pool.map(reason_against, files), "opening", len(files), leave=False))
-    findings = {"cannot be used": [reason for reason in reasons if reason]}
-    pictures = [path for path, reason in zip(files, reasons, strict=True) if not reason]
-    copies = find_copies(pictures)
+    examined = examine(files)
+    faulty = [f"{path}: {each.fault}" for path, each in zip(files, examined, strict=True) if each.fault]
+    findings = {"cannot be used": faulty}
+    pictures = [path for path, each in zip(files, examined, strict=True) if not each.fault]
+    copies = copies_among([each for each in examined if not each.fault])
     findings["copies"] = [described(copy, pictures, args.data) for copy in copies]
     if pairs:
-        findings["masks"] = mask_findings(args.data)
+        findings["masks"] = mask_faults(args.data)
     else:
-        sizes = Counter(path.parent.relative_to(args.data).as_posix() for path in pictures)
-        findings["small classes"] = [f"{name}: {n} pictures" for name, n in sorted(sizes.items()) if n < SMALL_CLASS]
+        findings["small classes"] = class_findings(args.data, pictures)
 
     print(f"{args.data}: {len(files)} files, {len(pictures)} pictures")
     for title, lines in findings.items():
@@ -65,15 +60,6 @@ def main() -> None:
         print(f"\nThe pairs of copies, side by side: {args.out}")
 
 
-def reason_against(path: Path) -> str | None:
-    """Why a file cannot be used, or None."""
-    try:
-        open_image(path)
-    except ImageError as error:
-        return f"{path}: {error}"
-    return None
-
-
 def described(copy: Copy, pictures: list[Path], root: Path) -> str:
     """A pair of copies in words; what stands in different folders is what misleads a training."""
     first, second = pictures[copy.first].relative_to(root), pictures[copy.second].relative_to(root)
@@ -81,19 +67,14 @@ def described(copy: Copy, pictures: list[Path], root: Path) -> str:
     return f"{first} = {second}{'' if copy.exact else '  (saved again)'}{across}"
 
 
-def mask_findings(folder: Path) -> list[str]:
-    """What is wrong with the masks of a segmentation folder."""
-    try:
-        parts = segmentation_parts(folder, needed=())
-    except DataError as error:
-        return [str(error)]
-    samples = [sample for each in parts.samples.values() for sample in each]
-    for sample in tqdm(samples, "comparing masks", leave=False):
-        try:
-            parts.open_sample(sample)
-        except (DataError, ImageError) as error:
-            parts.notes.append(str(error))
-    return parts.notes
+def class_findings(root: Path, pictures: list[Path]) -> list[str]:
+    """Classes of few pictures, over all parts; folders with none; a class that is the only one."""
+    sizes = Counter(path.parent.name for path in pictures)
+    lines = [f"{name}: {size} pictures" for name, size in sorted(sizes.items()) if size < SMALL_CLASS]
+    folders = {path for path in root.rglob("*") if path.is_dir()}
+    empty = folders - {path.parent for path in pictures} - {path.parent for path in folders}
+    lines += [f"{path.relative_to(root)}: no picture" for path in sorted(empty)]
+    return lines + [f"{name} is the only class" for name in sizes if len(sizes) == 1]
 
 
 def contact_sheet(copies: list[Copy], pictures: list[Path], most: int = 40) -> Image.Image:

@@ -12,6 +12,7 @@ import argparse
 import math
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,9 +20,10 @@ from typing import NamedTuple
 import timm
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
@@ -47,7 +49,6 @@ class Phase(NamedTuple):
     epochs: int
     lr: float
     schedule: str
-    views: int
 
 
 def command_line() -> argparse.Namespace:
@@ -78,7 +79,6 @@ def command_line() -> argparse.Namespace:
     group.add_argument("--finetune-epochs", type=int, default=0)
     group.add_argument("--finetune-lr", type=float, default=1e-4, help="of the head")
     group.add_argument("--finetune-schedule", choices=optim.SCHEDULES, default="cosine")
-    group.add_argument("--finetune-views", type=int, default=1, help="as --views")
     group.add_argument("--layer-decay", type=float, default=1.0, help="a layer's rate is this much of the one above it")
     return parser.parse_args()
 
@@ -102,9 +102,16 @@ def main() -> None:
     cache_size = math.ceil(args.image_size / args.crop_pct * CACHE_MARGIN) if args.data else args.image_size
     cache, interpolation = Cache(args.cache_limit * 1e9, args.out), backbone_view["interpolation"]
     as_seen = partial(centre_view, image_size=args.image_size, crop_pct=args.crop_pct, interpolation=interpolation)
+    resized = as_seen if args.views == 1 else partial(resize_shorter, size=cache_size, interpolation=interpolation)
+    train_images, train_labels = parts.read("train", lambda image: to_uint8(resized(image)), cache=cache)
     val_views, val_labels = parts.read("val", lambda image: to_uint8(as_seen(image)), cache=cache)
-    val_pictures = EvaluationSet(val_views, torch.tensor(val_labels))
-    options.describe(parts, {part: len(parts.samples[part]) for part in parts.samples})
+    if args.views == 1:
+        train_set = EvaluationSet(train_images, torch.tensor(train_labels))
+    else:
+        train_set = AugmentedImages(train_images, torch.tensor(train_labels), args.image_size, args.seed, args.min_area)
+    pictures = train_set, EvaluationSet(val_views, torch.tensor(val_labels))
+    args.batch_size = options.whole_batches(args.batch_size, len(train_set))
+    options.describe(parts, {"train": len(train_set), "val": len(val_views), "test": len(parts.samples["test"])}, cache)
 
     # Model and loss.
     network = "timm" if args.head == "linear" else "timm_head"
@@ -119,12 +126,19 @@ def main() -> None:
         load_weights(model.backbone, args)
     model = model.to(memory_format=torch.channels_last)
     criterion = partial(F.cross_entropy, label_smoothing=args.label_smoothing)
-    images, labels = val_pictures.__getitems__(list(range(min(args.batch_size, len(val_views)))))
     features.freeze(model)
     features.train_mode(model)
+    images, labels = train_set.__getitems__(list(range(args.batch_size)))
     accelerator = options.accelerator_for(args, model, images, lambda logits: criterion(logits, labels))
-    model, images = model.to(accelerator.device), images.to(accelerator.device)
+    model = model.to(accelerator.device)
     num_classes, below = len(parts.class_names), features.heights(model)
+    phases = (
+        Phase(0, args.epochs, args.lr, args.schedule),
+        Phase(args.unfreeze, args.finetune_epochs, args.finetune_lr, args.finetune_schedule),
+    )
+    # What learns in no phase is computed once, and from there on what does not learn in the phase under way.
+    features.freeze(model, args.unfreeze)
+    trunk, *from_trunk = computed_once(model, pictures, args, accelerator)
     # Of the phase under way: its number and first epoch; of the epoch its steps, and its loss, right images and images.
     progress = {"phase": 0, "first": 1, "epoch": 0, "best": -math.inf, "best_epoch": 0, "step": 0, "sums": [0.0] * 3}
     progress |= options.read_json(state / "progress.json") if state else {}
@@ -133,38 +147,19 @@ def main() -> None:
 
     for number in range(progress["phase"], 2):
         start = time.time()
-        phase = (
-            Phase(0, args.epochs, args.lr, args.schedule, args.views),
-            Phase(args.unfreeze, args.finetune_epochs, args.finetune_lr, args.finetune_schedule, args.finetune_views),
-        )[number]
+        phase = phases[number]
         if number > progress["phase"]:
             progress |= {"phase": number, "first": progress["epoch"] + 1}
         if not phase.epochs:
             continue
 
-        # Pictures, or what the frozen layers make of them; what learns.
-        resized = as_seen if phase.views == 1 else partial(resize_shorter, size=cache_size, interpolation=interpolation)
-        train_images, train_labels = parts.read("train", lambda image, resized=resized: to_uint8(resized(image)))
-        train_labels = torch.tensor(train_labels)
-        if phase.views == 1:
-            train_set = EvaluationSet(train_images, train_labels)
-        else:
-            train_set = AugmentedImages(train_images, train_labels, args.image_size, args.seed, args.min_area)
-        val_set = val_pictures
         features.freeze(model, phase.layers)
-        pieces = features.cut(model, images) if phase.views else None
-        first, learner = pieces or (None, model)
-        if pieces:
-            with accelerator.autocast():
-                front = partial(features.entering, model, first)
-                train_set = features.FeatureSet(train_set, phase.views, front, args.batch_size, accelerator.device)
-                val_set = features.FeatureSet(val_set, 1, front, args.batch_size, accelerator.device)
+        learner, train_set, val_set = computed_once(trunk, from_trunk, args, accelerator)
         learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        computed = f"computed once ({train_set})" if pieces else "computed in every step"
-        print(f"Phase {number + 1}: {learning:,} parameters learn; what lies before them is {computed}.")
-        batch_size = options.whole_batches(args.batch_size, len(train_set))
+        source = train_set if isinstance(train_set, features.FeatureSet) else "the pictures"
+        print(f"Phase {number + 1}: {learning:,} parameters learn from {source}.")
         # The loaders draw from generators of their own, so that the global one is the training step's alone.
-        loading = {"batch_size": batch_size, "collate_fn": as_is}
+        loading = {"batch_size": args.batch_size, "collate_fn": as_is}
         train_loader = DataLoader(train_set, shuffle=True, drop_last=True, generator=torch.Generator(), **loading)
         val_loader = DataLoader(val_set, generator=torch.Generator(), **loading)
         factors = {name: args.layer_decay ** below[name] for name in below}
@@ -184,14 +179,14 @@ def main() -> None:
             if epoch - 1 - max(progress["best_epoch"], progress["first"] - 1) >= args.patience:
                 print(f"No better val {args.best_by} for {args.patience} epochs: this phase ends early.")
                 break
-            train_set.epoch = (epoch - 1) % phase.views + 1 if phase.views else epoch
+            train_set.epoch = (epoch - 1) % args.views + 1 if args.views else epoch
             train_loader.set_epoch(epoch)
 
             features.train_mode(learner)
             sums = torch.tensor(progress["sums"], dtype=torch.float64, device=accelerator.device)
             batches = accelerator.skip_first_batches(train_loader, progress["step"])
             name = f"epoch {epoch}/{progress['first'] - 1 + phase.epochs}"
-            for inputs, labels in options.progress_bar(batches, name, batch_size, progress["step"]):
+            for inputs, labels in options.progress_bar(batches, name, args.batch_size, progress["step"]):
                 logits = learner(inputs)
                 loss = criterion(logits, labels)
                 options.check_finite(loss.item(), epoch, args.out)
@@ -253,6 +248,27 @@ def main() -> None:
     best = history[progress["best_epoch"] - 1]
     print(f"Best epoch {best['epoch']}, val accuracy {best['val_accuracy']:.4f}: {args.out}")
     options.finish(args)
+
+
+def computed_once(
+    network: nn.Module, pictures: Sequence[Dataset], args: argparse.Namespace, accelerator: Accelerator
+) -> tuple[nn.Module, Dataset, Dataset]:
+    """What learns of a network, with what enters it for the pictures of train and val.
+
+    That is the network itself with the pictures where they have ever other views, or where it cannot be cut.
+    """
+    with accelerator.autocast():
+        inputs, _ = pictures[1].__getitems__(list(range(min(args.batch_size, len(pictures[1])))))
+        pieces = features.cut(network, inputs.to(accelerator.device)) if args.views else None
+        if pieces is None:
+            return network, *pictures
+        first, rest = pieces
+        front = partial(features.entering, network, first)
+        kept = [
+            features.FeatureSet(each, views, front, args.batch_size, accelerator.device)
+            for each, views in zip(pictures, (args.views, 1), strict=True)
+        ]
+    return rest, *kept
 
 
 def load_weights(backbone: nn.Module, args: argparse.Namespace) -> None:

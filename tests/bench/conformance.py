@@ -1,7 +1,8 @@
 """Is every family of timm explained, and as Captum does? The smallest network of each of timm's modules is asked.
 
-python tests/bench/conformance.py                     all of them, about five minutes; nothing is downloaded
+python tests/bench/conformance.py                     all of them, about fifteen minutes; nothing is downloaded
 python tests/bench/conformance.py --json FILE         also into FILE, module by module; a second run goes on from there
+python tests/bench/conformance.py --write             also the summary into README.md
 python tests/bench/conformance.py --modules resnet swin_transformer
 
 Weights are random. Of every stage the map that `cvlab.explain.explain` gives is compared with captum.attr.LayerGradCam
@@ -18,6 +19,7 @@ from pathlib import Path
 import timm
 import torch
 from captum.attr import LayerGradCam
+from tables import README, inserted
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository root: cvlab needs no installation
@@ -26,6 +28,7 @@ from cvlab.explain import class_score, default_stage, explain, grad_cam
 from cvlab.models import build
 from cvlab.models.transfer import default_view
 
+MARK = "bench-conformance"
 TOLERANCE = 1e-5
 LARGEST = 288  # pixels: networks that are shown larger views are shown SMALLER ones here, if they can be
 SMALLER = 224
@@ -134,12 +137,30 @@ def cells(line: dict) -> list:
     ]
 
 
+def summary(lines: list[dict]) -> str:
+    """How many modules pass, and which do not, for what reason."""
+    passed = [line for line in lines if not line["reason"]]
+    stages = sum(len(line["stages"]) for line in passed)
+    largest = max((line["difference"] for line in passed), default=0.0)
+    text = (
+        f"**{len(passed)} of {len(lines)}** modules of timm {timm.__version__} pass: of the smallest network of each, "
+        f"with random weights, the maps at every stage ({stages} in all) are finite, not constant, and those of "
+        f"captum.attr.LayerGradCam on the stage's (N, C, h, w) form within {TOLERANCE:.0e} of their largest value; the "
+        f"largest difference is {largest:.1e}."
+    )
+    failed = [f"- {line['module']} ({line['network']}): {line['reason']}" for line in lines if line["reason"]]
+    return "\n".join([text, *[""] * bool(failed), *failed])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = timm.list_modules()
     parser.add_argument("--modules", nargs="+", choices=known, metavar="NAME", default=known, help="only these")
     parser.add_argument("--json", type=Path, metavar="FILE", help="what is found, a line a module; read first if there")
+    parser.add_argument("--write", action="store_true", help="put the summary into README.md")
     options = parser.parse_args()
+    if options.write and options.modules != known:
+        parser.error("--write is for all modules")
     done = {}
     if options.json and options.json.exists():
         done = {line["module"]: line for line in map(json.loads, options.json.read_text().splitlines())}
@@ -154,10 +175,9 @@ def main() -> None:
             gc.collect()
         lines.append(done[module])
         print(row(cells(lines[-1])), flush=True)
-    exceptions = [line for line in lines if line["reason"]]
-    print(f"\n{len(lines) - len(exceptions)} of {len(lines)} modules pass (timm {timm.__version__}).")
-    for line in exceptions:
-        print(f"- {line['module']} ({line['network']}): {line['reason']}")
+    print("", summary(lines), sep="\n")
+    if options.write:
+        README.write_text(inserted(README.read_text(), MARK, summary(lines)))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ import torch
 from captum.attr import LayerAttribution, LayerGradCam
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import SemanticSegmentationTarget
+from tables import README, hardware, inserted, spread, table
 from torch import Tensor, nn
 from torchcam.methods import GradCAM as TorchcamGradCAM
 
@@ -42,7 +43,7 @@ from cvlab.fold import folded
 from cvlab.maps import explain_predictions
 from cvlab.models import build
 
-START, END = "<!-- bench-explain -->\n", "<!-- /bench-explain -->\n"
+MARK = "bench-explain"
 SHORTEST = 0.05  # seconds: what is faster is repeated within a round
 FORWARD = "plain forward"
 
@@ -50,22 +51,24 @@ FORWARD = "plain forward"
 
 IMAGENET = [str(i) for i in range(1000)]
 SHAPES = ["circle", "cross", "square", "star", "triangle"]
+DEEP = {"widths": [64, 128, 256, 512], "depth": 2, "batch_norm": True, "pool_to": 4}  # train/recipes/caltech256-deep-*
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "ResNet-18, 224 px": lambda: build("timm", IMAGENET, 224, {"architecture": "resnet18"}),
     "ResNet-50, 224 px": lambda: build("timm", IMAGENET, 224, {"architecture": "resnet50"}),
     "VGG-16, 224 px": lambda: build("timm", IMAGENET, 224, {"architecture": "vgg16"}),
+    "deep CNN 64-512, 224 px": lambda: build("plain", IMAGENET[:257], 224, DEEP),
+    "ConvNet 32-256, 128 px": lambda: build("convnet", SHAPES, 128, {"widths": [32, 64, 128, 256], "depth": 2}),
     "ConvNet 24-192, 64 px": lambda: build("convnet", SHAPES, 64, {"widths": [24, 48, 96, 192]}),
-    "ConvNet 32-256, 128 px": lambda: build("convnet", SHAPES, 128, {"widths": [32, 64, 128, 256]}),
     "U-Net 64-512, 256 px": lambda: build("unet", ["object"], 256, {"width": 64, "depth": 3}),
     "ConvNet 8-16, 32 px": lambda: build("convnet", SHAPES, 32, {"widths": [8, 16]}),
     "U-Net 8-16, 32 px": lambda: build("unet", ["object"], 32, {"width": 8, "depth": 1}),
 }
-CLASSIFIERS = list(NETWORKS)[:5]
-SEGMENTER = list(NETWORKS)[5]
+CLASSIFIERS = list(NETWORKS)[:6]
+SEGMENTER = list(NETWORKS)[6]
 BATCHES = {"ResNet-18, 224 px": 16, SEGMENTER: 2}
-ROUNDS = {"VGG-16, 224 px": 15, SEGMENTER: 5}  # of the others 31, and of batches BATCH_ROUNDS
-BATCH_ROUNDS = 3
-QUICK = list(NETWORKS)[6:]
+ROUNDS = {"VGG-16, 224 px": 15, "deep CNN 64-512, 224 px": 15, SEGMENTER: 7}  # of the others 31
+BATCH_ROUNDS = 5
+QUICK = list(NETWORKS)[7:]
 
 
 def network(name: str) -> tuple[nn.Module, Tensor]:
@@ -263,13 +266,6 @@ def difference_in_bf16(name: str) -> float:
     return max(((found[key] - expected[key]).abs().max() / expected[key].abs().max()).item() for key in expected)
 
 
-def hardware() -> str:
-    """Processor and threads."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    (model,) = {line.split(":")[1].strip() for line in lines if line.startswith("model name")}
-    return f"{model}, {torch.get_num_threads()} threads"
-
-
 def measure(quick: bool) -> dict:
     """Everything the tables are made of."""
     names = QUICK if quick else [*CLASSIFIERS, SEGMENTER]
@@ -299,23 +295,12 @@ def measure(quick: bool) -> dict:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def spread(values: list[float], digits: int = 2) -> str:
-    """The median, and the quartiles in brackets."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
 def ratios(found: dict[str, list[float]]) -> dict[str, list[float]]:
     """Of every contender and round: seconds as multiples of the plain forward pass in the same round."""
     return {
         key: [one / forward for one, forward in zip(values, found[FORWARD], strict=True)]
         for key, values in found.items()
     }
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def times_table(figures: dict) -> str:
@@ -372,12 +357,6 @@ def page(figures: dict) -> str:
     return "\n" + "\n\n".join(parts) + "\n"
 
 
-def inserted(text: str, figures: dict) -> str:
-    """The README's text with the tables between their marks."""
-    before, rest = text.split(START)
-    return before + START + page(figures) + "\n" + END + rest.split(END)[1]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two small networks, twice")
@@ -392,8 +371,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
     if options.write:
-        readme = ROOT / "README.md"
-        readme.write_text(inserted(readme.read_text(), figures))
+        README.write_text(inserted(README.read_text(), MARK, page(figures)))
     print(page(figures))
 
 

@@ -30,7 +30,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -54,7 +54,7 @@ import sys
 import gradio as gr
 with gr.Blocks(analytics_enabled=False) as page:
     photo, back = gr.Image(type="filepath"), gr.Image(type="filepath")
-    gr.Button().click(lambda photo: photo, photo, back, api_name="answer")
+    photo.change(lambda photo: photo, photo, back)
 page.queue().launch(server_port=int(sys.argv[1]), quiet=True, ssr_mode=False)
 """
 FEW_KEPT = """
@@ -68,23 +68,26 @@ seeds = count(10_000)
 
 
 class Visitor:
-    """What a browser does with a page of Gradio: uploads, and asks the function of a name."""
+    """What a browser does with a page of Gradio: uploads a photo, and calls what is called when the photo changes."""
 
-    def __init__(self, url: str, function: str) -> None:
+    def __init__(self, url: str) -> None:
         self.url = url
         config = httpx.get(f"{url}/config", timeout=60).json()
-        (self.called,) = [each for each in config["dependencies"] if each["api_name"] == function]
-        values = {each["id"]: each["props"].get("value") for each in config["components"]}
-        self.values = [values[number] for number in self.called["inputs"]]
+        photo = next(each["id"] for each in config["components"] if each["type"] == "image")
+        self.called = next(each for each in config["dependencies"] if [photo, "change"] in each["targets"])
+        found = {each["id"]: each["props"] for each in config["components"]}
+        self.values = {number: found[number].get("value") for number in self.called["inputs"]}
+        self.photo = photo
+        self.model = next((number for number in self.values if found[number].get("label") == "Model"), None)
 
     async def ask(self, client: httpx.AsyncClient, photo: bytes, model: str | None = None) -> dict:
         """Uploads and asks; the answer with all that is shown."""
         uploaded = await client.post(f"{self.url}/gradio_api/upload", files={"files": ("photo.jpg", photo)})
         path, session = uploaded.json()[0], random.randbytes(8).hex()
-        values = [{"path": path, "meta": {"_type": "gradio.FileData"}}, *self.values[1:]]
+        values = self.values | {self.photo: {"path": path, "meta": {"_type": "gradio.FileData"}}}
         if model:
-            values[1] = model
-        asked = {"fn_index": self.called["id"], "data": values, "session_hash": session}
+            values[self.model] = model
+        asked = {"fn_index": self.called["id"], "data": list(values.values()), "session_hash": session}
         (await client.post(f"{self.url}/gradio_api/queue/join", json=asked)).raise_for_status()
         async with client.stream("GET", f"{self.url}/gradio_api/queue/data?session_hash={session}") as lines:
             async for line in lines.aiter_lines():
@@ -138,14 +141,12 @@ def photos(number: int) -> list[bytes]:
 
 
 def pass_seconds(model: torch.nn.Module, photo: bytes) -> float:
-    """One forward and one backward pass with the maps that the page needs; 0 if nothing is found, so none is made."""
+    """One forward and one backward pass with the maps that the page needs."""
     images = view(open_image(io.BytesIO(photo)), model)
     stages = [default_stage(model)] if model.task == "classification" else None
     begun = time.perf_counter()
-    try:
+    with suppress(ValueError):  # nothing was found; the page predicts once more, without gradients
         explain(model, images, predicted_score(model), stages, tuple(METHODS))
-    except ValueError:  # the page predicts once more, without gradients
-        pass
     return time.perf_counter() - begun
 
 
@@ -209,12 +210,12 @@ def measure(quick: bool) -> dict:
         with served("app.py", "--port") as (_, _, seconds):
             figures["starts"].append(seconds)
     with served("app.py", "--port") as (url, _, _), served("-c", IDENTITY) as (identity, _, _):
-        page, identity = Visitor(url, "answer_fresh"), Visitor(identity, "answer")
+        page, identity = Visitor(url), Visitor(identity)
         for name in names:
             figures["upload"][name] = asyncio.run(measure_upload(page, identity, name, rounds))
             figures["crowd"][name] = asyncio.run(measure_crowd(page, name, clients, crowds))
     with served("-c", FEW_KEPT) as (url, server, _):
-        figures["memory"] = asyncio.run(measure_memory(Visitor(url, "answer_fresh"), server, names, requests))
+        figures["memory"] = asyncio.run(measure_memory(Visitor(url), server, names, requests))
     return figures
 
 
