@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported: nothing leaves this machine
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read with torch: threads that wait leave the processor to others
 
 import gradio as gr
 from gradio.data_classes import GradioRootModel, ImageData
@@ -273,7 +274,7 @@ def build_page(models: Models) -> gr.Blocks:
                 with gr.Tab("Report") as report_tab:
                     shown["record"] = gr.HTML()
                 with gr.Tab("Code"):
-                    shown["code"] = gr.Code(label="This view as Python", language="python", interactive=False)
+                    shown["code"] = gr.HTML(js_on_load=style.COPY_JS)
 
         settings = {field.name: shown[field.name] for field in fields(Question)}
         asked, everything = [photo, shown["model"], mask, *settings.values()], list(shown.values())
@@ -408,7 +409,7 @@ def add_api(desk: Desk) -> None:
             height, width = attribution.shape[-2:]
             worth = worth_of(attribution, evidence, question)
             caption = f"{name}: {width} x {height}, peak {peak_of(attribution):.3g}. {worth}"
-            gallery.append((saved(enlarged(panels.pictures(seen.images, attribution, question)[1])), caption))
+            gallery.append((saved(enlarged(panels.over_photo(seen.images, attribution, question))), caption))
         return saved(enlarged(panels.mask_picture(seen, network, question))), gallery
 
     image, model = photo_input(visible=False), gr.Textbox(visible=False)

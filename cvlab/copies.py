@@ -99,7 +99,7 @@ def grouped(count: int, copies: Iterable[Copy]) -> list[int]:
 def _examine_one(path: Path) -> Examined:
     fault = None
     try:
-        image = open_image(path, at_least=64)
+        image = open_image(path, at_least=128)
     except ImageError as error:
         image, fault = Image.new("RGB", (1, 1)), str(error)
     coarse = np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR), np.float32)

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from cvlab.answers import Evidence, Seen, evidence_for, in_view, open_mask, see, size_of
-from cvlab.explain import default_stage
+from cvlab.explain import METHODS, default_stage
 from cvlab.offer import Models
 from cvlab.question import Question, class_indices
 from cvlab.shelf import Shelf
@@ -64,7 +64,7 @@ class Desk:
             return seen.evidence
         needs_mask = question.region.startswith("false")
         key = (key_of(photo), name, question.asked, mask and needs_mask and key_of(mask))
-        if model.task == "classification":
+        if model.task == "classification" and question.method in METHODS:  # of a segmenter all stages are explained
             key += (question.stage,)
 
         def make() -> Evidence:

@@ -25,7 +25,7 @@ from cvlab.traceless import alone_with, differentiable, forward, graph_from, pas
 Score = Callable[[Tensor], Tensor]
 
 METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "grad_cam": lambda activation, gradient: torch.einsum("nc,nchw->nhw", gradient.mean((2, 3)), activation)[:, None],
+    "grad_cam": lambda activation, gradient: (gradient.mean((2, 3), keepdim=True) * activation).sum(1, keepdim=True),
     "hires_cam": lambda activation, gradient: (gradient * activation).sum(1, keepdim=True),
 }
 

@@ -102,6 +102,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return f'<table class="facts">{top}{"".join(f"<tr>{line}</tr>" for line in lines)}</table>'
 
 
+def code_block(lines: str) -> str:
+    """Lines of code with a button that copies them."""
+    return f'<button class="copy">Copy</button><pre class="code" tabindex="0">{html.escape(lines)}</pre>'
+
+
 def number(value: float) -> str:
     """Three digits, or all before the point."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -63,7 +63,7 @@ def look_panel(seen: Seen, model: nn.Module, question: Question) -> str:
         )
     words = words_of(model, seen.evidence, Question())
     _, attribution = map_of(seen.evidence, model, Question())
-    laid = pictures(seen.images, attribution, question)[1]
+    laid = over_photo(seen.images, attribution, question)
     return as_html([Figure(laid, words, "By Grad-CAM; elsewhere the picture is unchanged.")], "large")
 
 
@@ -73,14 +73,11 @@ def why_panel(
     """Original, heatmap and overlay of one map in a row, with its scale, peak and worth in words.
 
     Args:
-        usual: the answer to what the model says itself; with it a common scale is held over the classes.
+        usual: of a classifier the answer to what the model says itself, whose scale is held as well.
     """
     stage, attribution = map_of(evidence, model, question)
-    top, largest = peak_of(attribution, question.method), None
-    if question.common_scale and usual and stage in usual.maps.get(question.method, {}):
-        reference = usual.maps[question.method][stage]
-        largest = max(attribution.max().item(), reference.max().item())
-        top = max(top, peak_of(reference, question.method))
+    held = [usual.maps.get(question.method, {}).get(stage)] if usual else [*evidence.maps[question.method].values()]
+    top, largest = scale_of(attribution, [each for each in held if each is not None], question)
     heat, laid = pictures(seen.images, attribution, question, largest)
     words, side = words_of(model, evidence, question), seen.images.shape[-1]
     at = f"{METHOD_NAMES[question.method]} at {stage}, {attribution.shape[-1]} x {attribution.shape[-2]} positions."
@@ -93,12 +90,30 @@ def why_panel(
     return as_html(three, "large") + paragraph(worth_of(attribution, evidence, question))
 
 
+def scale_of(attribution: Tensor, held: Sequence[Tensor], question: Question) -> tuple[float, float | None]:
+    """The top of a map's scale as a peak, and the value of the map that it stands for; None for the map's own maximum.
+
+    Args:
+        held: maps that share the scale where the question wants one scale.
+    """
+    top = peak_of(attribution, question.method)
+    if not question.common_scale:
+        return top, None
+    top = max([top, *(peak_of(each, question.method) for each in held)])
+    return top, top if question.method == "occlusion" else top / attribution[0, 0].numel()
+
+
 def pictures(
     images: Tensor, attribution: Tensor, question: Question, largest: float | None = None
 ) -> tuple[Image.Image, Image.Image]:
     """A map alone, and over the photo, as a question wants them drawn."""
     heat = heatmap_picture(attribution, images.shape[-2:], question.colormap, largest)
-    return heat, overlay(images, attribution, question.colormap, question.opacity, largest)
+    return heat, over_photo(images, attribution, question, largest)
+
+
+def over_photo(images: Tensor, attribution: Tensor, question: Question, largest: float | None = None) -> Image.Image:
+    """A map over the photo alone."""
+    return overlay(images, attribution, question.colormap, question.opacity, largest)
 
 
 def believe_panel(seen: Seen, model: nn.Module, evidence: Evidence, question: Question) -> str:
@@ -152,14 +167,11 @@ def stages_panel(seen: Seen, model: nn.Module, evidence: Evidence, question: Que
         two, notes = [], []
         for method, stages in evidence.maps.items():
             attribution, name = stages[stage], METHOD_NAMES[method]
-            top, largest = peak_of(attribution, method), None
-            if question.common_scale:
-                top = max(peak_of(each, method) for each in stages.values())
-                largest = top / attribution[0, 0].numel()
+            top, largest = scale_of(attribution, [*stages.values()], question)
             caption = f"peak {number(peak_of(attribution, method))} {UNIT}"
             two.append(
                 Figure(
-                    pictures(seen.images, attribution, question, largest)[1],
+                    over_photo(seen.images, attribution, question, largest),
                     name,
                     caption,
                     f"{words_of(model, evidence, question)} at {stage} by {name}, over the photo",

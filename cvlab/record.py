@@ -99,7 +99,8 @@ def _report(folder: Path) -> str:
 
 def _frames(folder: Path) -> str:
     """Where the model looked while it was trained, where that was recorded."""
-    frames = sorted((folder / "report" / "photos").glob("epoch-*.png"))
+    report = folder / "report"
+    frames = sorted(report.glob("epochs/*.png")) or sorted(report.glob("photos/epochs/*.png"))
     if not frames:
         return ""
     every = -(-len(frames) // 12)

@@ -4,6 +4,7 @@ A map is divided by its maximum at most, never by min-max: zero evidence stays z
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
@@ -41,8 +42,8 @@ def heatmap_picture(
     attribution: Tensor, size: Sequence[int], colormap: str = COLORMAP, maximum: float | None = None
 ) -> Image.Image:
     """The map alone, in colours from zero to its maximum."""
-    heat = relative_heat(attribution, size, maximum)
-    return Image.fromarray(np.round(matplotlib.colormaps[colormap](heat)[..., :3] * 255).astype(np.uint8))
+    colours = _colours(relative_heat(attribution, size, maximum), colormap)
+    return Image.fromarray(np.round(colours).astype(np.uint8))
 
 
 def overlay(
@@ -57,10 +58,21 @@ def overlay(
     The colour's opacity grows with the evidence, so a blank map leaves the picture unchanged.
     """
     heat = relative_heat(attribution, view.shape[-2:], maximum)
-    photo = np.asarray(to_picture(view)) / 255
-    alpha = opacity * np.sqrt(heat)[..., None]
-    mixed = (1 - alpha) * photo + alpha * matplotlib.colormaps[colormap](heat)[..., :3]
-    return Image.fromarray(np.round(mixed * 255).astype(np.uint8))
+    photo = np.asarray(to_picture(view), np.float32)
+    alpha = np.float32(opacity) * np.sqrt(heat)[..., None]
+    mixed = photo + alpha * (_colours(heat, colormap) - photo)
+    return Image.fromarray(np.round(mixed).astype(np.uint8))
+
+
+def _colours(heat: np.ndarray, colormap: str) -> np.ndarray:
+    """The colours of (H, W) in [0, 1] as (H, W, 3) float32 in 0..255: one of 256 each, as matplotlib chooses them."""
+    return _palette(colormap)[np.minimum(heat * 256, 255).astype(np.uint8)]
+
+
+@lru_cache
+def _palette(colormap: str) -> np.ndarray:
+    """(256, 3) float32 in 0..255. Matplotlib makes it anew for every picture."""
+    return np.float32(matplotlib.colormaps[colormap](np.arange(256))[:, :3] * 255)
 
 
 def mask_overlay(image: Image.Image, mask: np.ndarray) -> Image.Image:

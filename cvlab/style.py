@@ -7,6 +7,9 @@ button[role=tab].selected {color: var(--primary-700) !important}
 .examples {display: grid; grid-template-columns: repeat(5, 1fr); gap: 6px}
 .examples button {min-width: 0; flex-direction: column; padding: 4px; font-weight: normal}
 .examples button img {width: 100%; height: 52px; object-fit: cover; margin: 0; border-radius: 3px}
+.code.code {font-family: var(--font-mono); white-space: pre-wrap; overflow-wrap: anywhere; margin: 8px 0; padding: 12px;
+  border: 1px solid var(--border-color-primary); border-radius: 4px}
+.copy {padding: 4px 12px; border: 1px solid var(--border-color-primary); border-radius: 4px}
 .figures {display: grid; grid-template-columns: repeat(auto-fill, minmax(136px, 1fr)); gap: 12px}
 .figures.large {grid-template-columns: repeat(auto-fit, minmax(200px, 1fr))}
 .figures.wide {grid-template-columns: repeat(auto-fit, minmax(min(100%, 360px), 1fr)); align-items: start}
@@ -77,5 +80,19 @@ element.addEventListener('keydown', event => {
     trigger('select', {points: [[+picker.dataset.x, +picker.dataset.y]]});
   } else return;
   event.preventDefault();
+});
+"""
+
+# A button that copies the text that follows it; outside https only the older way works.
+COPY_JS = """
+element.addEventListener('click', async event => {
+  const button = event.target.closest('.copy');
+  if (!button) return;
+  const text = button.nextElementSibling;
+  try { await navigator.clipboard.writeText(text.textContent); } catch {
+    getSelection().selectAllChildren(text);
+    document.execCommand('copy');
+  }
+  button.textContent = 'Copied';
 });
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 from cvlab import atomic, panels
 from cvlab.desk import Desk, Photo, as_usual
 from cvlab.explain import METHODS, default_stage
-from cvlab.figures import paragraph
+from cvlab.figures import code_block, paragraph
 from cvlab.many import Explained, explain_many, to_csv, write_zip
 from cvlab.maps import compared_stages
 from cvlab.question import COLORMAPS, Question, picked, to_query
@@ -61,10 +61,11 @@ def explained(
             if mask is not None:
                 true = desk.true_mask(photo, name, question, mask)
                 shown["errors"] = panels.errors_panel(seen, model, question, true)
-        shown["code"] = as_python(desk.models.public_name(name), file_name(photo), model, question)
+        shown["code"] = code_block(as_python(desk.models.public_name(name), file_name(photo), model, question))
         evidence = desk.evidence(photo, name, question, mask, progress)
-        usual = desk.evidence(photo, name, Question(stage=question.stage)) if question.common_scale else None
-        shown["grad_cam"] = panels.why_panel(seen, model, evidence, question, usual)
+        usual = Question(stage=question.stage) if model.task == "classification" else None
+        held = desk.evidence(photo, name, usual) if question.common_scale and usual else None
+        shown["grad_cam"] = panels.why_panel(seen, model, evidence, question, held)
         if model.task == "segmentation":
             shown["picker"] = panels.region_picker(seen, model, question, evidence.region)
             shown["stages"] = panels.stages_panel(seen, model, evidence, question)

@@ -49,14 +49,21 @@ ORDER = [
     "unzip",
     "many",
     "claims",
+    "style",
     "figures",
     "answers",
+    "panels",
     "snippet",
     "report",
     "data",
     "hub",
     "checkpoint",
     "card",
+    "record",
+    "offer",
+    "desk",
+    "tabs",
+    "examples",
 ]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,60 @@ def test_the_scores_of_one_change_are_those_of_its_seeds() -> None:
     assert results.scores_of(rows, {"lr": "0.1", "dropout": "0.5"}) == [0.9]
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [([0.5, 0.6], "better by every seed"), ([0.1, 0.2], "worse by every seed"), ([0.2, 0.9], "no clear difference")],
+)
+def test_a_difference_is_clear_where_every_seed_shows_it(values: list[float], said: str) -> None:
+    assert results.verdict(values, [0.3, 0.4]) == said
+
+
+def test_every_lesson_is_a_run_of_its_recipe() -> None:
+    """The options by which the figures are found are those that train/recipes/ lists."""
+    sys.path.insert(0, str(ROOT / "train"))
+    import sweep
+
+    for name, changes in results.SWEEPS.items():
+        recipe = tomllib.loads((results.RECIPES / f"{name}.toml").read_text())
+        ranges = dict(word.split("=") for word in recipe["options"]["over"])
+        listed = [{key: sweep.as_text(value) for key, value in row.items()} for row in recipe.get("runs", [])]
+        listed = listed or [{"loss": loss} for loss in ranges["loss"].split(",")]
+        assert [options for options, *_ in changes] == [{k: v for k, v in row.items() if v} for row in listed]
+
+
+def test_the_time_of_a_recipe_is_that_of_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """9 pictures in batches of 4 are two steps an epoch. Parameters of a U-Net of width 2 and depth 1 by hand:
+    convolutions 3-2-2, 2-4-4, transposed 4-2, convolutions 4-2-2, 1x1 to one channel.
+    """
+    convolutions = sum(9 * a * b + b for a, b in ((3, 2), (2, 2), (2, 4), (4, 4), (4, 2), (2, 2)))
+    (tmp_path / "small.toml").write_text("""
+        script = "segmenter"
+        [options]
+        class_names = ["disc"]
+        width = 2
+        depth = 1
+        batch_norm = false
+        image_size = 32
+        batch_size = 4
+        epochs = 3600
+        optimizer = "adam"
+        lr = 1e-3
+        weight_decay = 0
+        loss = "bce"
+    """)
+    monkeypatch.setattr(results, "RECIPES", tmp_path)
+    figures = results.timed("small", 9)["timed"]
+    assert figures["parameters"] == convolutions + (4 * 4 * 2 + 2) + 3
+    assert figures["hours"] == pytest.approx(2 * figures["seconds_a_step"], rel=0.01)
+
+
+def test_pairs_are_shown_where_both_were_measured(tmp_path: Path) -> None:
+    for name, value in (("flowers5-cvlab", 0.5), ("flowers5-transfer", 0.75)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"test": {**TEST, "value": value}}))
+    (line,) = [line for line in results.learned(tmp_path).splitlines() if "0.750" in line]
+    assert cells(line)[1:3] == ["flowers5-cvlab 0.500", "flowers5-transfer 0.750"]
+
+
 def test_a_run_folder_is_collected_without_its_photographs(tmp_path: Path) -> None:
     lines = [{"epoch": 1, "val_iou": 0.5}, {"epoch": 2, "val_iou": 0.75}, {"epoch": 3, "val_iou": 0.25}]
     (tmp_path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -82,4 +137,4 @@ def test_a_run_folder_is_collected_without_its_photographs(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests/bench/results").glob("*.json")), ids=lambda path: path.stem)
 def test_every_collected_file_is_shown(path: Path) -> None:
-    assert path.stem in {*results.EXPERIMENTS, *results.LESSONS}
+    assert path.stem in {*results.EXPERIMENTS, *results.SWEEPS}

@@ -89,6 +89,8 @@ def main() -> None:
         raise ValueError(f"timm has no network {args.backbone!r}{options.nearest(args.backbone, known)}")
     if args.unfreeze and not args.finetune_epochs:
         raise ValueError("--unfreeze is for phase 2: give it epochs with --finetune-epochs.")
+    if not args.epochs and not args.finetune_epochs:
+        raise ValueError("Nothing learns: give --epochs to the head, or --finetune-epochs to phase 2.")
     backbone_view = default_view(args.backbone)
     args.image_size = args.image_size or backbone_view["image_size"]
     args.crop_pct = args.crop_pct or backbone_view["crop_pct"]
@@ -196,7 +198,7 @@ def main() -> None:
                     schedule.step()
                 optimizer.zero_grad()
                 right = (logits.argmax(1) == labels).sum().item()
-                sums += torch.tensor([loss.item() * len(inputs), right, len(inputs)], dtype=torch.float64).to(sums)
+                sums += sums.new_tensor([loss.item() * len(inputs), right, len(inputs)])
                 progress |= {"step": progress["step"] + 1, "sums": sums.tolist()}
                 if stop.asked:
                     step = (epoch - 1) * len(train_loader) + progress["step"]

@@ -11,8 +11,8 @@ photo is another one, a JPEG of 512 x 512 pixels, so nothing is answered from me
 
 One upload   against the round trip of an identity app (Gradio hands the same upload back as it is) plus the model's
              pass (one forward and one backward, in this process), all three timed in turn
-A crowd      32 photos sent in the same moment, against the ideal queue: one answered after the other without a gap,
-             each as fast as for a visitor alone
+A crowd      32 photos of as many visitors, sent in the same moment, against the ideal queue: one answered after the
+             other without a gap, each as fast as for a visitor alone
 First page   from the start of the process until the page arrives
 Memory       resident memory of the process while it answers 500 photos, with 16 MiB for answers kept instead of the
              usual 512, so that these fill up at once
@@ -68,10 +68,14 @@ seeds = count(10_000)
 
 
 class Visitor:
-    """What a browser does with a page of Gradio: uploads a photo, and calls what is called when the photo changes."""
+    """What a browser does with a page of Gradio: uploads a photo, and calls what is called when the photo changes.
+
+    It is one session: what Gradio prepares for a new one happens when the page is opened, before the first photo.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.session = random.randbytes(8).hex()
         config = httpx.get(f"{url}/config", timeout=60).json()
         photo = next(each["id"] for each in config["components"] if each["type"] == "image")
         self.called = next(each for each in config["dependencies"] if [photo, "change"] in each["targets"])
@@ -83,13 +87,12 @@ class Visitor:
     async def ask(self, client: httpx.AsyncClient, photo: bytes, model: str | None = None) -> dict:
         """Uploads and asks; the answer with all that is shown."""
         uploaded = await client.post(f"{self.url}/gradio_api/upload", files={"files": ("photo.jpg", photo)})
-        path, session = uploaded.json()[0], random.randbytes(8).hex()
-        values = self.values | {self.photo: {"path": path, "meta": {"_type": "gradio.FileData"}}}
+        values = self.values | {self.photo: {"path": uploaded.json()[0], "meta": {"_type": "gradio.FileData"}}}
         if model:
             values[self.model] = model
-        asked = {"fn_index": self.called["id"], "data": list(values.values()), "session_hash": session}
+        asked = {"fn_index": self.called["id"], "data": list(values.values()), "session_hash": self.session}
         (await client.post(f"{self.url}/gradio_api/queue/join", json=asked)).raise_for_status()
-        async with client.stream("GET", f"{self.url}/gradio_api/queue/data?session_hash={session}") as lines:
+        async with client.stream("GET", f"{self.url}/gradio_api/queue/data?session_hash={self.session}") as lines:
             async for line in lines.aiter_lines():
                 if '"process_completed"' in line:
                     answer = json.loads(line.removeprefix("data:"))
@@ -167,24 +170,26 @@ async def measure_upload(page: Visitor, identity: Visitor, name: str, rounds: in
     return times
 
 
-async def measure_crowd(page: Visitor, name: str, clients: int, rounds: int) -> list[list[float]]:
-    """Seconds of every client, for each round."""
-    limits = httpx.Limits(max_connections=None)
+async def measure_crowd(crowd: list[Visitor], name: str, rounds: int) -> list[list[float]]:
+    """Seconds of every visitor, for each round; all have had an answer before."""
+    limits, times = httpx.Limits(max_connections=None), []
     async with httpx.AsyncClient(timeout=300, limits=limits) as client:
-        return [
-            list(await asyncio.gather(*(page.time(client, photo, name) for photo in photos(clients))))
-            for _ in range(rounds)
-        ]
+        for _ in range(rounds + 1):
+            sent = zip(crowd, photos(len(crowd)), strict=True)
+            times.append(list(await asyncio.gather(*(each.time(client, photo, name) for each, photo in sent))))
+    return times[1:]
 
 
-async def measure_memory(page: Visitor, server: subprocess.Popen, names: list[str], requests: int) -> dict[int, float]:
-    """MiB of the server after so many requests, eight at a time."""
+async def measure_memory(
+    crowd: list[Visitor], server: subprocess.Popen, names: list[str], requests: int
+) -> dict[int, float]:
+    """MiB of the server after so many requests, by all of the crowd at once."""
     found = {}
     async with httpx.AsyncClient(timeout=120) as client:
-        for done in range(0, requests, 8):
-            asked = (page.time(client, photo, names[i % len(names)]) for i, photo in enumerate(photos(8)))
-            await asyncio.gather(*asked)
-            found[done + 8] = resident(server.pid)
+        while (done := max(found, default=0)) < requests:
+            sent = enumerate(zip(crowd, photos(len(crowd)), strict=True))
+            await asyncio.gather(*(each.time(client, photo, names[i % len(names)]) for i, (each, photo) in sent))
+            found[done + len(crowd)] = resident(server.pid)
     return found
 
 
@@ -210,12 +215,13 @@ def measure(quick: bool) -> dict:
         with served("app.py", "--port") as (_, _, seconds):
             figures["starts"].append(seconds)
     with served("app.py", "--port") as (url, _, _), served("-c", IDENTITY) as (identity, _, _):
-        page, identity = Visitor(url), Visitor(identity)
+        page, identity, crowd = Visitor(url), Visitor(identity), [Visitor(url) for _ in range(clients)]
         for name in names:
             figures["upload"][name] = asyncio.run(measure_upload(page, identity, name, rounds))
-            figures["crowd"][name] = asyncio.run(measure_crowd(page, name, clients, crowds))
+            figures["crowd"][name] = asyncio.run(measure_crowd(crowd, name, crowds))
     with served("-c", FEW_KEPT) as (url, server, _):
-        figures["memory"] = asyncio.run(measure_memory(Visitor(url), server, names, requests))
+        crowd = [Visitor(url) for _ in range(8)]
+        figures["memory"] = asyncio.run(measure_memory(crowd, server, names, requests))
     return figures
 
 

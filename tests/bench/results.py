@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 FOLDER = ROOT / "tests" / "bench" / "results"
 RECIPES = ROOT / "train" / "recipes"
 WEIGHTS = "pretrained weights cannot be fetched there"
-GPU = "days without a GPU"
+GPU = "neither a GPU nor a free core there"
 # The experiments of the reports, in their order, with ours after them; and why one has no figures, where it has none.
 EXPERIMENTS = {
     "flowers102-cnn": GPU,
@@ -137,8 +137,10 @@ def timed(recipe: str, pictures: int, steps: int = 3) -> dict:
     medians = {precision: statistics.median(taken_by[1:]) for precision, taken_by in seconds.items()}
     precision = min(medians, key=medians.get)
     hours = medians[precision] * (pictures // batch_size) * settings["epochs"] / 3600
-    figures = {"seconds_a_step": round(medians[precision], 2), "steps": steps, "precision": precision}
-    return {"timed": {**figures, "hours": round(hours, 1), "parameters": sum(p.numel() for p in model.parameters())}}
+    figures = {"seconds_a_step": float(f"{medians[precision]:.3g}"), "steps": steps, "precision": precision}
+    return {
+        "timed": {**figures, "hours": float(f"{hours:.3g}"), "parameters": sum(p.numel() for p in model.parameters())}
+    }
 
 
 def rows_of(name: str, found: dict | None) -> list[str]:
@@ -184,7 +186,7 @@ def table(folder: Path = FOLDER) -> str:
     """The comparison: every experiment, with the commands of those that were run."""
     found = {name: read(name, folder) for name in EXPERIMENTS}
     lines = [
-        "| experiment | report's figure | cvlab on test (95% interval) | val | data | parameters | epochs, minutes |",
+        "| experiment | report | cvlab, test (95% interval) | best val | data | parameters | epochs, minutes |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(row for name, each in found.items() for row in rows_of(name, each)),
     ]
@@ -198,25 +200,95 @@ def table(folder: Path = FOLDER) -> str:
     return "\n".join(["", *lines, "", notes[0], "", *notes[1:], ""])
 
 
-# What one change did to the run it differs from: the options that differ, what it is called, and what to take from it.
-LESSONS: dict[str, list[tuple[dict[str, str], str, str]]] = {"lessons": [], "lessons-loss": []}
+# One change at a time: the options of the runs in a sweep, what it is called, and what it is about. The first of each
+# sweep is what the others are held against.
+SWEEPS = {
+    "lessons": [
+        ({"lr": "0.1"}, "SGD, one cycle, rate up to 0.1", "what the others differ from"),
+        ({"lr": "0.01"}, "a tenth of the rate", "The rate is what to tune first, by factors of ten."),
+        ({"optimizer": "adam", "lr": "0.001"}, "Adam, rate 0.001", "Adam fits the rate to every weight by itself."),
+        ({"lr": "0.1", "schedule": "constant"}, "the rate stays", "A rate that falls lets the weights settle."),
+        ({"lr": "0.1", "depth": "2"}, "twice as deep", "More layers can say more, and need more to learn from."),
+        (
+            {
+                "lr": "0.1",
+                "network": "plain",
+                "widths": "24 48 96 192",
+                "depth": "4",
+                "batch_norm": "on",
+                "pool_to": "1",
+            },
+            "as deep, without shortcuts",
+            "Shortcuts carry the gradient to the first layers; hold it against twice as deep.",
+        ),
+        ({"lr": "0.1", "dropout": "0.5"}, "dropout 0.5", "Dropout is for networks that learn photos by heart."),
+        ({"lr": "0.1", "augment": "off"}, "no augmentation", "Changed photos stand for those never taken."),
+        ({"lr": "0.1", "cutmix": "1"}, "CutMix", "Strong augmentation wants a long training."),
+    ],
+    "lessons-loss": [
+        ({"loss": "bce"}, "binary cross-entropy", "every pixel counts alike"),
+        ({"loss": "dice"}, "Dice", "The overlap itself, as iou measures it."),
+        ({"loss": "focal"}, "focal", "Weight goes to the pixels that are still wrong."),
+        ({"loss": "bce+dice"}, "both", "Pixels and overlap."),
+    ],
+}
+# Two experiments on the same pictures, what was changed between them, and what it is about.
+PAIRS = [
+    ("flowers5-basic", "flowers5-dropout", "dropout", "D2 against D1, as the report has it."),
+    (
+        "flowers5-basic",
+        "flowers5-cvlab",
+        "augmentation, BatchNorm, shortcuts",
+        "Ten years of practice.",
+    ),
+    ("scenes8-plain", "scenes8-residual", "shortcuts", "C2 against C1, as the report has it."),
+    ("flowers5-cvlab", "flowers5-transfer", "a pretrained network", "1,400 photos to train on."),
+    ("flowers17-cvlab", "flowers17-transfer", "a pretrained network", "714 photos to train on."),
+    ("scenes8-cvlab", "scenes8-transfer", "a pretrained network", "400 grey photos to train on."),
+    (
+        "horses-unet",
+        "horses-cvlab",
+        "BatchNorm, one cycle, small pictures",
+        "Small pictures leave time for epochs.",
+    ),
+]
 
 
 def learned(folder: Path = FOLDER) -> str:
-    """A row for each change, with the mean and the range over the seeds; only those that were run."""
+    """What was learned, of what was run: changes of one training over seeds, then pairs of experiments."""
     lines = []
-    for name, lessons in LESSONS.items():
-        found = read(name, folder)
-        if not found:
+    for name, changes in SWEEPS.items():
+        rows = (read(name, folder) or {"sweep": []})["sweep"]
+        found = [(scores_of(rows, options), title, about) for options, title, about in changes]
+        if not found[0][0]:
             continue
-        score = "iou" if "loss" in name else "accuracy"
-        lines += [f"\n| change | val {score}, mean (lowest to highest) | what to take from it |", "| --- | --- | --- |"]
-        for options, title, sentence in lessons:
-            values = scores_of(found["sweep"], options)
+        score = "iou" if "loss" in rows[0] else "accuracy"
+        lines += [
+            f"\n| {name} | val {score}, mean (lowest to highest) | over the seeds | |",
+            "| --- | --- | --- | --- |",
+        ]
+        for values, title, about in found:
             if values:
-                spread = f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-                lines.append(f"| {title} | {spread}, n = {len(values)} | {sentence} |")
+                spread = f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f}), n = {len(values)}"
+                lines.append(f"| {title} | {spread} | {verdict(values, found[0][0])} | {about} |")
+    pairs = [(read(a, folder), read(b, folder), a, b, *said) for a, b, *said in PAIRS]
+    pairs = [pair for pair in pairs if all(each and each.get("test") for each in pair[:2])]
+    if pairs:
+        lines += ["\n| change | from | to, on test | |", "| --- | --- | --- | --- |"]
+    for before, after, a, b, title, about in pairs:
+        cells = [f"{name} {found['test']['value']:.3f}" for name, found in ((a, before), (b, after))]
+        lines.append(f"| {title} | {cells[0]} | {cells[1]} | {about} |")
+    if not lines:
+        lines = ["\nNothing of it is measured yet: `python train/sweep.py --recipe lessons --data DIR` begins."]
     return "\n".join([*lines, ""])
+
+
+def verdict(values: list[float], others: list[float]) -> str:
+    """Whether the scores of some seeds lie beyond all those of the training that they are held against."""
+    if values == others:
+        return ""
+    better, worse = min(values) > max(others), max(values) < min(others)
+    return "better by every seed" if better else "worse by every seed" if worse else "no clear difference"
 
 
 def scores_of(rows: list[dict[str, str]], options: dict[str, str]) -> list[float]:

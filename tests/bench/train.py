@@ -30,6 +30,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -52,8 +53,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "train")]  # the repository root: cvlab ne
 
 import options
 
-from cvlab import shapes
-from cvlab.batches import AugmentedImages, AugmentedPairs, as_is
+from cvlab import features, shapes
+from cvlab.batches import AugmentedImages, AugmentedPairs, EvaluationSet, as_is
 from cvlab.cache import Cache
 from cvlab.checkpoint import load
 from cvlab.data import Parts
@@ -102,21 +103,23 @@ class Task:
 
 
 TASKS = {
-    "deep CNN 64-512, 64 px": Task("epochs", 64, 32, 4, "plain", DEEP),
-    "deep CNN 64-512, 150 px": Task("epochs", 150, 16, 2, "plain", DEEP),
+    "deep CNN 64-512, 64 px": Task("epochs", 64, 32, 2, "plain", DEEP),
+    "deep CNN 64-512, 150 px": Task("epochs", 150, 16, 1, "plain", DEEP),
     "ConvNet 24-192, 64 px": Task("epochs", 64, 64, 4, "convnet", {"widths": [24, 48, 96, 192]}),
-    "U-Net 32-256, 128 px": Task("epochs", 128, 8, 4, "unet", {"width": 32, "depth": 3}),
+    "U-Net 32-256, 128 px": Task("epochs", 128, 8, 2, "unet", {"width": 32, "depth": 3}),
     "64 px": Task("loaders", 64, 64, 4),
     "150 px": Task("loaders", 150, 64, 4),
+    "ResNet-18, 224 px": Task("frozen", 224, 16, 1, "timm", {"architecture": "resnet18"}),
     "ConvNet 24-192, 150 px": Task("memory", 150, 16, 100, "convnet", {"widths": [24, 48, 96, 192]}),
 }
 QUICK = {
     "ConvNet 8, 16 px": Task("epochs", 16, 4, 2, "convnet", {"widths": [8]}),
     "U-Net 4-8, 16 px": Task("epochs", 16, 4, 2, "unet", {"width": 4, "depth": 1}),
     "16 px": Task("loaders", 16, 4, 2),
+    "ResNet-10t, 32 px": Task("frozen", 32, 4, 1, "timm", {"architecture": "resnet10t"}),
     "memory, 16 px": Task("memory", 16, 4, 2, "convnet", {"widths": [8]}),
 }
-ROUNDS = {"epochs": 9, "loaders": 15, "memory": 2}
+ROUNDS = {"epochs": 7, "loaders": 9, "frozen": 5, "memory": 2}
 
 # --- the plain way ----------------------------------------------------------------------------------------------------
 
@@ -311,6 +314,56 @@ def one_batch(task: Task) -> Callable:
     return steps
 
 
+# --- a frozen backbone ------------------------------------------------------------------------------------------------
+
+EPOCHS = 10  # of a round: features are computed once for all of them
+
+
+def plain_frozen(task: Task, folder: Path) -> Callable:
+    """As tutorials have it: a new head on a backbone whose parameters do not ask for gradients."""
+    view = transforms.Compose([transforms.Resize((task.size, task.size)), transforms.ToTensor()])
+    pictures = ImageFolder(folder, view)
+    some = Subset(pictures, range(0, len(pictures), len(pictures) // task.pictures)[: task.pictures])
+    loader, model = DataLoader(some, task.batch, shuffle=True), task.model()
+    model.requires_grad_(False)
+    head = model.backbone.get_classifier().requires_grad_(True)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.01, momentum=0.9)
+
+    def epochs() -> None:
+        model.train()
+        for _ in range(EPOCHS):
+            for images, labels in loader:
+                optimizer.zero_grad()
+                F.cross_entropy(model(images), labels).backward()
+                optimizer.step()
+
+    return epochs
+
+
+def cvlab_frozen(task: Task, folder: Path) -> Callable:
+    """As train/transfer.py with --views 1; pictures are read, and features computed, within the time that is taken."""
+    paths = sorted(folder.rglob("*.jpg"))[: task.pictures]
+    model = task.model().to(memory_format=torch.channels_last)
+    features.freeze(model)
+
+    def epochs() -> None:
+        parts = Parts("scenes", [], {"train": paths}, lambda path, at_least: (open_image(path, at_least), 0))
+        images, labels = parts.read("train", lambda image: to_uint8(whole_view(image, task.size)))
+        pictures = EvaluationSet(images, torch.tensor(labels))
+        first, rest = features.cut(model, pictures.__getitems__([0, 1])[0])
+        known = features.FeatureSet(pictures, 1, partial(features.entering, model, first), task.batch)
+        loader = cvlab_loader(known, task.batch)
+        optimizer = torch.optim.SGD(rest.parameters(), lr=0.01, momentum=0.9)
+        for _ in range(EPOCHS):
+            features.train_mode(rest)
+            for inputs, labels in loader:
+                F.cross_entropy(rest(inputs), labels).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+    return epochs
+
+
 Contender = Callable[[Task, Path, Cache], Callable]
 CONTENDERS: dict[str, dict[str, Contender]] = {
     "epochs": {
@@ -333,6 +386,10 @@ CONTENDERS: dict[str, dict[str, Contender]] = {
             cvlab_loader(cvlab_set(task, folder, cache), task.batch), task.steps
         ),
         "cvlab, reading once before": lambda task, folder, cache: reading(task, folder),
+    },
+    "frozen": {
+        PLAIN: lambda task, folder, cache: plain_frozen(task, folder),
+        "cvlab": lambda task, folder, cache: cvlab_frozen(task, folder),
     },
     "memory": {
         "model and batch": lambda task, folder, cache: one_batch(task),
@@ -520,6 +577,17 @@ def loaders_table(figures: dict) -> str:
     return table(["loader", *head], rows)
 
 
+def frozen_sentence(figures: dict) -> str:
+    sentences = []
+    for key, found in figures["frozen"].items():
+        times = spread(ratios(found, PLAIN, to="cvlab"), 1)
+        sentences.append(
+            f"{EPOCHS} epochs of a new head on a frozen {key}, without augmentation: {times} times as fast as plain, "
+            f"features computed once and their computing included, n = {len(found[PLAIN]['rounds'])}."
+        )
+    return " ".join(sentences)
+
+
 def memory_sentence(figures: dict) -> str:
     sentences = []
     for key, found in figures["memory"].items():
@@ -561,6 +629,7 @@ def page(figures: dict) -> str:
         f"Batches ready for a step, from JPEGs of {PHOTO_SIDE} x {PHOTO_SIDE} pixels, cropped, turned, mirrored and "
         "coloured; the multiple is of plain, quartiles in brackets:",
         loaders_table(figures),
+        frozen_sentence(figures),
         memory_sentence(figures),
     ]
     if "trainings" in figures:
