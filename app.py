@@ -84,18 +84,23 @@ def answer(desk: Desk, photo: Photo | None, name: str, mask: Photo | None, quest
     return shown | tabs.explained(desk, photo, name, mask, question, progress_of(question))
 
 
+def choice(choices: Sequence, value: str = "", **options: object) -> gr.Dropdown:
+    """A list that depends on the model. What is not in it is said by the library, in a sentence."""
+    return gr.Dropdown(choices, value=value, allow_custom_value=True, **options)
+
+
 def settings_for(model: nn.Module, question: Question) -> Shown:
     """The widgets at what the question says, where the model has it."""
 
-    def one_of(names: list[str], value: str, empty: str, **options: object) -> Choice:
-        return Choice([(empty, ""), *names], value=value if value in names else "", **options)
+    def one_of(names: list[str], value: str, empty: str, **options: object) -> gr.Dropdown:
+        return choice([(empty, ""), *names], value=value if value in names else "", **options)
 
     names, segments = model.class_names, model.task == "segmentation"
     stage = question.stage if question.stage in model.stages else default_stage(model)
     return asdict(question) | {
         "class_name": one_of(names, question.class_name, "(the first)" if segments else "(predicted)"),
         "rather_than": one_of(names, question.rather_than, "(nothing else)", visible=len(names) > 1),
-        "stage": Choice(list(model.stages), value=stage),
+        "stage": choice(list(model.stages), value=stage),
         "threshold": question.threshold or model.threshold,
         "asking": gr.Column(visible=segments),
     }
@@ -132,16 +137,6 @@ class Sent(GradioRootModel):
     def model_json_schema(cls, *arguments: object, **options: object) -> dict:
         """That of an image, for the page of the API and its clients."""
         return ImageData.model_json_schema(*arguments, **options)
-
-
-class Choice(gr.Dropdown):
-    """A dropdown whose list depends on the model: what does not fit is said by the library, in a sentence."""
-
-    is_template = True  # looks like its parent
-
-    def preprocess(self, payload: object) -> object:
-        """As it came."""
-        return payload
 
 
 def photo_input(**options: object) -> gr.Image:
@@ -215,9 +210,9 @@ def build_page(models: Models) -> gr.Blocks:
                         shown["look"] = gr.HTML()
                 with gr.Tab("Grad-CAM"):
                     with gr.Row():
-                        shown["class_name"] = Choice([("", "")], label="Evidence for the class", min_width=150)
-                        shown["rather_than"] = Choice([("", "")], label="Rather than", min_width=150)
-                        shown["stage"] = Choice([], label="Read at the stage", min_width=150)
+                        shown["class_name"] = choice([("", "")], label="Evidence for the class", min_width=150)
+                        shown["rather_than"] = choice([("", "")], label="Rather than", min_width=150)
+                        shown["stage"] = choice([], label="Read at the stage", min_width=150)
                         shown["method"] = gr.Dropdown(
                             tabs.METHOD_CHOICES, value="grad_cam", label="Method", min_width=150
                         )
@@ -267,7 +262,13 @@ def build_page(models: Models) -> gr.Blocks:
                         )
                         again = gr.Button("Again, by the model and stage that are chosen now")
                     gallery = gr.HTML()
-                    rows = gr.Dataframe(headers=tabs.ROW_HEADS, label="Results", interactive=False, wrap=True)
+                    rows = gr.Dataframe(
+                        headers=list(tabs.ROWS),
+                        column_widths=list(tabs.ROWS.values()),
+                        label="Results",
+                        interactive=False,
+                        wrap=True,
+                    )
                     with gr.Row():
                         kinds = ("Table (CSV)", "Maps (zip)")
                         written = [gr.File(label=kind, interactive=False, height=90) for kind in kinds]
@@ -379,10 +380,7 @@ def add_api(desk: Desk) -> None:
     def grad_cam_array(
         image: Photo, model: str, class_name: str | None = None, stage: str | None = None, method: str | None = None
     ) -> dict:
-        """{class_name, stage, method, score, peak, map}: the raw, signed map as rows of numbers, as large as its stage.
-
-        The method is grad_cam (by default) or hires_cam.
-        """
+        """{class_name, stage, method, score, peak, map}; the map raw and signed, rows of numbers, as large as its stage."""
         with in_sentences():
             question = Question(class_name=class_name, stage=stage, method=method or "grad_cam")
             network, _ = desk.seen(image, model)
@@ -412,8 +410,11 @@ def add_api(desk: Desk) -> None:
             gallery.append((saved(enlarged(panels.over_photo(seen.images, attribution, question))), caption))
         return saved(enlarged(panels.mask_picture(seen, network, question))), gallery
 
-    image, model = photo_input(visible=False), gr.Textbox(visible=False)
-    class_name, stage, method = (gr.Textbox(visible=False) for _ in range(3))
+    image = photo_input(visible=False, label="a photo, in any format")
+    model = gr.Textbox(visible=False, label="a model by its name on the page, or on the Hub: user/name")
+    class_name = gr.Textbox(visible=False, label="a class by its name; empty: the predicted one")
+    stage = gr.Textbox(visible=False, label="a stage by its name; empty: the deepest one")
+    method = gr.Textbox(visible=False, label="grad_cam or hires_cam; empty: grad_cam")
     pictures = [gr.Image(visible=False, format="png") for _ in range(4)]
     number, gallery, answer = gr.Number(visible=False), gr.Gallery(visible=False, format="png"), gr.JSON(visible=False)
     trigger = gr.Button(visible=False)

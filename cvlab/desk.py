@@ -29,6 +29,8 @@ class Desk:
         self.models = models
         self._seen: Shelf[Seen] = Shelf(MAX_BYTES // 2, lambda seen: seen.bytes)
         self._evidence: Shelf[Evidence] = Shelf(MAX_BYTES // 2, size_of)
+        # What is said of evidence, by its id: the evidence is kept with it, so that no other one gets its id.
+        self.ways: Shelf[tuple[Evidence, str]] = Shelf(MAX_BYTES // 4, lambda kept: size_of(kept[0]))
 
     def seen(self, photo: Photo | None, name: str) -> tuple[nn.Module, Seen]:
         """A model by its name, and what it sees in a photo.

@@ -1,6 +1,6 @@
 """The parts of the page as HTML: what a question's answer looks like, and how it is to be read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +11,6 @@ from cvlab.answers import (
     Evidence,
     Seen,
     dependence_of,
-    evidence_for,
     in_view,
     map_of,
     peak_of,
@@ -212,7 +211,9 @@ def ways_panel(seen: Seen, model: nn.Module, evidence: Evidence, question: Quest
     return depends + paragraph(reading) + table(("way", UNIT), rows)
 
 
-def errors_panel(seen: Seen, model: nn.Module, question: Question, true_mask: Tensor) -> str:
+def errors_panel(
+    seen: Seen, model: nn.Module, question: Question, true_mask: Tensor, answer: Callable[[Question], Evidence]
+) -> str:
     """A true mask (H, W) held against the predicted one: scores, where they differ, and why.
 
     What was wrongly found is asked for the evidence for it, what was missed for the evidence against it.
@@ -229,7 +230,7 @@ def errors_panel(seen: Seen, model: nn.Module, question: Question, true_mask: Te
     for title, region in (("Why wrongly found", "false positives"), ("Why missed", "false negatives")):
         asked = replace(question, region=region, against=region == "false negatives", method=method)
         try:
-            evidence = evidence_for(seen.images, model, asked, true)
+            evidence = answer(asked)
         except ValueError as error:
             drawn.append(Figure(to_picture(seen.images), title, f"{str(error).capitalize()}."))
             continue
@@ -263,7 +264,7 @@ def compare_panel(sides: Sequence[tuple[str, Seen, nn.Module, Evidence, Question
             f"Agreement of the two maps: r = {r:.2f}; the models {alike}. On average the maps differ by "
             f"{difference:.2f} of their largest values. Of models only the shape of maps can be compared, not peaks."
         ]
-    return "".join(map(paragraph, notes)) + as_html(drawn, "large")
+    return "".join(map(paragraph, notes)) + as_html(drawn, "two")
 
 
 def said(seen: Seen, model: nn.Module) -> str:

@@ -13,6 +13,7 @@ button[role=tab].selected {color: var(--primary-700) !important}
 .figures {display: grid; grid-template-columns: repeat(auto-fill, minmax(136px, 1fr)); gap: 12px}
 .figures.large {grid-template-columns: repeat(auto-fit, minmax(200px, 1fr))}
 .figures.wide {grid-template-columns: repeat(auto-fit, minmax(min(100%, 360px), 1fr)); align-items: start}
+.figures.two {grid-template-columns: 1fr 1fr; max-width: 640px}
 .figures.pairs {grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); gap: 20px 16px}
 .figures .pair {display: grid; grid-template-columns: 1fr 1fr; gap: 6px; align-content: start}
 .figures .pair > p {grid-column: 1 / -1; margin: 0; line-height: 1.35}
@@ -29,6 +30,7 @@ button[role=tab].selected {color: var(--primary-700) !important}
 .picker:focus-visible {outline: 3px solid var(--primary-500); outline-offset: 2px}
 .picker:focus-visible i {display: block}
 .facts.facts {border-collapse: collapse; margin: 8px 0 16px; border: 0}
+.facts.facts tr {border: 0}
 .facts.facts :is(th, td) {text-align: left; padding: 4px 14px 4px 0; border: 0; overflow-wrap: break-word;
   border-bottom: 1px solid var(--border-color-primary); max-width: 60vw}
 .facts .bar {position: relative; display: block; width: clamp(70px, 22vw, 220px); height: 12px}

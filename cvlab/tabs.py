@@ -3,6 +3,7 @@
 import html
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, replace
+from functools import partial
 from pathlib import Path
 
 from cvlab import atomic, panels
@@ -16,7 +17,7 @@ from cvlab.record import record_panel
 from cvlab.snippet import as_python
 from cvlab.unzip import list_pictures
 
-ROW_HEADS = ["number", "file", "prediction", "share", "peak", "what to know"]
+ROWS = {"no.": "9%", "file": "23%", "prediction": "18%", "share": "11%", "peak": "11%", "what to know": "28%"}
 METHOD_CHOICES = [(name + (" (slow)" if key not in METHODS else ""), key) for key, name in panels.METHOD_NAMES.items()]
 REGION_CHOICES = [
     ("the whole mask", "mask"),
@@ -60,7 +61,8 @@ def explained(
             shown["picker"] = panels.region_picker(seen, model, question, None)
             if mask is not None:
                 true = desk.true_mask(photo, name, question, mask)
-                shown["errors"] = panels.errors_panel(seen, model, question, true)
+                answer = partial(desk.evidence, photo, name, mask=mask)
+                shown["errors"] = panels.errors_panel(seen, model, question, true, answer)
         shown["code"] = code_block(as_python(desk.models.public_name(name), file_name(photo), model, question))
         evidence = desk.evidence(photo, name, question, mask, progress)
         usual = Question(stage=question.stage) if model.task == "classification" else None
@@ -93,7 +95,7 @@ def ways(desk: Desk, photo: Photo | None, name: str, mask: Photo | None, questio
         evidence = desk.evidence(photo, name, question, mask)
     except (ValueError, OSError):
         return ""
-    return panels.ways_panel(seen, model, evidence, question)
+    return desk.ways.get(id(evidence), lambda: (evidence, panels.ways_panel(seen, model, evidence, question)))[1]
 
 
 def believe(desk: Desk, photo: Photo | None, name: str, mask: Photo | None, question: Question) -> str:
@@ -165,7 +167,7 @@ def many(
         atomic.write_bytes(folder / "table.csv", to_csv(rows).encode("utf-8-sig"))
     except (ValueError, OSError) as error:
         return paragraph(sentence_of(error)), None, None, None
-    cells = [list(astuple(row)) for row in rows]
+    cells = [[round(cell, 4) if isinstance(cell, float) else cell for cell in astuple(row)] for row in rows]
     return panels.many_panel(shown, len(rows)), cells, str(folder / "table.csv"), str(folder / "maps.zip")
 
 

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "bench"))
 import conformance
 import explain
+import page
 import tables
 
 
@@ -86,3 +87,21 @@ def test_a_module_that_fails_is_named_with_its_reason():
     assert text.startswith("**1 of 2**")
     assert "(2 in all)" in text
     assert failed == "- m (n): no map"
+
+
+def test_the_page_is_timed(tmp_path):
+    text = run("page.py", "--quick", "--json", str(tmp_path / "figures.json"))
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    (times,) = figures["upload"].values()
+    assert {key: len(each) for key, each in times.items()} == {"page": 3, "identity": 3, "pass": 3}
+    assert all(ratio > 0 for ratio in page.upload_ratios(times))
+    assert [[len(each) for each in crowds] for crowds in figures["crowd"].values()] == [[figures["clients"]]]
+    assert all(mib > 50 for mib in figures["memory"].values())
+    assert [row[0] for row in rows(text)] == ["model", "---", "shapes-classifier", "photos", "---", "MiB"]
+
+
+def test_the_page_is_held_against_what_it_should_be():
+    assert page.upload_ratios({"page": [3.0, 1.0], "identity": [1.0, 0.5], "pass": [0.5, 0.5]}) == [2.0, 1.0]
+    ideal = [0.2 * (i + 1) for i in range(32)]
+    assert math.isclose(page.crowd_ratio([ideal, ideal], 0.2), 1.0, rel_tol=0.02)
+    assert math.isclose(page.crowd_ratio([[2 * each for each in ideal]], 0.2), 2.0, rel_tol=0.02)

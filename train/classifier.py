@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import options
+import running
 
 from cvlab import card, checkpoint, models, optim, render, report
 from cvlab.batches import AugmentedImages, EvaluationSet, as_is, channel_statistics
@@ -70,7 +71,7 @@ def command_line() -> argparse.Namespace:
 
 def main() -> None:
     args = command_line()
-    state = options.open_run(args)
+    state = running.open_run(args)
     set_seed(args.seed)
 
     # Data: photos for training a bit larger than a view, the others exactly as the model will see them.
@@ -90,7 +91,7 @@ def main() -> None:
     else:
         train_set = EvaluationSet(train_images, torch.tensor(train_labels))
     val_set = EvaluationSet(val_views, torch.tensor(val_labels))
-    args.batch_size = options.whole_batches(args.batch_size, len(train_set))
+    args.batch_size = running.whole_batches(args.batch_size, len(train_set))
     # The loaders draw from generators of their own, so that the global one is the training step's alone.
     loading = {"batch_size": args.batch_size, "collate_fn": as_is}
     train_loader = DataLoader(train_set, shuffle=True, drop_last=True, generator=torch.Generator(), **loading)
@@ -102,11 +103,11 @@ def main() -> None:
     network = {name: value for name in NETWORK if (value := vars(args)[name]) is not None}
     model = models.build(args.network, parts.class_names, args.image_size, network, mean, std, args.crop_pct)
     if args.start_from:
-        options.start_from(args.start_from, model)
+        running.start_from(args.start_from, model)
     model = model.to(memory_format=torch.channels_last)
     criterion = partial(F.cross_entropy, label_smoothing=args.label_smoothing)
     images, labels = next(iter(train_loader))
-    accelerator = options.accelerator_for(args, model, images, lambda logits: criterion(logits, labels))
+    accelerator = running.accelerator_for(args, model, images, lambda logits: criterion(logits, labels))
     optimizer = optim.optimizer(args.optimizer, model, args.lr, args.weight_decay, args.momentum)
     steps = args.epochs * len(train_loader)
     schedule = optim.schedule(args.schedule, optimizer, steps, len(train_loader), args.div_factor)
@@ -131,9 +132,9 @@ def main() -> None:
     # Of the epoch under way: its steps so far, and its loss, right images and images.
     progress = {"epoch": 0, "best": -math.inf, "best_epoch": 0, "step": 0, "sums": [0.0, 0.0, 0.0]}
     if state:
-        progress = options.load_state(accelerator, state)
-    history = options.read_history(args.out, progress["epoch"])
-    stop = options.Stop(accelerator)
+        progress = running.load_state(accelerator, state)
+    history = running.read_history(args.out, progress["epoch"])
+    stop = running.Stop(accelerator)
     watched = torch.stack([val_views[i] for i in report.spread(val_set.labels, per_class=False)])
     frames = args.out / "report" / ("photos" if args.data else "") / "epochs"
 
@@ -149,11 +150,11 @@ def main() -> None:
         sums = torch.tensor(progress["sums"], dtype=torch.float64, device=accelerator.device)
         batches = accelerator.skip_first_batches(train_loader, progress["step"])
         name = f"epoch {epoch}/{args.epochs}"
-        for images, labels in options.progress_bar(batches, name, args.batch_size, progress["step"]):
+        for images, labels in running.progress_bar(batches, name, args.batch_size, progress["step"]):
             images, targets = mix(images, labels) if mix else (images, F.one_hot(labels, num_classes).float())
             logits = model(images.contiguous(memory_format=torch.channels_last))
             loss = criterion(logits, targets)
-            options.check_finite(loss.item(), epoch, args.out)
+            running.check_finite(loss.item(), epoch, args.out)
             accelerator.backward(loss)
             if args.clip_norm:
                 accelerator.clip_grad_norm_(model.parameters(), args.clip_norm)
@@ -168,7 +169,7 @@ def main() -> None:
             if averaged:
                 averaged.update(bare_model, step)
             if stop.asked:
-                options.save_state(accelerator, args.out, step, progress)
+                running.save_state(accelerator, args.out, step, progress)
                 raise KeyboardInterrupt
         train_loss, train_correct, train_seen = accelerator.reduce(sums).tolist()
 
@@ -203,12 +204,12 @@ def main() -> None:
         if accelerator.is_main_process:
             if best:
                 checkpoint.save(kept, args.out, data=parts.facts, precision=args.precision)
-            options.write_history(args.out, history)
+            running.write_history(args.out, history)
             render.save_png(render.curves(history), args.out / "report" / "curves.png")
             frame = report.training_frame(kept, watched, f"epoch {epoch}")
             render.save_png(frame, frames / f"epoch-{epoch:03}.png")
-        options.save_state(accelerator, args.out, epoch * len(train_loader), progress)
-        options.print_epoch(line, args.epochs, best)
+        running.save_state(accelerator, args.out, epoch * len(train_loader), progress)
+        running.print_epoch(line, args.epochs, best)
 
     if not accelerator.is_main_process:
         return

@@ -77,7 +77,7 @@ def main() -> None:
         raise ValueError(f"{args.out} holds maps of another model, data or choice: take another --out.")
     atomic.write_text(args.out / "settings.json", json.dumps(settings, indent=1) + "\n")
 
-    model, other = for_serving(model), for_serving(other) if other else None  # the same maps in two thirds of the time
+    model, other = for_serving(model), for_serving(other) if other else None  # the same maps in 0.7 of the time
     for start in tqdm(range(0, len(samples), args.batch_size), "explaining"):
         path = args.out / "maps" / f"{start // args.batch_size:06d}.npz"
         if path.is_file():

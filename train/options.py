@@ -1,44 +1,28 @@
-"""What the training scripts share of their command line and of their run folder; nothing of their loop.
-
-runs/NAME/config.json, model.safetensors   the best model so far (cvlab/checkpoint.py)
-runs/NAME/history.jsonl                    one line an epoch
-runs/NAME/manifest.json                    command, seed, versions, hardware, minutes, peak memory
-runs/NAME/report/                          curves; pictures with photographs in report/photos/
-runs/NAME/state/step-N/                    what --resume goes on from
-"""
+"""The command line that the scripts share: options, recipes, how a script ends, and the manifest of its run."""
 
 import argparse
-import ctypes
 import difflib
 import io
 import json
-import math
 import os
 import platform
-import resource
 import shlex
-import shutil
-import signal
 import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import running
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import DataLoaderConfiguration
-from safetensors import SafetensorError
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import nn
 
-from cvlab import atomic, card, checkpoint, fetch, hub
+from cvlab import atomic, card, fetch, hub
 from cvlab.cache import Cache
 from cvlab.data import PARTS, SHAPES, Parts, classification_parts, segmentation_parts
-from cvlab.optim import OPTIMIZERS, SCHEDULES, fastest_precision
+from cvlab.optim import OPTIMIZERS, SCHEDULES
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -168,7 +152,7 @@ def parser(doc: str, **defaults: object) -> RecipeParser:
 
 def run(main: Callable[[], None]) -> None:
     """Runs a script; what a person can put right ends in a sentence. CVLAB_TRACEBACK=1 shows where it came from."""
-    keep_freed_memory()
+    running.keep_freed_memory()
     if int(os.environ.get("RANK", 0)) > 0:  # torchrun's: of several processes the first one speaks
         sys.stdout = io.StringIO()
     try:
@@ -185,64 +169,6 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
-def keep_freed_memory() -> None:
-    """Lets glibc keep large blocks that were freed. Other C libraries are left as they are.
-
-    Every step frees its activations and asks for the same again; by default glibc returns such blocks to the system,
-    which clears each page before it gives it back. Kept, a step takes 0.74 to 0.91 of the time on a CPU.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD, in bytes
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-
-
-class Stop:
-    """Ctrl-C and SIGTERM as a question: `asked` is true once one came, so that the loop can finish its step and save.
-
-    A second one stops at once. Of several processes none listens, since they would stop at different steps and wait
-    for each other forever: they end at once, and --resume goes on from the last whole epoch.
-    """
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.asked = False
-        if accelerator.num_processes == 1:
-            signal.signal(signal.SIGINT, self._hear)
-            signal.signal(signal.SIGTERM, self._hear)
-
-    def _hear(self, number: int, frame: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-
-def open_run(args: argparse.Namespace) -> Path | None:
-    """Makes the run folder, and returns the saved state to go on from: None to start at the beginning."""
-    args.out.mkdir(parents=True, exist_ok=True)
-    states = sorted((args.out / "state").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-    if args.resume:
-        for left_over in args.out.rglob(".*.tmp"):  # of a run that was killed while it wrote
-            shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink(missing_ok=True)
-        return states[-1] if states else None
-    if states:
-        raise ValueError(f"{args.out} holds a run already: go on with --resume, or choose another --out.")
-    (args.out / "history.jsonl").unlink(missing_ok=True)
-    return None
-
-
-def start_from(folder: Path, model: nn.Module) -> None:
-    """Gives a fresh model the weights of a trained one of the same network.
-
-    Raises:
-        ValueError: the other's tensors are of other names or shapes.
-    """
-    try:
-        model.load_state_dict(checkpoint.load(folder).state_dict())
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise ValueError(f"--start-from {folder}: it is another network than the one asked for. {reason}") from error
-
-
 def describe(parts: Parts, part_lengths: dict[str, int], cache: Cache | None = None) -> None:
     """Prints what the data is and what was done to it."""
     lengths = ", ".join(f"{part} {length}" for part, length in part_lengths.items())
@@ -253,65 +179,6 @@ def describe(parts: Parts, part_lengths: dict[str, int], cache: Cache | None = N
         print("  " + note)
     if len(parts.notes) > 20:
         print(f"  ... and {len(parts.notes) - 20} more.")
-
-
-def accelerator_for(
-    args: argparse.Namespace, model: nn.Module, images: Tensor, criterion: Callable[[Tensor], Tensor]
-) -> Accelerator:
-    """The Accelerator of a run; its precision is measured where --precision is auto, and kept when resumed.
-
-    Several processes (`torchrun --nproc_per_node 2 train/...`) share the batch, and take the precision of the first.
-    """
-    recorded = args.out / "state" / "precision.txt"
-    processes = PartialState()
-    with processes.main_process_first():
-        known = args.resume or not processes.is_main_process
-        if args.precision == "auto" and known and recorded.is_file():
-            args.precision = recorded.read_text().strip()
-        elif args.precision == "auto":
-            args.precision = fastest_precision(model, images, criterion)
-        if processes.is_main_process:
-            atomic.write_text(recorded, args.precision + "\n")
-    loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=args.seed)
-    return Accelerator(mixed_precision="no" if args.precision == "fp32" else "bf16", dataloader_config=loading)
-
-
-def whole_batches(batch_size: int, length: int) -> int:
-    """The batch size, but no more than there are images, and even in each process: images are mixed in pairs.
-
-    Raises:
-        ValueError: there are fewer images than that takes.
-    """
-    least = 2 * int(os.environ.get("WORLD_SIZE", 1))
-    if min(batch_size, length) < least:
-        raise ValueError(f"A batch needs {least} images; there are {length}, and --batch-size is {batch_size}.")
-    return min(batch_size, length) // least * least
-
-
-def progress_bar(batches: Iterable, description: str, batch_size: int, done: int) -> Iterable:
-    """The batches of an epoch behind a bar that shows images a second, the time left and the memory in use."""
-    bar = tqdm(batches, description, done + len(batches), leave=False, unit=" images", unit_scale=batch_size)
-    bar.update(done)
-    for i, batch in enumerate(bar):
-        if i % 10 == 0:
-            bar.set_postfix_str(f"{peak_memory_mb()} MB", refresh=False)
-        yield batch
-
-
-def peak_memory_mb() -> int:
-    """The most memory that this process has used so far, on a GPU that of the GPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() // 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-
-def check_finite(loss: float, epoch: int, out: Path) -> None:
-    """Stops a training whose loss is no number before the weights take it in."""
-    if not math.isfinite(loss):
-        raise ValueError(
-            f"The loss became {loss} in epoch {epoch}: nothing more can be learned. Take a smaller --lr (a tenth), or "
-            f"--precision fp32. The best model so far is in {out}."
-        )
 
 
 def parts_of(model: nn.Module, data: Path | None, part: str) -> tuple[Parts, int]:
@@ -341,59 +208,9 @@ def parts_of(model: nn.Module, data: Path | None, part: str) -> tuple[Parts, int
     return parts, trained_on
 
 
-def save_state(accelerator: Accelerator, out: Path, step: int, progress: dict) -> None:
-    """Saves everything that --resume needs as out/state/step-N, whole or not at all, and drops older ones.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path = out / "state" / f"step-{step}"
-    alone = accelerator.is_main_process
-    with atomic.new_folder(path) if alone else nullcontext(atomic.beside(path)) as folder:
-        accelerator.wait_for_everyone()
-        try:
-            accelerator.save_state(str(folder))
-        except (RuntimeError, SafetensorError) as error:  # what torch and safetensors make of a full disk
-            raise OSError(f"The state could not be written to {path}: is the disk full?") from error
-        accelerator.wait_for_everyone()
-        if alone:
-            atomic.write_text(folder / "progress.json", json.dumps(progress))
-    for other in (out / "state").glob("step-*") if alone else ():
-        if other.name != path.name:
-            shutil.rmtree(other)
-
-
-def load_state(accelerator: Accelerator, state: Path) -> dict:
-    """Restores weights, optimizer, schedule and random numbers; returns the progress that was saved with them."""
-    accelerator.load_state(str(state))
-    return json.loads((state / "progress.json").read_text())
-
-
-def read_history(out: Path, epochs: int) -> list[dict]:
-    """The first lines of history.jsonl, one an epoch; what a killed run wrote beyond `epochs` is dropped."""
-    path = out / "history.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    history = [json.loads(line) for line in lines[:epochs]]
-    write_history(out, history)
-    return history
-
-
 def read_json(path: Path) -> dict:
     """The object in a file, {} where there is no file."""
     return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def write_history(out: Path, history: list[dict]) -> None:
-    """One JSON object a line."""
-    atomic.write_text(out / "history.jsonl", "".join(json.dumps(line) + "\n" for line in history))
-
-
-def print_epoch(line: dict, epochs: int, best: bool) -> None:
-    """One aligned line an epoch; a star marks the best so far."""
-    shown = {key: value for key, value in line.items() if key not in ("epoch", "lr", "seconds")}
-    scores = "  ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in shown.items())
-    star = "*" if best else " "
-    tqdm.write(f"epoch {line['epoch']:>3}/{epochs}  {scores}  lr {line['lr']:.1e}  {line['seconds']:>6.1f} s {star}")
 
 
 def write_manifest(args: argparse.Namespace, model: nn.Module, history: list[dict]) -> None:
@@ -414,7 +231,7 @@ def write_manifest(args: argparse.Namespace, model: nn.Module, history: list[dic
         "parameters": sum(p.numel() for p in model.parameters()),
         "epochs": len(history),
         "minutes": round(sum(line["seconds"] for line in history) / 60, 2),
-        "peak_memory_mb": peak_memory_mb(),
+        "peak_memory_mb": running.peak_memory_mb(),
         "hardware": hardware(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

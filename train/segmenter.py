@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import options
+import running
 
 from cvlab import card, checkpoint, models, optim, render, report
 from cvlab.batches import AugmentedPairs, EvaluationSet, as_is, channel_statistics
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--loss", choices=SEGMENTATION_LOSSES, default="bce+dice")
     args = parser.parse_args()
-    state = options.open_run(args)
+    state = running.open_run(args)
     set_seed(args.seed)
 
     # Data: photos squashed to squares; the masks of val also at the photos' own resolution, at which they are scored.
@@ -55,7 +56,7 @@ def main() -> None:
     val_images, val_masks = parts.read("val", lambda image: to_uint8(whole_view(image, args.image_size)), cache=cache)
     train_set = AugmentedPairs(train_images, train_masks, args.seed)
     val_set = EvaluationSet(val_images, torch.arange(len(val_images)))
-    args.batch_size = options.whole_batches(args.batch_size, len(train_set))
+    args.batch_size = running.whole_batches(args.batch_size, len(train_set))
     # The loaders draw from generators of their own, so that the global one is the training step's alone.
     loading = {"batch_size": args.batch_size, "collate_fn": as_is}
     train_loader = DataLoader(train_set, shuffle=True, drop_last=True, generator=torch.Generator(), **loading)
@@ -67,11 +68,11 @@ def main() -> None:
     network = {"width": args.width, "depth": args.depth, "batch_norm": args.batch_norm, "dropout": args.dropout}
     model = models.build("unet", parts.class_names, args.image_size, network, mean, std)
     if args.start_from:
-        options.start_from(args.start_from, model)
+        running.start_from(args.start_from, model)
     model = model.to(memory_format=torch.channels_last)
     criterion = SEGMENTATION_LOSSES[args.loss]
     images, masks = next(iter(train_loader))
-    accelerator = options.accelerator_for(args, model, images, lambda logits: criterion(logits, masks))
+    accelerator = running.accelerator_for(args, model, images, lambda logits: criterion(logits, masks))
     optimizer = optim.optimizer(args.optimizer, model, args.lr, args.weight_decay, args.momentum)
     steps = args.epochs * len(train_loader)
     schedule = optim.schedule(args.schedule, optimizer, steps, len(train_loader), args.div_factor)
@@ -84,9 +85,9 @@ def main() -> None:
     # Of the epoch under way: its steps so far, and its loss, images and the four counts of their pixels.
     progress = {"epoch": 0, "best_iou": -1.0, "best_epoch": 0, "step": 0, "sums": [0.0] * 6}
     if state:
-        progress = options.load_state(accelerator, state)
-    history = options.read_history(args.out, progress["epoch"])
-    stop = options.Stop(accelerator)
+        progress = running.load_state(accelerator, state)
+    history = running.read_history(args.out, progress["epoch"])
+    stop = running.Stop(accelerator)
     frames = args.out / "report" / ("photos" if args.data else "") / "epochs"
 
     for epoch in range(progress["epoch"] + 1, args.epochs + 1):
@@ -101,10 +102,10 @@ def main() -> None:
         sums = torch.tensor(progress["sums"], dtype=torch.float64, device=accelerator.device)
         batches = accelerator.skip_first_batches(train_loader, progress["step"])
         name = f"epoch {epoch}/{args.epochs}"
-        for images, masks in options.progress_bar(batches, name, args.batch_size, progress["step"]):
+        for images, masks in running.progress_bar(batches, name, args.batch_size, progress["step"]):
             logits = model(images.contiguous(memory_format=torch.channels_last))
             loss = criterion(logits, masks)
-            options.check_finite(loss.item(), epoch, args.out)
+            running.check_finite(loss.item(), epoch, args.out)
             accelerator.backward(loss)
             optimizer.step()
             if args.schedule != "plateau":
@@ -115,7 +116,7 @@ def main() -> None:
             progress |= {"step": progress["step"] + 1, "sums": sums.tolist()}
             if stop.asked:
                 step = (epoch - 1) * len(train_loader) + progress["step"]
-                options.save_state(accelerator, args.out, step, progress)
+                running.save_state(accelerator, args.out, step, progress)
                 raise KeyboardInterrupt
         train_loss, train_seen, *train_counts = accelerator.reduce(sums).tolist()
 
@@ -150,12 +151,12 @@ def main() -> None:
         if accelerator.is_main_process:
             if best:
                 checkpoint.save(bare_model, args.out, data=parts.facts, precision=args.precision)
-            options.write_history(args.out, history)
+            running.write_history(args.out, history)
             render.save_png(render.curves(history), args.out / "report" / "curves.png")
             frame = report.training_frame(bare_model, torch.stack(val_images[:2]), f"epoch {epoch}", val_masks)
             render.save_png(frame, frames / f"epoch-{epoch:03}.png")
-        options.save_state(accelerator, args.out, epoch * len(train_loader), progress)
-        options.print_epoch(line, args.epochs, best)
+        running.save_state(accelerator, args.out, epoch * len(train_loader), progress)
+        running.print_epoch(line, args.epochs, best)
 
     if not accelerator.is_main_process:
         return

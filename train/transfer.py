@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import options
+import running
 
 from cvlab import card, checkpoint, features, models, optim, render
 from cvlab.batches import AugmentedImages, EvaluationSet, as_is
@@ -94,7 +95,7 @@ def main() -> None:
     backbone_view = default_view(args.backbone)
     args.image_size = args.image_size or backbone_view["image_size"]
     args.crop_pct = args.crop_pct or backbone_view["crop_pct"]
-    state = options.open_run(args)
+    state = running.open_run(args)
     set_seed(args.seed)
 
     # Data: photos for training a bit larger than a view, the others exactly as the model will see them.
@@ -112,7 +113,7 @@ def main() -> None:
     else:
         train_set = AugmentedImages(train_images, torch.tensor(train_labels), args.image_size, args.seed, args.min_area)
     pictures = train_set, EvaluationSet(val_views, torch.tensor(val_labels))
-    args.batch_size = options.whole_batches(args.batch_size, len(train_set))
+    args.batch_size = running.whole_batches(args.batch_size, len(train_set))
     options.describe(parts, {"train": len(train_set), "val": len(val_views), "test": len(parts.samples["test"])}, cache)
 
     # Model and loss.
@@ -123,7 +124,7 @@ def main() -> None:
     model = models.build(network, parts.class_names, arguments=arguments, **view)
     features.start_classifier(model)
     if args.start_from:
-        options.start_from(args.start_from, model)
+        running.start_from(args.start_from, model)
     elif args.pretrained:
         load_weights(model.backbone, args)
     model = model.to(memory_format=torch.channels_last)
@@ -131,7 +132,7 @@ def main() -> None:
     features.freeze(model)
     features.train_mode(model)
     images, labels = train_set.__getitems__(list(range(args.batch_size)))
-    accelerator = options.accelerator_for(args, model, images, lambda logits: criterion(logits, labels))
+    accelerator = running.accelerator_for(args, model, images, lambda logits: criterion(logits, labels))
     model = model.to(accelerator.device)
     num_classes, below = len(parts.class_names), features.heights(model)
     phases = (
@@ -144,8 +145,8 @@ def main() -> None:
     # Of the phase under way: its number and first epoch; of the epoch its steps, and its loss, right images and images.
     progress = {"phase": 0, "first": 1, "epoch": 0, "best": -math.inf, "best_epoch": 0, "step": 0, "sums": [0.0] * 3}
     progress |= options.read_json(state / "progress.json") if state else {}
-    history = options.read_history(args.out, progress["epoch"])
-    stop = options.Stop(accelerator)
+    history = running.read_history(args.out, progress["epoch"])
+    stop = running.Stop(accelerator)
 
     for number in range(progress["phase"], 2):
         start = time.time()
@@ -174,7 +175,7 @@ def main() -> None:
             learner, optimizer, schedule, train_loader, val_loader
         )
         if state:
-            options.load_state(accelerator, state)
+            running.load_state(accelerator, state)
             state = None
 
         for epoch in range(progress["epoch"] + 1, progress["first"] + phase.epochs):
@@ -188,10 +189,10 @@ def main() -> None:
             sums = torch.tensor(progress["sums"], dtype=torch.float64, device=accelerator.device)
             batches = accelerator.skip_first_batches(train_loader, progress["step"])
             name = f"epoch {epoch}/{progress['first'] - 1 + phase.epochs}"
-            for inputs, labels in options.progress_bar(batches, name, args.batch_size, progress["step"]):
+            for inputs, labels in running.progress_bar(batches, name, args.batch_size, progress["step"]):
                 logits = learner(inputs)
                 loss = criterion(logits, labels)
-                options.check_finite(loss.item(), epoch, args.out)
+                running.check_finite(loss.item(), epoch, args.out)
                 accelerator.backward(loss)
                 optimizer.step()
                 if phase.schedule != "plateau":
@@ -202,7 +203,7 @@ def main() -> None:
                 progress |= {"step": progress["step"] + 1, "sums": sums.tolist()}
                 if stop.asked:
                     step = (epoch - 1) * len(train_loader) + progress["step"]
-                    options.save_state(accelerator, args.out, step, progress)
+                    running.save_state(accelerator, args.out, step, progress)
                     raise KeyboardInterrupt
             train_loss, train_correct, train_seen = accelerator.reduce(sums).tolist()
 
@@ -236,10 +237,10 @@ def main() -> None:
             if accelerator.is_main_process:
                 if best:
                     checkpoint.save(model, args.out, data=parts.facts, precision=args.precision)
-                options.write_history(args.out, history)
+                running.write_history(args.out, history)
                 render.save_png(render.curves(history), args.out / "report" / "curves.png")
-            options.save_state(accelerator, args.out, epoch * len(train_loader), progress)
-            options.print_epoch(line, args.epochs + args.finetune_epochs, best)
+            running.save_state(accelerator, args.out, epoch * len(train_loader), progress)
+            running.print_epoch(line, args.epochs + args.finetune_epochs, best)
         for wrapper in ("forward", "_original_forward"):  # accelerate's autocast stays on a module otherwise
             vars(bare_learner).pop(wrapper, None)
 

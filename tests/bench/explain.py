@@ -2,7 +2,7 @@
 
 python tests/bench/explain.py                print the tables; about fifteen minutes on two cores that do nothing else
 python tests/bench/explain.py --write        put them into README.md
-python tests/bench/explain.py --json FILE    the figures behind them too
+python tests/bench/explain.py --json FILE    the figures behind them too; a second run goes on from there
 python tests/bench/explain.py --quick        two small networks, twice: whether it runs
 
 Everything is timed interleaved in one process: a round runs every contender once, in an order drawn anew, and divides
@@ -22,7 +22,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
@@ -266,28 +265,32 @@ def difference_in_bf16(name: str) -> float:
     return max(((found[key] - expected[key]).abs().max() / expected[key].abs().max()).item() for key in expected)
 
 
-def measure(quick: bool) -> dict:
-    """Everything the tables are made of."""
+def measure(quick: bool, path: Path | None) -> dict:
+    """Everything the tables are made of; what the file at `path` has already is taken from there."""
     names = QUICK if quick else [*CLASSIFIERS, SEGMENTER]
     batches = dict.fromkeys(QUICK, 2) if quick else BATCHES
     contenders = [FORWARD, "cvlab"] if quick else list(CONTENDERS)
     memory_of = QUICK[1:] if quick else ["ResNet-50, 224 px", SEGMENTER]
-    asked = [(name, key) for name in memory_of for key in contenders]
-    with ThreadPoolExecutor(2) as pool:
-        peaks = dict(zip(asked, pool.map(lambda pair: resident(*pair), asked), strict=True))
-    figures = {
-        "hardware": hardware(),
-        "versions": {key: version(key) for key in ("torch", "timm", "captum", "torchcam", "grad-cam")},
-        "times": {},
-        "batches": {},
-        "memory": {name: {key: peaks[name, key] for key in contenders} for name in memory_of},
-    }
+    figures = {"times": {}, "batches": {}, "memory": {}}
+    if path and path.exists():
+        figures = json.loads(path.read_text())
+    figures["hardware"] = hardware()
+    figures["versions"] = {key: version(key) for key in ("torch", "timm", "captum", "torchcam", "grad-cam")}
+
+    def found(part: str, name: str, make: Callable[[], object]) -> None:
+        if name not in figures[part]:
+            print(f"{part} of {name}", file=sys.stderr)
+            figures[part][name] = make()
+            if path:
+                path.write_text(json.dumps(figures, indent=1))
+
     for name in names:
-        print(f"timing {name}", file=sys.stderr)
-        figures["times"][name] = times(name, 2 if quick else ROUNDS.get(name, 31))
+        found("times", name, lambda name=name: times(name, 2 if quick else ROUNDS.get(name, 31)))
     for name, batch in batches.items():
-        print(f"timing {name} in batches", file=sys.stderr)
-        figures["batches"][name] = {"batch": batch, "times": times(name, 2 if quick else BATCH_ROUNDS, batch)}
+        rounds = 2 if quick else BATCH_ROUNDS
+        found("batches", name, lambda of=(name, rounds, batch): {"batch": of[2], "times": times(*of)})
+    for name in memory_of:
+        found("memory", name, lambda name=name: {key: resident(name, key) for key in contenders})
     figures["bf16"] = difference_in_bf16(names[-1])
     return figures
 
@@ -350,9 +353,9 @@ def page(figures: dict) -> str:
         "Peak resident memory as multiples of the plain forward pass, one image, one process each:",
         memory_table(figures),
         f"Maps of {list(figures['times'])[-1].split(',')[0]} in bfloat16 differ by at most {figures['bf16']:.1e} of "
-        "their largest value; folded in float32 they are equal within 1e-5 (tests/test_fold.py). `python "
-        "tests/bench/explain.py` measures all of this; peers are used as in their READMEs, and torchcam's maps are not "
-        "resized to the image.",
+        "their largest value; folded in float32 they are equal within 1e-5, but where rounding tips a ReLU "
+        "(cvlab/fold.py). `python tests/bench/explain.py` measures all of this; peers are used as in their READMEs, "
+        "and torchcam's maps are not resized to the image.",
     ]
     return "\n" + "\n\n".join(parts) + "\n"
 
@@ -360,14 +363,14 @@ def page(figures: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two small networks, twice")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go; read first if there")
     parser.add_argument("--write", action="store_true", help="put the tables into README.md")
     parser.add_argument("--memory", nargs=2, metavar=("NETWORK", "CONTENDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
         print_memory(*options.memory)
         return
-    figures = measure(options.quick)
+    figures = measure(options.quick, options.json)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
     if options.write:

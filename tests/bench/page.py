@@ -211,17 +211,25 @@ def measure(quick: bool) -> dict:
         "upload": {},
         "crowd": {},
     }
-    for _ in range(starts):
-        with served("app.py", "--port") as (_, _, seconds):
+    page_command, few_kept = ("app.py", "--port"), ("-c", FEW_KEPT)
+    for _ in range(starts - 1):
+        with served(*page_command) as (_, _, seconds):
             figures["starts"].append(seconds)
-    with served("app.py", "--port") as (url, _, _), served("-c", IDENTITY) as (identity, _, _):
+    with (
+        served(*(few_kept if quick else page_command)) as (url, server, seconds),
+        served("-c", IDENTITY) as (identity, _, _),
+    ):
+        figures["starts"].append(seconds)
         page, identity, crowd = Visitor(url), Visitor(identity), [Visitor(url) for _ in range(clients)]
         for name in names:
             figures["upload"][name] = asyncio.run(measure_upload(page, identity, name, rounds))
             figures["crowd"][name] = asyncio.run(measure_crowd(crowd, name, crowds))
-    with served("-c", FEW_KEPT) as (url, server, _):
-        crowd = [Visitor(url) for _ in range(8)]
-        figures["memory"] = asyncio.run(measure_memory(crowd, server, names, requests))
+        if quick:
+            figures["memory"] = asyncio.run(measure_memory(crowd, server, names, requests))
+    if not quick:
+        with served(*few_kept) as (url, server, _):
+            crowd = [Visitor(url) for _ in range(8)]
+            figures["memory"] = asyncio.run(measure_memory(crowd, server, names, requests))
     return figures
 
 

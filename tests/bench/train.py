@@ -51,7 +51,7 @@ from torchvision.transforms import InterpolationMode, functional, v2
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "train")]  # the repository root: cvlab needs no installation
 
-import options
+import running
 
 from cvlab import features, shapes
 from cvlab.batches import AugmentedImages, AugmentedPairs, EvaluationSet, as_is
@@ -221,7 +221,7 @@ def cvlab_epoch(task: Task, folder: Path, precision: str, cache: Cache) -> Calla
     model = model.to(memory_format=torch.channels_last)
     images, labels = next(iter(loader))
     args = Namespace(out=Path(tempfile.mkdtemp()), precision=precision, resume=False, seed=0)
-    accelerator = options.accelerator_for(args, model, images, lambda logits: criterion(logits, labels))
+    accelerator = running.accelerator_for(args, model, images, lambda logits: criterion(logits, labels))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 
@@ -427,7 +427,7 @@ def answer_rounds(task: Task, name: str, folder: Path, pipe: Connection) -> None
     """The child's side of `rounds`: one answer to every word, and one at the end."""
     loaded = mebibytes("VmRSS")
     if name.startswith("cvlab"):
-        options.keep_freed_memory()
+        running.keep_freed_memory()
     cache = Cache(0 if "--cache-limit 0" in name else 4e9)
     call = CONTENDERS[task.part][name](task, folder, cache)
     call()  # slower than those that follow
