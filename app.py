@@ -380,7 +380,7 @@ def add_api(desk: Desk) -> None:
     def grad_cam_array(
         image: Photo, model: str, class_name: str | None = None, stage: str | None = None, method: str | None = None
     ) -> dict:
-        """{class_name, stage, method, score, peak, map}; the map raw and signed, rows of numbers, as large as its stage."""
+        """{class_name, stage, method, score, peak, map}: the map is raw and signed, in rows, as large as its stage."""
         with in_sentences():
             question = Question(class_name=class_name, stage=stage, method=method or "grad_cam")
             network, _ = desk.seen(image, model)

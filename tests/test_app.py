@@ -502,7 +502,7 @@ def test_the_code_makes_the_map_that_is_shown(
 def test_what_cannot_be_opened_is_a_sentence_and_leaves_no_old_answer(page: Page, tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_text("not a picture")
     upload(page, tmp_path / "photo.png")
-    expect(page.get_by_text("not a picture")).to_be_visible()
+    expect(page.get_by_text("Photo.png is not a picture")).to_be_visible()
     assert figures(page).count() == 0
     choose_example(page, "star")
     expect(page.get_by_test_id("label-output-value")).to_have_text("star")

@@ -115,7 +115,10 @@ def examine(module: str) -> dict:
                     raise
         difference = max(worst.values())
         line |= {"pixels": pixels, "stages": list(model.stages), "difference": difference}
-        line["reason"] = "" if difference <= TOLERANCE else f"differs at {max(worst, key=worst.get)}"
+        line["reason"] = ""
+        if difference > TOLERANCE:
+            exact = max(differences(model.double(), images.double()).values())
+            line["reason"] = f"differs at {max(worst, key=worst.get)}, in float64 by {exact:.0e}"
     except Exception as error:  # whatever a network does, the others are examined
         line |= {"stages": [], "difference": None, "reason": f"{type(error).__name__}: {error}".split("\n")[0][:200]}
     return line

@@ -202,7 +202,7 @@ def resident(pid: int) -> float:
 def measure(quick: bool) -> dict:
     """All figures; see the docstring above."""
     names = list(MODELS[2:3] if quick else MODELS)
-    rounds, crowds, clients, requests, starts = (3, 1, 4, 16, 1) if quick else (25, 3, CLIENTS, 504, 3)
+    rounds, crowds, clients, requests, starts = (3, 1, 4, 8, 1) if quick else (25, 3, CLIENTS, 504, 3)
     figures: dict = {
         "hardware": hardware(),
         "versions": {key: version(key) for key in ("gradio", "torch")},

@@ -119,7 +119,7 @@ QUICK = {
     "ResNet-10t, 32 px": Task("frozen", 32, 4, 1, "timm", {"architecture": "resnet10t"}),
     "memory, 16 px": Task("memory", 16, 4, 2, "convnet", {"widths": [8]}),
 }
-ROUNDS = {"epochs": 7, "loaders": 9, "frozen": 5, "memory": 2}
+ROUNDS = {"epochs": 7, "loaders": 7, "frozen": 5, "memory": 1}
 
 # --- the plain way ----------------------------------------------------------------------------------------------------
 
