@@ -647,7 +647,7 @@ def measure(figures: dict, tasks: dict[str, Task], quick: bool, keep: Callable[[
             photos = photos or write_scenes(Path(folder) / "scenes", 12 if quick else 256, 40 if quick else PHOTO_SIDE)
             print(f"timing {key}", file=sys.stderr)
             # Forked children need not import anything again, but cannot tell their own memory from their parent's.
-            method = "fork" if quick else "spawn"
+            method = "spawn" if task.part == "memory" and not quick else "fork"
             figures[task.part][key] = rounds(task, photos, 2 if quick else ROUNDS[task.part], method)
             keep()
 
