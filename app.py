@@ -264,7 +264,7 @@ def build_page(models: Models) -> gr.Blocks:
                     gallery = gr.HTML()
                     rows = gr.Dataframe(
                         headers=list(tabs.ROWS),
-                        column_widths=list(tabs.ROWS.values()),
+                        column_widths=[f"{width}px" for width in tabs.ROWS.values()],
                         label="Results",
                         interactive=False,
                         wrap=True,

@@ -17,7 +17,7 @@ from cvlab.record import record_panel
 from cvlab.snippet import as_python
 from cvlab.unzip import list_pictures
 
-ROWS = {"no.": "9%", "file": "23%", "prediction": "18%", "share": "11%", "peak": "11%", "what to know": "28%"}
+ROWS = {"no.": 60, "file": 180, "prediction": 130, "share": 90, "peak": 90, "what to know": 260}  # pixels wide
 METHOD_CHOICES = [(name + (" (slow)" if key not in METHODS else ""), key) for key, name in panels.METHOD_NAMES.items()]
 REGION_CHOICES = [
     ("the whole mask", "mask"),
