@@ -7,7 +7,7 @@ CVLAB_MODELS="user/a,user/b" adds models as the command line does. On a public s
 the other Hub names that a visitor may type to these owners.
 
 Here are the widgets, what happens when one of them is touched, and the endpoints for programs. What the tabs say is in
-cvlab/tabs.py, and how it looks in cvlab/panels.py.
+cvlab/page/tabs.py, and how it looks in cvlab/page/panels.py.
 """
 
 import argparse
@@ -33,14 +33,15 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 from torch import nn
 
-from cvlab import hub, panels, style, tabs
-from cvlab.answers import map_of, peak_of, worth_of
-from cvlab.desk import Desk, Photo
-from cvlab.examples import example_files
+from cvlab import hub
 from cvlab.explain import METHODS, default_stage
-from cvlab.figures import paragraph
-from cvlab.offer import Models, model_facts, offered_models
-from cvlab.question import Question, from_query
+from cvlab.page import panels, style, tabs
+from cvlab.page.answers import map_of, peak_of, worth_of
+from cvlab.page.desk import Desk, Photo
+from cvlab.page.examples import example_files
+from cvlab.page.figures import paragraph
+from cvlab.page.offer import Models, model_facts, offered_models
+from cvlab.page.question import Question, from_query
 from cvlab.render import enlarged, to_picture
 
 ROOT = Path(__file__).resolve().parent

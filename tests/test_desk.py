@@ -1,4 +1,4 @@
-"""cvlab.desk and what stands on it: answered once, drawn as asked, and a sentence where there is no answer."""
+"""cvlab.page.desk and what stands on it: answered once, drawn as asked, and a sentence where there is no answer."""
 
 import re
 from pathlib import Path
@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cvlab import checkpoint, shapes, tabs
-from cvlab.answers import evidence_for, open_mask, peak_of
-from cvlab.desk import Desk
+from cvlab import checkpoint, shapes
 from cvlab.explain import METHODS, explain, predicted_score
-from cvlab.offer import Models, bytes_of
-from cvlab.question import Question, score_of
+from cvlab.page import tabs
+from cvlab.page.answers import evidence_for, open_mask, peak_of
+from cvlab.page.desk import Desk
+from cvlab.page.offer import Models, bytes_of
+from cvlab.page.question import Question, score_of
 from cvlab.transforms import open_image, view
 
 

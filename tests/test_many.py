@@ -1,4 +1,4 @@
-"""cvlab.many: each row is what the picture alone gets, a bad one stops nothing, and tables run no formula."""
+"""cvlab.page.many: each row is what the picture alone gets, a bad one stops nothing, and tables run no formula."""
 
 import csv
 import io
@@ -14,9 +14,9 @@ from torch import nn
 
 from cvlab import shapes
 from cvlab.explain import explain, peak, predict, predicted_masks, predicted_score
-from cvlab.many import BATCH, Row, explain_many, to_csv, write_zip
+from cvlab.page.many import BATCH, Row, explain_many, to_csv, write_zip
+from cvlab.page.unzip import Picture, list_pictures
 from cvlab.transforms import open_image, view
-from cvlab.unzip import Picture, list_pictures
 
 NUMBER = BATCH + 4  # more than a batch
 

@@ -1,4 +1,4 @@
-"""cvlab.question: what a link holds, which score is asked for, and which pixels a click means."""
+"""cvlab.page.question: what a link holds, which score is asked for, and which pixels a click means."""
 
 from urllib.parse import parse_qsl
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cvlab.explain import predict
-from cvlab.question import Question, from_query, mask_of, parse_points, picked, region_of, score_of, to_query
+from cvlab.page.question import Question, from_query, mask_of, parse_points, picked, region_of, score_of, to_query
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""cvlab.record: what a folder tells of its model, and that nothing of a stranger's folder becomes HTML."""
+"""cvlab.page.record: what a folder tells of its model, and that nothing of a stranger's folder becomes HTML."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cvlab import shapes
-from cvlab.record import record_panel
+from cvlab.page.record import record_panel
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "<img src=x onerror=alert(1)>"

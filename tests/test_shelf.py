@@ -1,11 +1,11 @@
-"""cvlab.shelf: made once, kept as long as it fits, the least recently asked for goes first."""
+"""cvlab.page.shelf: made once, kept as long as it fits, the least recently asked for goes first."""
 
 import threading
 import time
 
 import pytest
 
-from cvlab.shelf import Shelf
+from cvlab.page.shelf import Shelf
 
 
 def test_what_was_asked_for_least_recently_goes_first() -> None:

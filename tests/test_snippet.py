@@ -1,4 +1,4 @@
-"""cvlab.snippet: the lines make the map that was asked for, and a name can never become code."""
+"""cvlab.page.snippet: the lines make the map that was asked for, and a name can never become code."""
 
 import ast
 from pathlib import Path
@@ -10,10 +10,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cvlab import checkpoint, shapes
-from cvlab.answers import evidence_for
 from cvlab.explain import explain, predict
-from cvlab.question import Question, score_of
-from cvlab.snippet import PUBLIC, as_python
+from cvlab.page.answers import evidence_for
+from cvlab.page.question import Question, score_of
+from cvlab.page.snippet import PUBLIC, as_python
 from cvlab.transforms import open_image, view
 
 

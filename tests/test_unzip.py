@@ -1,4 +1,4 @@
-"""cvlab.unzip: pictures of strangers' zips, and that no zip can write, escape, lie or overflow."""
+"""cvlab.page.unzip: pictures of strangers' zips, and that no zip can write, escape, lie or overflow."""
 
 import io
 import struct
@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cvlab import unzip
+from cvlab.page import unzip
+from cvlab.page.unzip import clean, list_pictures
 from cvlab.transforms import ImageError
-from cvlab.unzip import clean, list_pictures
 
 
 def png(color: str = "red") -> bytes:

@@ -3,6 +3,7 @@
 python tests/bench/explain.py                print the tables; about fifteen minutes on two cores that do nothing else
 python tests/bench/explain.py --write        put them into README.md
 python tests/bench/explain.py --json FILE    the figures behind them too; a second run goes on from there
+python tests/bench/explain.py --shared       on a machine that does other things too: processor time of one thread
 python tests/bench/explain.py --quick        two small networks, twice: whether it runs
 
 Everything is timed interleaved in one process: a round runs every contender once, in an order drawn anew, and divides
@@ -65,8 +66,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 CLASSIFIERS = list(NETWORKS)[:6]
 SEGMENTER = list(NETWORKS)[6]
 BATCHES = {"ResNet-18, 224 px": 16, SEGMENTER: 2}
-ROUNDS = {"VGG-16, 224 px": 15, "deep CNN 64-512, 224 px": 15, SEGMENTER: 7}  # of the others 31
-BATCH_ROUNDS = 5
+ROUNDS = {"VGG-16, 224 px": 9, "deep CNN 64-512, 224 px": 9, SEGMENTER: 5}  # of the others 15
+BATCH_ROUNDS = 3
 QUICK = list(NETWORKS)[7:]
 
 
@@ -210,10 +211,12 @@ CONTENDERS: dict[str, Callable[[nn.Module, Tensor], Callable]] = {
 
 
 def seconds(call: Callable, repeats: int) -> float:
-    start = time.perf_counter()
+    """Of one call: by the clock, or of the processor where this process has one thread."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     for _ in range(repeats):
         call()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def times(name: str, rounds: int, batch: int = 1) -> dict[str, list[float]]:
@@ -274,7 +277,7 @@ def measure(quick: bool, path: Path | None) -> dict:
     figures = {"times": {}, "batches": {}, "memory": {}}
     if path and path.exists():
         figures = json.loads(path.read_text())
-    figures["hardware"] = hardware()
+    figures["hardware"] = hardware() + " (processor time)" * (torch.get_num_threads() == 1)
     figures["versions"] = {key: version(key) for key in ("torch", "timm", "captum", "torchcam", "grad-cam")}
 
     def found(part: str, name: str, make: Callable[[], object]) -> None:
@@ -285,7 +288,7 @@ def measure(quick: bool, path: Path | None) -> dict:
                 path.write_text(json.dumps(figures, indent=1))
 
     for name in names:
-        found("times", name, lambda name=name: times(name, 2 if quick else ROUNDS.get(name, 31)))
+        found("times", name, lambda name=name: times(name, 2 if quick else ROUNDS.get(name, 15)))
     for name, batch in batches.items():
         rounds = 2 if quick else BATCH_ROUNDS
         found("batches", name, lambda of=(name, rounds, batch): {"batch": of[2], "times": times(*of)})
@@ -366,7 +369,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go; read first if there")
     parser.add_argument("--write", action="store_true", help="put the tables into README.md")
     parser.add_argument("--memory", nargs=2, metavar=("NETWORK", "CONTENDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--shared", action="store_true", help="processor time of one thread, whatever else is running")
     options = parser.parse_args()
+    if options.shared:
+        torch.set_num_threads(1)
     if options.memory:
         print_memory(*options.memory)
         return

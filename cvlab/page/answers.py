@@ -12,7 +12,7 @@ from cvlab.crosschecks import integrated_gradients, occlusion
 from cvlab.diagnose import diagnose
 from cvlab.explain import METHODS, correlation, default_stage, explain, peak, predict, predicted_masks
 from cvlab.metrics import SegmentationScores, segmentation_counts, segmentation_scores
-from cvlab.question import SLOW_METHODS, Question, class_indices, mask_of, region_of, score_of, settled_score
+from cvlab.page.question import SLOW_METHODS, Question, class_indices, mask_of, region_of, score_of, settled_score
 from cvlab.render import mask_overlay
 from cvlab.transforms import open_image, resize_logits, view, whole_mask
 

@@ -8,14 +8,14 @@ import ast
 
 from torch import nn
 
-from cvlab.answers import GRADIENT_STEPS, OCCLUSION_PARTS
 from cvlab.explain import METHODS, default_stage
-from cvlab.question import STROKE_RADIUS, Question, parse_points
+from cvlab.page.answers import GRADIENT_STEPS, OCCLUSION_PARTS
+from cvlab.page.question import STROKE_RADIUS, Question, parse_points
 
 PUBLIC = {
     "checkpoint": "cvlab",
-    "in_view": "cvlab.answers",
-    "open_mask": "cvlab.answers",
+    "in_view": "cvlab.page.answers",
+    "open_mask": "cvlab.page.answers",
     "integrated_gradients": "cvlab.crosschecks",
     "occlusion": "cvlab.crosschecks",
     "against": "cvlab.explain",

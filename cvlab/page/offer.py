@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from cvlab import checkpoint, hub
-from cvlab.shelf import Shelf
+from cvlab.page.shelf import Shelf
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_NAME = 300  # characters of a model's name

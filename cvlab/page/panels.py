@@ -7,7 +7,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from cvlab.answers import (
+from cvlab.contributions import contributions
+from cvlab.dependence import dependence_sentence
+from cvlab.explain import METHODS
+from cvlab.maps import likeness
+from cvlab.models.unet import UNet
+from cvlab.page.answers import (
     Evidence,
     Seen,
     dependence_of,
@@ -17,14 +22,9 @@ from cvlab.answers import (
     scores_of,
     worth_of,
 )
-from cvlab.contributions import contributions
-from cvlab.dependence import dependence_sentence
-from cvlab.explain import METHODS
-from cvlab.figures import Figure, Scale, as_html, number, pairs, paragraph, picker, table
-from cvlab.many import Explained
-from cvlab.maps import likeness
-from cvlab.models.unet import UNet
-from cvlab.question import SLOW_METHODS, Question, mask_of, parse_points, region_words, settled_score
+from cvlab.page.figures import Figure, Scale, as_html, number, pairs, paragraph, picker, table
+from cvlab.page.many import Explained
+from cvlab.page.question import SLOW_METHODS, Question, mask_of, parse_points, region_words, settled_score
 from cvlab.render import heatmap_picture, mask_overlay, outlined, overlay, to_picture
 from cvlab.trust import deletion
 

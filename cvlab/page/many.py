@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from cvlab.diagnose import diagnose
 from cvlab.explain import check_stages, default_stage
 from cvlab.maps import describe, explain_predictions
+from cvlab.page.unzip import Picture
 from cvlab.render import overlay
 from cvlab.transforms import ImageError, view
-from cvlab.unzip import Picture
 
 BATCH = 16
 Progress = Callable[[int, int], None]

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from cvlab.answers import Evidence, Seen, evidence_for, in_view, open_mask, see, size_of
 from cvlab.explain import METHODS, default_stage
-from cvlab.offer import Models
-from cvlab.question import Question, class_indices
-from cvlab.shelf import Shelf
+from cvlab.page.answers import Evidence, Seen, evidence_for, in_view, open_mask, see, size_of
+from cvlab.page.offer import Models
+from cvlab.page.question import Question, class_indices
+from cvlab.page.shelf import Shelf
 from cvlab.transforms import open_image
 
 MAX_BYTES = 512 * 2**20  # of views and maps

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cvlab import render
 from cvlab.checkpoint import opened
-from cvlab.figures import Figure, as_html, card_text, paragraph, table
 from cvlab.hub import MAX_TEXT_BYTES
+from cvlab.page.figures import Figure, as_html, card_text, paragraph, table
 from cvlab.transforms import open_image
 
 MOST_PICTURES = 40

@@ -6,16 +6,17 @@ from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
 
-from cvlab import atomic, panels
-from cvlab.desk import Desk, Photo, as_usual
+from cvlab import atomic
 from cvlab.explain import METHODS, default_stage
-from cvlab.figures import code_block, paragraph
-from cvlab.many import Explained, explain_many, to_csv, write_zip
 from cvlab.maps import compared_stages
-from cvlab.question import COLORMAPS, Question, picked, to_query
-from cvlab.record import record_panel
-from cvlab.snippet import as_python
-from cvlab.unzip import list_pictures
+from cvlab.page import panels
+from cvlab.page.desk import Desk, Photo, as_usual
+from cvlab.page.figures import code_block, paragraph
+from cvlab.page.many import Explained, explain_many, to_csv, write_zip
+from cvlab.page.question import COLORMAPS, Question, picked, to_query
+from cvlab.page.record import record_panel
+from cvlab.page.snippet import as_python
+from cvlab.page.unzip import list_pictures
 
 ROWS = {"no.": 60, "file": 180, "prediction": 130, "share": 90, "peak": 90, "what to know": 260}  # pixels wide
 METHOD_CHOICES = [(name + (" (slow)" if key not in METHODS else ""), key) for key, name in panels.METHOD_NAMES.items()]

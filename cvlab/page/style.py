@@ -1,4 +1,4 @@
-"""Style sheet and scripts of the page; cvlab/figures.py writes the HTML that they are for."""
+"""Style sheet and scripts of the page; cvlab/page/figures.py writes the HTML that they are for."""
 
 CSS = """
 .gradio-container {width: 100%; max-width: 1280px !important; margin: 0 auto}
