@@ -2,12 +2,14 @@
 
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+BLOCK = 2**26  # bytes
 
 
 @dataclass
@@ -21,12 +23,16 @@ class Cache:
         limit: bytes that may stay in memory.
         folder: of the file; by default that of temporary files, which on some systems lies in memory itself.
         in_memory, in_file: bytes kept so far.
+        block, used: the last piece of memory, and how much of it is taken. Pictures stand in pieces of their own: among
+            what decoding leaves behind they would take half as much again.
     """
 
     limit: float = 4e9
     folder: Path | None = None
     in_memory: int = 0
     in_file: int = 0
+    block: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8), repr=False)
+    used: int = 0
 
     def __str__(self) -> str:
         beyond = f" and {self.in_file / 1e6:.0f} MB in a file in {self.folder or tempfile.gettempdir()}"
@@ -49,7 +55,11 @@ class Cache:
     def _put(self, tensor: Tensor, file: tempfile.TemporaryFile) -> "Tensor | _Place":
         if self.in_memory + tensor.nbytes <= self.limit:
             self.in_memory += tensor.nbytes
-            return tensor
+            if self.used + tensor.nbytes > self.block.nbytes:
+                self.block, self.used = torch.empty(max(BLOCK, tensor.nbytes), dtype=torch.uint8), 0
+            place = _Place(self.used, tensor.shape, tensor.dtype)
+            self.used += tensor.nbytes
+            return place.of(self.block).copy_(tensor)
         place = _Place(file.tell(), tensor.shape, tensor.dtype)
         try:
             file.write(tensor.contiguous().numpy())
