@@ -9,7 +9,7 @@ from torch import nn
 from cvlab import checkpoint, hub
 from cvlab.page.shelf import Shelf
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MAX_NAME = 300  # characters of a model's name
 MAX_BYTES = 3 * 2**30  # of parameters and buffers, of all models in memory
 
