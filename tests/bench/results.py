@@ -14,6 +14,7 @@ import argparse
 import csv
 import inspect
 import json
+import re
 import statistics
 import sys
 import time
@@ -99,7 +100,9 @@ def manifest_of(run: Path) -> dict:
     """What is said of how a run was made."""
     manifest = json.loads((run / "manifest.json").read_text())
     keys = ("command", "started_from", "seed", "precision", "parameters", "epochs", "minutes", "hardware")
-    return {key: manifest.get(key) for key in keys}
+    chosen = {key: manifest.get(key) for key in keys}
+    # Folders of this machine say nothing to others.
+    return chosen | {"command": re.sub(r"(?<= )/\S*/", "", chosen["command"])}
 
 
 def timed(recipe: str, pictures: int, steps: int = 3) -> dict:
