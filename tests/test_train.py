@@ -123,8 +123,10 @@ def test_the_classifier_learns_and_leaves_a_whole_run(classifier: Path, folder_o
 def test_the_segmenter_learns_and_draws_an_example_every_epoch(segmenter: Path) -> None:
     lines = history(segmenter)
     assert max(line["val_iou"] for line in lines) > 0.7
-    drawn = sorted(path.name for path in (segmenter / "report" / "photos").iterdir())
+    photos = segmenter / "report" / "photos"
+    drawn = sorted(path.name for path in (photos / "epochs").iterdir())
     assert drawn == [f"epoch-{epoch:03}.png" for epoch in range(1, 11)]
+    assert Image.open(photos / "attribution.webp").n_frames == 10
     assert checkpoint.load(segmenter).class_names == ["disc"]
 
 

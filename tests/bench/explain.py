@@ -345,6 +345,7 @@ def memory_table(figures: dict) -> str:
 def page(figures: dict) -> str:
     """What stands between the marks in README.md."""
     versions = ", ".join(f"{key} {number}" for key, number in figures["versions"].items())
+    command = "python tests/bench/explain.py" + " --shared" * ("processor time" in figures["hardware"])
     parts = [
         f"Prediction and explanation as multiples of the plain forward pass (eval mode, no gradients), medians of "
         f"n interleaved rounds with quartiles, on {figures['hardware']}, {versions}. Of a classifier the last stage is "
@@ -357,8 +358,9 @@ def page(figures: dict) -> str:
         memory_table(figures),
         f"Maps of {list(figures['times'])[-1].split(',')[0]} in bfloat16 differ by at most {figures['bf16']:.1e} of "
         "their largest value; folded in float32 they are equal within 1e-5, but where rounding tips a ReLU "
-        "(cvlab/fold.py). `python tests/bench/explain.py` measures all of this; peers are used as in their READMEs, "
-        "and torchcam's maps are not resized to the image.",
+        "(cvlab/fold.py). "
+        f"`{command}` measures all of this; peers are used as in their READMEs, and torchcam's maps are not resized to "
+        "the image.",
     ]
     return "\n" + "\n\n".join(parts) + "\n"
 
