@@ -257,8 +257,14 @@ def choose_example(page: Page, name: str) -> None:
 
 
 def choose(page: Page, label: str, option: str) -> None:
-    page.get_by_label(label, exact=True).click()
-    page.get_by_role("option", name=option, exact=True).click()
+    choices(page, label).get_by_role("option", name=option, exact=True).click()
+
+
+def choices(page: Page, label: str) -> Locator:
+    """The list under a box, opened; that of another box may still be closing."""
+    box = page.get_by_label(label, exact=True)
+    box.click()
+    return page.locator(f"[id='{box.get_attribute('aria-controls')}']")
 
 
 def upload(page: Page, path: Path) -> None:
@@ -521,8 +527,7 @@ def test_names_from_strangers_are_shown_not_run(page: Page, hostile: Path) -> No
     tab(page, "Grad-CAM")
     expect(page.locator("figure strong").filter(visible=True).nth(1)).to_contain_text("Evidence for")
     for option in range(3):
-        page.get_by_label("Evidence for the class").click()
-        page.get_by_role("option").nth(1 + option).click()
+        choices(page, "Evidence for the class").get_by_role("option").nth(1 + option).click()
     expect(page.locator("figure strong").filter(visible=True).nth(1)).to_contain_text("{{document.title=4}}")
     tab(page, "Report")
     page.get_by_text("The model's card").click()
