@@ -35,6 +35,7 @@ from torch import nn
 
 from cvlab import hub
 from cvlab.explain import METHODS, default_stage
+from cvlab.memory import share_arenas
 from cvlab.page import panels, style, tabs
 from cvlab.page.answers import map_of, peak_of, worth_of
 from cvlab.page.desk import Desk, Photo
@@ -47,7 +48,8 @@ from cvlab.render import enlarged, to_picture
 ROOT = Path(__file__).resolve().parent
 TOP_CLASSES = 5
 MAX_UPLOAD_MB = 40
-KEPT = ("method", "colormap", "opacity", "common_scale")  # of the settings, when another photo or model is chosen
+COLOURS = ("colormap", "opacity", "common_scale")  # the settings that ask for no other map
+KEPT = ("method", *COLOURS)  # of the settings, when another photo or model is chosen
 UPLOADS = Path(get_upload_folder()).resolve()
 AT_ONCE = 8  # answers; a model gives one at a time
 
@@ -262,7 +264,7 @@ def build_page(models: Models) -> gr.Blocks:
                             elem_id="many",
                         )
                         again = gr.Button("Again, by the model and stage that are chosen now")
-                    gallery = gr.HTML()
+                    gallery = gr.HTML(js_on_load=style.SORT_JS)
                     rows = gr.Dataframe(
                         headers=list(tabs.ROWS),
                         column_widths=[f"{width}px" for width in tabs.ROWS.values()],
@@ -303,8 +305,15 @@ def build_page(models: Models) -> gr.Blocks:
             chosen = {"region": question.region, "points": question.points}
             return by_widget(chosen | tabs.explained(desk, photo, name, mask, question, progress_of(question)))
 
-        def show_ways(photo: Photo | None, name: str, mask: Photo | None, *values: object) -> str:
-            return tabs.ways(desk, photo, name, mask, question_of(values))
+        def recolour(photo: Photo | None, name: str, mask: Photo | None, *values: object) -> dict:
+            drawn = tabs.explained(desk, photo, name, mask, question_of(values))
+            return by_widget(drawn | {"believe": gr.skip()})  # it hides the same places as before
+
+        def work_out(photo: Photo | None, name: str, mask: Photo | None, *values: object) -> None:
+            tabs.work_out(desk, photo, name, mask, question_of(values))
+
+        def show_stages(photo: Photo | None, name: str, mask: Photo | None, *values: object) -> dict:
+            return by_widget(tabs.stages(desk, photo, name, mask, question_of(values)))
 
         def show_believe(photo: Photo | None, name: str, mask: Photo | None, *values: object) -> str:
             return tabs.believe(desk, photo, name, mask, question_of(values))
@@ -327,12 +336,17 @@ def build_page(models: Models) -> gr.Blocks:
 
         waiting = {"show_progress_on": [shown["label"], shown["grad_cam"], shown["stages"]]}
         begun = [page.load, photo.change, shown["model"].input]
+        quietly = {"api_visibility": "private", "show_progress": "hidden"}
         answers = [when(begun, answer_to, [fresh, *asked], [fresh, *everything], **waiting)]
-        touched = [widget.input for name, widget in settings.items() if name != "points"]
+        touched = [widget.input for name, widget in settings.items() if name not in ("points", *COLOURS)]
         answers += [when([*touched, shown["points"].submit, mask.change], redraw, asked, redrawn)]
         answers += [when([shown["picker"].select], pick, asked, [shown["region"], shown["points"], *redrawn])]
         for each in answers:  # what takes more passes follows
-            each.then(show_ways, asked, shown["ways"], api_visibility="private", show_progress="hidden")
+            # Drawn apart: what is chosen while it is worked out has its own stages.
+            each.then(work_out, asked, None, **quietly).then(
+                show_stages, asked, [shown["stages"], shown["ways"]], **quietly
+            )
+        when([shown[name].input for name in COLOURS], recolour, asked, redrawn)
         when([check.click], show_believe, asked, [shown["believe"]])
         both = [other, other_photo, photo, shown["model"], *settings.values()]
         when([other.input, other_photo.change], show_compared, both, [shown["compared"]])
@@ -454,6 +468,7 @@ def main() -> None:
 
 def launch(page: gr.Blocks, **options: object) -> None:
     """Starts the server, with the settings that keep it closed: no analytics, no history of the users' pictures."""
+    share_arenas()
     page.queue(api_open=False, default_concurrency_limit=AT_ONCE).launch(
         theme=THEME,
         css=style.CSS,

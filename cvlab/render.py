@@ -42,8 +42,7 @@ def heatmap_picture(
     attribution: Tensor, size: Sequence[int], colormap: str = COLORMAP, maximum: float | None = None
 ) -> Image.Image:
     """The map alone, in colours from zero to its maximum."""
-    colours = _colours(relative_heat(attribution, size, maximum), colormap)
-    return Image.fromarray(np.round(colours).astype(np.uint8))
+    return _coloured(_levels(relative_heat(attribution, size, maximum)), colormap)
 
 
 def overlay(
@@ -57,22 +56,26 @@ def overlay(
 
     The colour's opacity grows with the evidence, so a blank map leaves the picture unchanged.
     """
-    heat = relative_heat(attribution, view.shape[-2:], maximum)
-    photo = np.asarray(to_picture(view), np.float32)
-    alpha = np.float32(opacity) * np.sqrt(heat)[..., None]
-    mixed = photo + alpha * (_colours(heat, colormap) - photo)
-    return Image.fromarray(np.round(mixed).astype(np.uint8))
+    levels = _levels(relative_heat(attribution, view.shape[-2:], maximum))
+    alpha = levels.point([round(255 * opacity * (level / 255) ** 0.5) for level in range(256)])
+    return Image.composite(_coloured(levels, colormap), to_picture(view), alpha)
 
 
-def _colours(heat: np.ndarray, colormap: str) -> np.ndarray:
-    """The colours of (H, W) in [0, 1] as (H, W, 3) float32 in 0..255: one of 256 each, as matplotlib chooses them."""
-    return _palette(colormap)[np.minimum(heat * 256, 255).astype(np.uint8)]
+def _levels(heat: np.ndarray) -> Image.Image:
+    """(H, W) in [0, 1] as one of 256 levels each, as matplotlib chooses them."""
+    return Image.fromarray(np.minimum(heat * 256, 255).astype(np.uint8))
+
+
+def _coloured(levels: Image.Image, colormap: str) -> Image.Image:
+    levels = levels.copy()
+    levels.putpalette(_palette(colormap))
+    return levels.convert("RGB")
 
 
 @lru_cache
-def _palette(colormap: str) -> np.ndarray:
-    """(256, 3) float32 in 0..255. Matplotlib makes it anew for every picture."""
-    return np.float32(matplotlib.colormaps[colormap](np.arange(256))[:, :3] * 255)
+def _palette(colormap: str) -> bytes:
+    """The colours of all levels. Matplotlib makes them anew for every picture."""
+    return np.uint8(np.round(matplotlib.colormaps[colormap](np.arange(256))[:, :3] * 255)).tobytes()
 
 
 def mask_overlay(image: Image.Image, mask: np.ndarray) -> Image.Image:

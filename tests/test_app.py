@@ -1,5 +1,6 @@
 """The page in a real Chromium and through its API: what a visitor and a program see."""
 
+import csv
 import os
 import re
 import shutil
@@ -215,31 +216,36 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def visit(browser: Browser, url: str) -> Iterator[Page]:
-    """One page for all tests: each chooses what it needs."""
+    """One page for all tests: each opens it anew, so that no answer to an earlier one is still on its way."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(20_000)
-    page.goto(url)
     yield page
     page.close()
 
 
 @pytest.fixture
-def page(visit: Page) -> Page:
-    """The page with the classifier and a scene that shows a cross."""
-    choose_model(visit, CLASSIFIER)
+def page(visit: Page, url: str) -> Page:
+    """The page with the classifier and a scene that shows a cross, answered."""
+    visit.goto(f"{url}?model={CLASSIFIER}")
+    shown = visit.locator("figure img").filter(visible=True).first
+    expect(shown).to_be_visible()
+    before = shown.get_attribute("src")
     choose_example(visit, "cross")
-    tab(visit, "Predict")
+    expect(shown).not_to_have_attribute("src", before)
     expect(visit.get_by_test_id("label-output-value")).to_have_text("cross")
     return visit
 
 
 @pytest.fixture
-def unet(visit: Page, scene: Path) -> Page:
-    """The page with the segmenter, in its tab, and the scene."""
-    choose_model(visit, SEGMENTER)
-    upload(visit, scene)
+def unet(visit: Page, url: str, scene: Path) -> Page:
+    """The page with the segmenter, in its tab, and the scene, answered."""
+    visit.goto(f"{url}?model={SEGMENTER}")
     tab(visit, "U-Net stages")
-    expect(visit.get_by_text("Evidence for 'shape' in the whole mask; score").filter(visible=True)).to_be_visible()
+    title = visit.get_by_text("Evidence for 'shape' in the whole mask; score").filter(visible=True)
+    expect(title).to_be_visible()
+    before = title.text_content()
+    upload(visit, scene)
+    expect(title).not_to_have_text(before)
     return visit
 
 
@@ -349,18 +355,28 @@ def test_the_three_pictures_stand_in_one_row(page: Page) -> None:
 
 
 def test_hiding_the_hottest_tenth_gives_the_numbers_of_the_check(page: Page, scene: Path) -> None:
-    upload(page, scene)
     model = checkpoint.load(ROOT / "checkpoints" / CLASSIFIER)
     images = view(open_image(scene), model)
-    logits, attribution = grad_cam(model, images)
+    _, attribution = grad_cam(model, images)
     check = deletion(model, images, attribution)
     tab(page, "Grad-CAM")
-    picture(page, f"Heatmap: Evidence for '{model.class_names[logits.argmax()]}' at stage4")
+    heatmap = page.get_by_alt_text(re.compile("^Heatmap")).filter(visible=True)
+    before = heatmap.get_attribute("src")
+    upload(page, scene)
+    expect(heatmap).not_to_have_attribute("src", before)
     page.get_by_role("button", name="Can I believe it?").click()
     table = page.locator("table.facts").filter(visible=True)
     expect(table).to_contain_text(f"{check.before:.1%}")
     expect(table).to_contain_text(f"{check.hidden:.1%}")
     expect(table).to_contain_text(f"{min(check.random):.1%} to {max(check.random):.1%}")
+    before = heatmap.get_attribute("src")
+    page.get_by_role("button", name="Colours").click()
+    choose(page, "Colour map", "jet (as in older reports)")
+    expect(heatmap).not_to_have_attribute("src", before)
+    expect(table).to_contain_text(f"{check.hidden:.1%}")  # another colour is no other map
+    choose(page, "Read at the stage", "stage2")
+    expect(table).to_have_count(0)
+    choose(page, "Colour map", "inferno")
 
 
 def test_every_stage_of_a_unet_is_shown_by_both_methods(unet: Page) -> None:
@@ -370,8 +386,11 @@ def test_every_stage_of_a_unet_is_shown_by_both_methods(unet: Page) -> None:
     expect(figures(unet)).to_have_count(2 * len(model.stages))
     last = unet.locator(".pair").filter(visible=True).last
     expect(last).to_contain_text("the prediction itself")
-    stages, parts = (unet.locator("table.facts").filter(visible=True).nth(i) for i in range(2))
-    expect(stages.locator("tr").last).to_contain_text("hardly depends on the region (r = 1.00)")
+    expect(last).to_contain_text("Grad-CAM: This stage's map hardly depends on the region (r = 1.00)")
+    expect(unet.locator("figcaption", has_text=re.compile(r"peak .* logits, r = -?\d\.\d\d$"))).to_have_count(
+        2 * len(model.stages)
+    )
+    parts = unet.locator("table.facts").filter(visible=True)
     values = [float(text) for text in parts.locator("td:nth-child(2)").all_inner_texts()]
     assert sum(values[:-1]) == pytest.approx(values[-1], rel=0.02)  # printed with three digits
     assert parts.locator("tr td:first-child").all_inner_texts()[-2:] == ["biases", "score"]
@@ -458,17 +477,25 @@ def test_many_pictures_become_a_table_a_csv_and_a_zip(page: Page, scene: Path, t
     with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
         archive.write(scene, "a.png")
         archive.writestr("b.txt", "not a picture")
-    shapes.scene(4015, 128).image.save(tmp_path / "c.png")
+    names = [f"{letter}.png" for letter in "cdefg"]
+    for i, name in enumerate(names):
+        shapes.scene(4015 + i, 128).image.save(tmp_path / name)
     tab(page, "Many pictures")
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Choose pictures").click()
-    chooser.value.set_files([tmp_path / "pictures.zip", tmp_path / "c.png"])
-    expect(page.get_by_text("3 pictures.", exact=True)).to_be_visible()
-    expect(figures(page)).to_have_count(2)
+    chooser.value.set_files([tmp_path / "pictures.zip", *(tmp_path / name for name in names)])
+    expect(page.get_by_text("7 pictures.", exact=True)).to_be_visible()
+    expect(figures(page)).to_have_count(6)
     with page.expect_download() as download:
         page.locator("a[download='table.csv']").click()
-    lines = Path(download.value.path()).read_text("utf-8-sig").splitlines()
-    assert [line.split(",")[1] for line in lines] == ["file", "a.png", "b.txt", "c.png"]
+    rows = list(csv.DictReader(Path(download.value.path()).read_text("utf-8-sig").splitlines()))
+    assert [row["file"] for row in rows] == ["a.png", "b.txt", *names]
+    found = [row for row in rows if row["prediction"]]
+    page.get_by_label("Sorted by").select_option("share, the least first")
+    by_share = [row["number"] for row in sorted(found, key=lambda row: float(row["share"]))]
+    expect(figures(page).locator("strong")).to_have_text([re.compile(f"^{number}:") for number in by_share])
+    page.get_by_label("Sorted by").select_option("number")
+    expect(figures(page).locator("strong")).to_have_text([re.compile(f"^{row['number']}:") for row in found])
 
 
 def test_a_link_restores_model_and_settings(page: Page, url: str) -> None:
@@ -481,7 +508,6 @@ def test_a_link_restores_model_and_settings(page: Page, url: str) -> None:
     link = f"?model={CLASSIFIER}&class_name=star&stage=stage3&method=hires_cam&colormap=jet"
     expect(page.get_by_role("link", name="Link to this model")).to_have_attribute("href", link)
     expect(page).to_have_url(url + link)
-    page.goto(url)
 
 
 def test_the_code_makes_the_map_that_is_shown(
@@ -519,7 +545,6 @@ def test_an_unknown_model_is_a_sentence(page: Page) -> None:
     box.fill("no such model")
     box.press("Enter")
     expect(page.get_by_text("There is no model 'no such model'")).to_be_visible()
-    choose_model(page, CLASSIFIER)
 
 
 def test_names_from_strangers_are_shown_not_run(page: Page, hostile: Path) -> None:

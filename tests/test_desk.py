@@ -75,7 +75,9 @@ def test_a_slow_method_explains_the_class_that_the_whole_picture_is(desk: Desk, 
 def test_every_tab_has_an_answer_or_a_sentence(desk: Desk, photo: str) -> None:
     shown = tabs.explained(desk, photo, "riders", None, Question())
     assert all(shown[name] for name in ("grad_cam", "picker", "stages", "link", "code"))
-    assert "biases" in tabs.ways(desk, photo, "riders", None, Question())
+    assert shown["ways"] == ""
+    tabs.work_out(desk, photo, "riders", None, Question(threshold=0.5))
+    assert "biases" in tabs.stages(desk, photo, "riders", None, Question())["ways"]
     assert "random places" in tabs.believe(desk, photo, "pets", None, Question())
     assert "classifier" in tabs.explained(desk, photo, "pets", None, Question())["stages"]
     for question in (
@@ -89,6 +91,18 @@ def test_every_tab_has_an_answer_or_a_sentence(desk: Desk, photo: str) -> None:
         shown = tabs.explained(desk, file, name, None, Question())
         assert re.fullmatch(r"<p>[^<]+\.</p>", shown["grad_cam"])
         assert not shown["picker"]
+
+
+def test_how_far_maps_depend_on_the_region_is_worked_out_later_and_stays_beside_them(desk: Desk, photo: str) -> None:
+    asked = {"region": "box", "points": "1,1 9,9"}
+    assert "r = " not in tabs.explained(desk, photo, "riders", None, Question(**asked))["stages"]
+    tabs.work_out(desk, photo, "riders", None, Question(**asked))
+    assert tabs.stages(desk, photo, "riders", None, Question(**asked))["stages"].count("r = ") >= 2 * 3
+    assert "r = " in tabs.explained(desk, photo, "riders", None, Question(**asked, colormap="jet"))["stages"]
+    assert "r = " not in tabs.explained(desk, photo, "riders", None, Question(**asked, against=True))["stages"]
+    whole = Question(region="box", points="0,0 40,40")
+    tabs.work_out(desk, photo, "riders", None, whole)
+    assert "is the whole picture" in tabs.stages(desk, photo, "riders", None, whole)["stages"]
 
 
 def test_one_scale_brings_the_peaks_of_all_stages_under_one_top(desk: Desk, photo: str) -> None:

@@ -15,6 +15,7 @@ SCRIPTS = {path.stem for path in TRAIN} - SHARED | {"app", "train"}
 ORDER = [
     "__init__",
     "atomic",
+    "memory",
     "page",
     "cache",
     "fetch",

@@ -94,7 +94,7 @@ def test_the_colour_over_a_pixel_by_hand():
     pixels = np.asarray(overlay(view, torch.tensor([[[[4.0, 1.0, -4.0]]]])))[0]
     photo = np.array([0.2, 0.4, 0.6])
     expected = [0.3 * photo + 0.7 * color(1.0), 0.65 * photo + 0.35 * color(0.25), photo]
-    assert pixels.tolist() == np.round(np.array(expected) * 255).tolist()
+    assert np.abs(pixels - 255 * np.array(expected)).max() <= 1  # opacity has 256 levels
 
 
 def test_a_mask_leaves_what_it_covers_and_pales_the_rest():

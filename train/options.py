@@ -22,6 +22,7 @@ from torch import nn
 from cvlab import atomic, card, fetch, hub
 from cvlab.cache import Cache
 from cvlab.data import PARTS, SHAPES, Parts, classification_parts, segmentation_parts
+from cvlab.memory import keep_freed_memory
 from cvlab.optim import OPTIMIZERS, SCHEDULES
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -152,7 +153,7 @@ def parser(doc: str, **defaults: object) -> RecipeParser:
 
 def run(main: Callable[[], None]) -> None:
     """Runs a script; what a person can put right ends in a sentence. CVLAB_TRACEBACK=1 shows where it came from."""
-    running.keep_freed_memory()
+    keep_freed_memory()
     if int(os.environ.get("RANK", 0)) > 0:  # torchrun's: of several processes the first one speaks
         sys.stdout = io.StringIO()
     try:

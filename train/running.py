@@ -8,11 +8,9 @@ runs/NAME/state/step-N/                    what --resume goes on from
 """
 
 import argparse
-import ctypes
 import json
 import math
 import os
-import platform
 import resource
 import shutil
 import signal
@@ -29,18 +27,6 @@ from tqdm import tqdm
 
 from cvlab import atomic, checkpoint
 from cvlab.optim import fastest_precision
-
-
-def keep_freed_memory() -> None:
-    """Lets glibc keep large blocks that were freed. Other C libraries are left as they are.
-
-    Every step frees its activations and asks for the same again; by default glibc returns such blocks to the system,
-    which clears each page before it gives it back. Kept, a step takes 0.74 to 0.91 of the time on a CPU.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD, in bytes
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 class Stop:

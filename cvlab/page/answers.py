@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from cvlab.contributions import contributions
 from cvlab.crosschecks import integrated_gradients, occlusion
 from cvlab.diagnose import diagnose
 from cvlab.explain import METHODS, correlation, default_stage, explain, peak, predict, predicted_masks
 from cvlab.metrics import SegmentationScores, segmentation_counts, segmentation_scores
+from cvlab.models.unet import UNet
 from cvlab.page.question import SLOW_METHODS, Question, class_indices, mask_of, region_of, score_of, settled_score
 from cvlab.render import mask_overlay
 from cvlab.transforms import open_image, resize_logits, view, whole_mask
@@ -41,6 +43,20 @@ class Evidence:
     class_idx: int
     other: int | None = None
     region: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Ways:
+    """Which way a segmenter's answer came.
+
+    Attributes:
+        dependence: by method and stage Pearson's r between the map of the region and that of everything else; empty
+            where the region is the whole picture.
+        parts: what each way through a U-Net of cvlab added to the score, signed; empty of other networks.
+    """
+
+    dependence: dict[str, dict[str, float]]
+    parts: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -172,20 +188,21 @@ def worth_of(attribution: Tensor, evidence: Evidence, question: Question) -> str
     return diagnose(attribution, evidence.logits if plain else None, evidence.class_idx)
 
 
-def dependence_of(images: Tensor, model: nn.Module, evidence: Evidence, against: bool) -> dict[str, dict[str, float]]:
-    """By method and stage Pearson's r between the map of the region and that of everything else, from one more pass.
-
-    Raises:
-        ValueError: the region covers the whole picture.
-    """
-    if evidence.region.all():
-        raise ValueError("The region covers the whole picture: there is nothing else to compare its maps with.")
-    score = settled_score(evidence.class_idx, evidence.other, ~evidence.region, against)
-    others = explain(model, images, score, None, tuple(METHODS)).maps
-    return {
-        method: {stage: correlation(each, others[method][stage]).item() for stage, each in stages.items()}
-        for method, stages in evidence.maps.items()
-    }
+def ways_of(images: Tensor, model: nn.Module, evidence: Evidence, against: bool) -> Ways:
+    """How far a segmenter's maps depend on the region, and what each way through it added; two more passes."""
+    dependence = {}
+    if not evidence.region.all():
+        elsewhere = settled_score(evidence.class_idx, evidence.other, ~evidence.region, against)
+        others = explain(model, images, elsewhere, None, tuple(METHODS)).maps
+        dependence = {
+            method: {stage: correlation(each, others[method][stage]).item() for stage, each in stages.items()}
+            for method, stages in evidence.maps.items()
+        }
+    if not isinstance(model, UNet):
+        return Ways(dependence, {})
+    score = settled_score(evidence.class_idx, evidence.other, evidence.region, against)
+    parts = contributions(model, images, score)
+    return Ways(dependence, {name: value.item() for name, value in parts.parts.items()})
 
 
 def open_mask(file: object, model: nn.Module, class_idx: int, size: tuple[int, int]) -> Tensor:

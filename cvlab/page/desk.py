@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from cvlab.explain import METHODS, default_stage
-from cvlab.page.answers import Evidence, Seen, evidence_for, in_view, open_mask, see, size_of
+from cvlab.page.answers import Evidence, Seen, Ways, evidence_for, in_view, open_mask, see, size_of, ways_of
 from cvlab.page.offer import Models
 from cvlab.page.question import Question, class_indices
 from cvlab.page.shelf import Shelf
@@ -29,8 +29,8 @@ class Desk:
         self.models = models
         self._seen: Shelf[Seen] = Shelf(MAX_BYTES // 2, lambda seen: seen.bytes)
         self._evidence: Shelf[Evidence] = Shelf(MAX_BYTES // 2, size_of)
-        # What is said of evidence, by its id: the evidence is kept with it, so that no other one gets its id.
-        self.ways: Shelf[tuple[Evidence, str]] = Shelf(MAX_BYTES // 4, lambda kept: size_of(kept[0]))
+        # By the id of the evidence, which is kept too, so that no other one gets that id.
+        self._ways: Shelf[tuple[Evidence, Ways]] = Shelf(MAX_BYTES // 4, lambda kept: size_of(kept[0]))
 
     def seen(self, photo: Photo | None, name: str) -> tuple[nn.Module, Seen]:
         """A model by its name, and what it sees in a photo.
@@ -74,6 +74,15 @@ class Desk:
             return evidence_for(seen.images, model, question, true, progress)
 
         return self._evidence.get(key, make)
+
+    def ways(self, evidence: Evidence, seen: Seen, model: nn.Module, against: bool) -> Ways:
+        """`ways_of` of a segmenter's evidence, worked out once."""
+        return self._ways.get(id(evidence), lambda: (evidence, ways_of(seen.images, model, evidence, against)))[1]
+
+    def known_ways(self, evidence: Evidence) -> Ways | None:
+        """The same, if they were worked out before."""
+        kept = self._ways.kept(id(evidence))
+        return kept[1] if kept else None
 
     def true_mask(self, photo: Photo, name: str, question: Question, mask: Photo) -> Tensor:
         """The true mask (H, W) of the class that is asked about, at its own resolution."""

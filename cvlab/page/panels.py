@@ -7,28 +7,31 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from cvlab.contributions import contributions
 from cvlab.dependence import dependence_sentence
-from cvlab.explain import METHODS
 from cvlab.maps import likeness
-from cvlab.models.unet import UNet
 from cvlab.page.answers import (
     Evidence,
     Seen,
-    dependence_of,
+    Ways,
     in_view,
     map_of,
     peak_of,
     scores_of,
     worth_of,
 )
-from cvlab.page.figures import Figure, Scale, as_html, number, pairs, paragraph, picker, table
+from cvlab.page.figures import Figure, Scale, as_html, number, pairs, paragraph, picker, sorted_by, table
 from cvlab.page.many import Explained
-from cvlab.page.question import SLOW_METHODS, Question, mask_of, parse_points, region_words, settled_score
+from cvlab.page.question import SLOW_METHODS, Question, mask_of, parse_points, region_words
 from cvlab.render import heatmap_picture, mask_overlay, outlined, overlay, to_picture
 from cvlab.trust import deletion
 
 MOST_SHOWN = 60  # of many pictures; the table and the zip hold all
+MANY_ORDERS = {
+    "number": lambda row: row.number,
+    "prediction": lambda row: (row.prediction or "", -row.share),
+    "share, the least first": lambda row: row.share,
+    "peak, the highest first": lambda row: -row.peak,
+}
 METHOD_NAMES = {
     "grad_cam": "Grad-CAM",
     "hires_cam": "HiResCAM",
@@ -43,6 +46,11 @@ READING = (
     "Each map is divided by its own maximum. A peak is that maximum times the number of positions of its stage, in "
     "units of the score (logits): with it the stages of one model can be compared, but not two models."
 )
+DEPENDENCE = (
+    "Does a map answer for the region? r compares it with the map of everything else: near 1 it would be the same "
+    "whatever is asked."
+)
+WHOLE_PICTURE = "The region is the whole picture: there is nothing else to compare its maps with."
 
 
 def words_of(model: nn.Module, evidence: Evidence, question: Question) -> str:
@@ -157,17 +165,25 @@ def mask_picture(seen: Seen, model: nn.Module, question: Question) -> Image.Imag
     return mask_overlay(to_picture(seen.images), mask_of(question, model, seen.logits).numpy())
 
 
-def stages_panel(seen: Seen, model: nn.Module, evidence: Evidence, question: Question) -> str:
-    """Grad-CAM beside HiResCAM at every stage, for the region that is asked about."""
+def stages_panel(seen: Seen, model: nn.Module, evidence: Evidence, question: Question, ways: Ways | None = None) -> str:
+    """Grad-CAM beside HiResCAM at every stage, for the region that is asked about.
+
+    Args:
+        ways: beside each map, where they are known, how far it depends on that region.
+    """
     if question.method in SLOW_METHODS:
         return paragraph(f"{METHOD_NAMES[question.method]} belongs to no stage: see the tab Grad-CAM")
-    drawn = []
+    drawn, dependence = [], ways.dependence if ways else {}
     for stage in evidence.maps["grad_cam"]:
         two, notes = [], []
         for method, stages in evidence.maps.items():
             attribution, name = stages[stage], METHOD_NAMES[method]
             top, largest = scale_of(attribution, [*stages.values()], question)
             caption = f"peak {number(peak_of(attribution, method))} {UNIT}"
+            worth = [worth_of(attribution, evidence, question)]
+            if dependence:
+                caption += f", r = {dependence[method][stage]:.2f}"
+                worth.append(dependence_sentence(dependence[method][stage]))
             two.append(
                 Figure(
                     over_photo(seen.images, attribution, question, largest),
@@ -177,38 +193,20 @@ def stages_panel(seen: Seen, model: nn.Module, evidence: Evidence, question: Que
                     Scale(top, "", question.colormap) if question.common_scale else None,
                 )
             )
-            if worth := worth_of(attribution, evidence, question):
-                notes.append(f"{name}: {worth}")
+            notes += [f"{name}: {sentence}" for sentence in worth if sentence]
         height, width = evidence.maps["grad_cam"][stage].shape[-2:]
         drawn.append((f"{stage}, {width} x {height}", " ".join(notes), two))
     title = f"{words_of(model, evidence, question)}; score {number(evidence.score)} {UNIT}."
-    return paragraph(title) + pairs(drawn) + paragraph(READING)
+    depends = DEPENDENCE if dependence else WHOLE_PICTURE if ways else ""
+    return paragraph(title) + pairs(drawn) + paragraph(f"{READING} {depends}")
 
 
-def ways_panel(seen: Seen, model: nn.Module, evidence: Evidence, question: Question) -> str:
-    """How far each stage depends on the region, and what each way through a U-Net contributed to the score."""
-    if question.method in SLOW_METHODS:
-        return ""
-    try:
-        dependence = dependence_of(seen.images, model, evidence, question.against)
-        rows = [
-            (stage, *(f"{dependence[method][stage]:.2f}" for method in METHODS), dependence_sentence(r))
-            for stage, r in dependence["grad_cam"].items()
-        ]
-        reading = (
-            "Does the map answer for the region? r compares it with the map of everything else: near 1 it would be the "
-            "same whatever is asked."
-        )
-        depends = paragraph(reading) + table(("stage", *(f"r, {METHOD_NAMES[m]}" for m in METHODS), "so"), rows)
-    except ValueError as error:
-        depends = paragraph(str(error))
-    if not isinstance(model, UNet):
-        return depends + paragraph("Contributions of the skips are worked out for cvlab's own U-Net only.")
-    score = settled_score(evidence.class_idx, evidence.other, evidence.region, question.against)
-    parts = contributions(model, seen.images, score)
-    rows = [(name, value.item()) for name, value in parts.parts.items()] + [("score", parts.scores.item())]
+def ways_panel(evidence: Evidence, ways: Ways) -> str:
+    """What each way through a U-Net contributed to the score."""
+    if not ways.parts:
+        return paragraph("Contributions of the skips are worked out for cvlab's own U-Net only.")
     reading = "What each way through the U-Net added to the score; together they are the score. Orange is against it."
-    return depends + paragraph(reading) + table(("way", UNIT), rows)
+    return paragraph(reading) + table(("way", UNIT), [*ways.parts.items(), ("score", evidence.score)])
 
 
 def errors_panel(
@@ -287,4 +285,7 @@ def many_panel(drawn: Sequence[Explained], count: int) -> str:
         for each in drawn
     ]
     rest = f" The first {MOST_SHOWN} are shown; the table and the zip hold all." if len(drawn) == MOST_SHOWN else ""
-    return paragraph(f"{count} pictures.{rest}") + as_html(figures)
+    orders = {
+        name: sorted(range(len(drawn)), key=lambda i, key=key: key(drawn[i].row)) for name, key in MANY_ORDERS.items()
+    }
+    return paragraph(f"{count} pictures.{rest}") + (sorted_by(orders) if drawn else "") + as_html(figures)

@@ -47,6 +47,11 @@ class Shelf(Generic[Kept]):
                     self._kept.popitem(last=False)
             return made
 
+    def kept(self, key: Hashable) -> Kept | None:
+        """The thing of that key, if it was made and is still here."""
+        with self._guard:
+            return self._kept[key][0] if key in self._kept else None
+
     def bytes(self) -> int:
         """Of all that is kept."""
         return sum(size for _, size in self._kept.values())

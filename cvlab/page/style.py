@@ -36,6 +36,8 @@ button[role=tab].selected {color: var(--primary-700) !important}
 .facts .bar {position: relative; display: block; width: clamp(70px, 22vw, 220px); height: 12px}
 .facts .bar b {position: absolute; top: 0; bottom: 0; background: #0072b2; border-radius: 2px}
 .facts .bar b.against {background: #d55e00}
+.sort select {font: inherit; padding: 4px 8px; border: 1px solid var(--border-color-primary); border-radius: 4px;
+  background: var(--input-background-fill); color: var(--body-text-color)}
 .card {white-space: pre-wrap; overflow-wrap: anywhere; max-height: 60vh; overflow-y: auto; font-size: 0.9em}
 """
 
@@ -82,6 +84,15 @@ element.addEventListener('keydown', event => {
     trigger('select', {points: [[+picker.dataset.x, +picker.dataset.y]]});
   } else return;
   event.preventDefault();
+});
+"""
+
+# A list whose values are orders, "2,0,1": the figures after it are put into the one that is chosen.
+SORT_JS = """
+element.addEventListener('change', event => {
+  const gallery = element.querySelector('.figures');
+  gallery.asDrawn ??= [...gallery.children];
+  gallery.append(...event.target.value.split(',').map(i => gallery.asDrawn[i]));
 });
 """
 

@@ -31,7 +31,7 @@ REGION_CHOICES = [
 ]
 COLORMAP_CHOICES = [(f"{name} (as in older reports)" if name == "jet" else name, name) for name in COLORMAPS]
 CHOOSE_TWO = "Choose a second model, a second picture, or both."
-REDRAWN = ("grad_cam", "picker", "stages", "ways", "believe", "errors", "link", "code")
+REDRAWN = ("grad_cam", "picker", "stages", "ways", "errors", "link", "code", "believe")
 Progress = Callable[[float], None]
 
 
@@ -43,7 +43,7 @@ def explained(
     question: Question,
     progress: Progress | None = None,
 ) -> dict[str, str]:
-    """The answer to a question by the names of REDRAWN; of those that come later (ways, believe) nothing, not the old.
+    """The answer to a question by the names of REDRAWN; nothing of the check by hiding, which is asked for apart.
 
     Args:
         photo, mask: as they were uploaded; the mask is the true one.
@@ -56,14 +56,10 @@ def explained(
         question = as_usual(question, model)
         href = html.escape(to_query(name, question))
         shown["link"] = f'<a href="{href}">Link to this model and these settings</a> (without the photo)'
-        if model.task == "classification":
-            shown["stages"] = paragraph(panels.CLASSIFIER)
-        else:  # before anything that may fail, so that another region can be chosen
-            shown["picker"] = panels.region_picker(seen, model, question, None)
-            if mask is not None:
-                true = desk.true_mask(photo, name, question, mask)
-                answer = partial(desk.evidence, photo, name, mask=mask)
-                shown["errors"] = panels.errors_panel(seen, model, question, true, answer)
+        if model.task == "segmentation" and mask is not None:
+            true = desk.true_mask(photo, name, question, mask)
+            answer = partial(desk.evidence, photo, name, mask=mask)
+            shown["errors"] = panels.errors_panel(seen, model, question, true, answer)
         shown["code"] = code_block(as_python(desk.models.public_name(name), file_name(photo), model, question))
         evidence = desk.evidence(photo, name, question, mask, progress)
         usual = Question(stage=question.stage) if model.task == "classification" else None
@@ -71,11 +67,45 @@ def explained(
         shown["grad_cam"] = panels.why_panel(seen, model, evidence, question, held)
         if model.task == "segmentation":
             shown["picker"] = panels.region_picker(seen, model, question, evidence.region)
-            shown["stages"] = panels.stages_panel(seen, model, evidence, question)
     except (ValueError, OSError) as error:
         shown["grad_cam"] = paragraph(sentence_of(error))
-        shown["stages"] = shown["stages"] or shown["grad_cam"]
-    return shown
+        shown["picker"] = unpicked(desk, photo, name, question)
+    return shown | stages(desk, photo, name, mask, question)
+
+
+def unpicked(desk: Desk, photo: Photo | None, name: str, question: Question) -> str:
+    """The picture in which another region can be chosen, where that of the question cannot be explained."""
+    try:
+        model, seen = desk.seen(photo, name)
+        return panels.region_picker(seen, model, question, None) if model.task == "segmentation" else ""
+    except (ValueError, OSError):
+        return ""
+
+
+def stages(desk: Desk, photo: Photo | None, name: str, mask: Photo | None, question: Question) -> dict[str, str]:
+    """The stages of a segmenter and, once they are worked out, how they depend on the region and what they added."""
+    try:
+        model, seen = desk.seen(photo, name)
+        question = as_usual(question, model)
+        evidence = desk.evidence(photo, name, question, mask)
+        if model.task == "classification":
+            return {"stages": paragraph(panels.CLASSIFIER), "ways": ""}
+        known = desk.known_ways(evidence)
+        drawn = panels.stages_panel(seen, model, evidence, question, known)
+        return {"stages": drawn, "ways": panels.ways_panel(evidence, known) if known else ""}
+    except (ValueError, OSError) as error:
+        return {"stages": paragraph(sentence_of(error)), "ways": ""}
+
+
+def work_out(desk: Desk, photo: Photo | None, name: str, mask: Photo | None, question: Question) -> None:
+    """What `stages` shows besides the maps and takes more passes; why there is none is said beside the maps."""
+    try:
+        model, seen = desk.seen(photo, name)
+        if model.task == "segmentation" and question.method in METHODS:
+            question = as_usual(question, model)
+            desk.ways(desk.evidence(photo, name, question, mask), seen, model, question.against)
+    except (ValueError, OSError):
+        pass
 
 
 def chosen(desk: Desk, photo: Photo | None, name: str, question: Question, points: list) -> Question:
@@ -85,18 +115,6 @@ def chosen(desk: Desk, photo: Photo | None, name: str, question: Question, point
         return picked(question, model, seen.logits, points)
     except (ValueError, OSError):
         return question
-
-
-def ways(desk: Desk, photo: Photo | None, name: str, mask: Photo | None, question: Question) -> str:
-    """Dependence and contributions, which take more passes; why there is no evidence is said beside the maps."""
-    try:
-        model, seen = desk.seen(photo, name)
-        if model.task == "classification":
-            return ""
-        evidence = desk.evidence(photo, name, question, mask)
-    except (ValueError, OSError):
-        return ""
-    return desk.ways.get(id(evidence), lambda: (evidence, panels.ways_panel(seen, model, evidence, question)))[1]
 
 
 def believe(desk: Desk, photo: Photo | None, name: str, mask: Photo | None, question: Question) -> str:

@@ -58,6 +58,7 @@ from cvlab.batches import AugmentedImages, AugmentedPairs, EvaluationSet, as_is
 from cvlab.cache import Cache
 from cvlab.checkpoint import load
 from cvlab.data import Parts
+from cvlab.memory import keep_freed_memory
 from cvlab.models import build
 from cvlab.transforms import open_image, resize_shorter, to_uint8, whole_mask, whole_view
 
@@ -427,7 +428,7 @@ def answer_rounds(task: Task, name: str, folder: Path, pipe: Connection) -> None
     """The child's side of `rounds`: one answer to every word, and one at the end."""
     loaded = mebibytes("VmRSS")
     if name.startswith("cvlab"):
-        running.keep_freed_memory()
+        keep_freed_memory()
     cache = Cache(0 if "--cache-limit 0" in name else 4e9)
     call = CONTENDERS[task.part][name](task, folder, cache)
     call()  # slower than those that follow
