@@ -4,7 +4,8 @@ Both share the network's modules: who trains the rest trains the network.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from timm.models import group_parameters
@@ -165,6 +166,29 @@ class FeatureSet(Dataset):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         return self.views[(self.epoch - 1) % len(self.views)][indices], self.labels[indices]
+
+
+def computed_once(
+    network: nn.Module, pictures: Sequence[Dataset], views: int, batch_size: int, device: torch.device | str = "cpu"
+) -> tuple[nn.Module, Dataset, Dataset]:
+    """What learns of a network, with what enters it for the pictures of train and val.
+
+    That is the network itself with the pictures where they have ever other views, or where it cannot be cut.
+
+    Args:
+        pictures: of train and val, as FeatureSet takes them.
+        views: of each training picture; 0 are ever others. A picture of val has one.
+    """
+    inputs, _ = pictures[1].__getitems__(list(range(min(batch_size, len(pictures[1])))))
+    pieces = cut(network, inputs.to(device)) if views else None
+    if pieces is None:
+        return network, *pictures
+    first, rest = pieces
+    front = partial(entering, network, first)
+    train, val = (
+        FeatureSet(each, count, front, batch_size, device) for each, count in zip(pictures, (views, 1), strict=True)
+    )
+    return rest, train, val
 
 
 def _puts_out(rest: nn.Module, features: Tensor, logits: Tensor) -> bool:

@@ -34,38 +34,19 @@ from cvlab.metrics import confusion_matrix
 from cvlab.transforms import centre_view, resize_shorter, to_uint8
 
 CACHE_MARGIN = 1.25  # training photos are kept this much larger than a view, so that crops stay sharp
-# The options that are arguments of a network.
-NETWORK = ("widths", "depth", "dropout", "hidden", "head_dropout", "pools", "pool_to", "padding", "batch_norm")
 
 
 def command_line() -> argparse.Namespace:
     parser = options.parser(
         __doc__, image_size=64, epochs=36, batch_size=64, lr=0.1, optimizer="nesterov", weight_decay=5e-4
     )
-    switch = argparse.BooleanOptionalAction
-    parser.add_argument("--per-class", type=int, nargs=2, metavar=("TRAIN", "VAL"), help="so many of each class")
-    parser.add_argument("--classes", type=int, help="take the first so many classes")
-    parser.add_argument("--allow-leaks", action="store_true", help="go on although val and test share files")
-    parser.add_argument("--crop-pct", type=float, default=1.0, help="share of the shorter side that a view shows")
-    parser.add_argument("--augment", action=switch, default=True, help="crop, turn, flip and colour training photos")
-    parser.add_argument("--min-area", type=float, default=0.6, help="least share of a photo that a training crop shows")
-    parser.add_argument("--label-smoothing", type=float, default=0.1)
+    options.add_classification(parser, crop_pct=1.0, label_smoothing=0.1)
+    parser.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="vary training photos")
     parser.add_argument("--mixup", type=float, default=0.0, help="alpha of blending two images; 0 is off")
     parser.add_argument("--cutmix", type=float, default=0.0, help="alpha of pasting a box of another; 0 is off")
     parser.add_argument("--ema", type=float, default=0.0, help="keep a moving average of the weights, of this decay")
     parser.add_argument("--clip-norm", type=float, default=0.0, help="longest gradient; 0 is off")
-    parser.add_argument("--best-by", choices=("accuracy", "loss"), default="accuracy", help="on val")
-    group = parser.add_argument_group("network", "What is not given is as cvlab/models/ has it.")
-    group.add_argument("--network", choices=("convnet", "plain", "residual"), default="convnet")
-    group.add_argument("--widths", type=int, nargs="+", help="channels of each stage or block")
-    group.add_argument("--depth", type=int, help="convnet: residual blocks per stage; plain: convolutions per block")
-    group.add_argument("--dropout", type=float)
-    group.add_argument("--hidden", type=int, nargs="*", help="plain: lengths of the linear layers before the last")
-    group.add_argument("--head-dropout", type=float, nargs="*", help="plain: before each linear layer")
-    group.add_argument("--pools", type=int, help="plain: blocks that end in max pooling")
-    group.add_argument("--pool-to", type=int, help="plain: side of the map that the linear layers read")
-    group.add_argument("--padding", action=switch, help="plain: convolutions keep height and width")
-    group.add_argument("--batch-norm", action=switch, help="plain: after every convolution")
+    options.add_cnn(parser)
     return parser.parse_args()
 
 
@@ -100,7 +81,7 @@ def main() -> None:
 
     # Model, loss, optimizer, schedule.
     mean, std = channel_statistics(train_images)
-    network = {name: value for name in NETWORK if (value := vars(args)[name]) is not None}
+    network = options.cnn_arguments(args)
     model = models.build(args.network, parts.class_names, args.image_size, network, mean, std, args.crop_pct)
     if args.start_from:
         running.start_from(args.start_from, model)
@@ -124,11 +105,8 @@ def main() -> None:
     kept = averaged.module if averaged else bare_model
     num_classes = len(parts.class_names)
     # Images and labels of a batch are mixed in pairs (Zhang et al., "mixup", 2018; Yun et al., "CutMix", 2019).
-    mix = (
-        Mixup(args.mixup, args.cutmix, label_smoothing=0.0, num_classes=num_classes)
-        if args.mixup or args.cutmix
-        else None
-    )
+    mixes = args.mixup or args.cutmix
+    mix = Mixup(args.mixup, args.cutmix, label_smoothing=0.0, num_classes=num_classes) if mixes else None
     # Of the epoch under way: its steps so far, and its loss, right images and images.
     progress = {"epoch": 0, "best": -math.inf, "best_epoch": 0, "step": 0, "sums": [0.0, 0.0, 0.0]}
     if state:

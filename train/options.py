@@ -151,6 +151,41 @@ def parser(doc: str, **defaults: object) -> RecipeParser:
     return parser
 
 
+def add_classification(parser: RecipeParser, **defaults: object) -> None:
+    """The options of the scripts that train classifiers; `defaults` are the script's own."""
+    group = parser.add_argument_group("classification")
+    group.add_argument("--per-class", type=int, nargs=2, metavar=("TRAIN", "VAL"), help="so many of each class")
+    group.add_argument("--classes", type=int, help="take the first so many classes")
+    group.add_argument("--allow-leaks", action="store_true", help="go on although val and test share files")
+    group.add_argument("--crop-pct", type=float, help="share of the shorter side that a view shows")
+    group.add_argument("--min-area", type=float, default=0.6, help="least share of a photo that a training crop shows")
+    group.add_argument("--label-smoothing", type=float, default=0.0)
+    group.add_argument("--best-by", choices=("accuracy", "loss"), default="accuracy", help="on val")
+    parser.set_defaults(**defaults)
+
+
+def add_cnn(parser: RecipeParser) -> None:
+    """The options that choose a CNN of cvlab/models; what is not given is as it stands there."""
+    switch = argparse.BooleanOptionalAction
+    group = parser.add_argument_group("network", "What is not given is as cvlab/models/ has it.")
+    group.add_argument("--network", choices=("convnet", "plain", "residual"), default="convnet")
+    group.add_argument("--widths", type=int, nargs="+", help="channels of each stage or block")
+    group.add_argument("--depth", type=int, help="convnet: residual blocks per stage; plain: convolutions per block")
+    group.add_argument("--dropout", type=float)
+    group.add_argument("--hidden", type=int, nargs="*", help="plain: lengths of the linear layers before the last")
+    group.add_argument("--head-dropout", type=float, nargs="*", help="plain: before each linear layer")
+    group.add_argument("--pools", type=int, help="plain: blocks that end in max pooling")
+    group.add_argument("--pool-to", type=int, help="plain: side of the map that the linear layers read")
+    group.add_argument("--padding", action=switch, help="plain: convolutions keep height and width")
+    group.add_argument("--batch-norm", action=switch, help="plain: after every convolution")
+
+
+def cnn_arguments(args: argparse.Namespace) -> dict:
+    """The arguments of the network that were given."""
+    names = ("widths", "depth", "dropout", "hidden", "head_dropout", "pools", "pool_to", "padding", "batch_norm")
+    return {name: value for name in names if (value := vars(args)[name]) is not None}
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs a script; what a person can put right ends in a sentence. CVLAB_TRACEBACK=1 shows where it came from."""
     keep_freed_memory()

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cvlab import atomic, checkpoint
+from cvlab.models.transfer import load_backbone, pretrained_weights, read_weights
 from cvlab.optim import fastest_precision
 
 
@@ -73,6 +74,23 @@ def start_from(folder: Path, model: nn.Module) -> None:
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
         raise ValueError(f"--start-from {folder}: it is another network than the one asked for. {reason}") from error
+
+
+def start_from_pretrained(args: argparse.Namespace, backbone: nn.Module) -> None:
+    """Gives a network of timm the weights of --weights, else timm's own, from the Hub.
+
+    Raises:
+        ValueError, OSError: they cannot be had, or are of another network.
+    """
+    try:
+        weights = read_weights(args.weights) if args.weights else pretrained_weights(args.backbone, args.image_size)
+    except OSError as error:
+        hint = "" if args.weights else ". Give a file of them with --weights, or begin with --no-pretrained."
+        raise OSError(f"{error}{hint}") from error
+    try:
+        load_backbone(backbone, weights)
+    except ValueError as error:
+        raise ValueError(f"{args.weights or args.backbone} does not fit {args.backbone}: {error}.") from error
 
 
 def accelerator_for(

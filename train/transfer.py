@@ -12,7 +12,6 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,10 +19,8 @@ from typing import NamedTuple
 import timm
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
@@ -35,7 +32,7 @@ from cvlab.batches import AugmentedImages, EvaluationSet, as_is
 from cvlab.cache import Cache
 from cvlab.data import classification_parts
 from cvlab.metrics import confusion_matrix
-from cvlab.models.transfer import default_view, load_backbone, pretrained_weights, read_weights
+from cvlab.models.transfer import default_view
 from cvlab.transforms import centre_view, resize_shorter, to_uint8
 
 CACHE_MARGIN = 1.25  # training photos are kept this much larger than a view, so that crops stay sharp
@@ -56,13 +53,7 @@ def command_line() -> argparse.Namespace:
     parser = options.parser(
         __doc__, epochs=20, batch_size=32, lr=1e-3, optimizer="adamw", weight_decay=0.01, schedule="cosine"
     )
-    parser.add_argument("--per-class", type=int, nargs=2, metavar=("TRAIN", "VAL"), help="so many of each class")
-    parser.add_argument("--classes", type=int, help="take the first so many classes")
-    parser.add_argument("--allow-leaks", action="store_true", help="go on although val and test share files")
-    parser.add_argument("--crop-pct", type=float, help="share of the shorter side that a view shows")
-    parser.add_argument("--min-area", type=float, default=0.6, help="least share of a photo that a training crop shows")
-    parser.add_argument("--label-smoothing", type=float, default=0.0)
-    parser.add_argument("--best-by", choices=("accuracy", "loss"), default="accuracy", help="on val")
+    options.add_classification(parser)
     views = "1: the photo as it is; more: so many crops, turned and coloured, the same ones again; 0: ever others"
     parser.add_argument("--views", type=int, default=1, help=views)
     group = parser.add_argument_group("network", "Image size and crop are the backbone's own where not given.")
@@ -126,7 +117,7 @@ def main() -> None:
     if args.start_from:
         running.start_from(args.start_from, model)
     elif args.pretrained:
-        load_weights(model.backbone, args)
+        running.start_from_pretrained(args, model.backbone)
     model = model.to(memory_format=torch.channels_last)
     criterion = partial(F.cross_entropy, label_smoothing=args.label_smoothing)
     features.freeze(model)
@@ -141,7 +132,8 @@ def main() -> None:
     )
     # What learns in no phase is computed once, and from there on what does not learn in the phase under way.
     features.freeze(model, args.unfreeze)
-    trunk, *from_trunk = computed_once(model, pictures, args, accelerator)
+    with accelerator.autocast():
+        trunk, *from_trunk = features.computed_once(model, pictures, args.views, args.batch_size, accelerator.device)
     # Of the phase under way: its number and first epoch; of the epoch its steps, and its loss, right images and images.
     progress = {"phase": 0, "first": 1, "epoch": 0, "best": -math.inf, "best_epoch": 0, "step": 0, "sums": [0.0] * 3}
     progress |= options.read_json(state / "progress.json") if state else {}
@@ -157,7 +149,10 @@ def main() -> None:
             continue
 
         features.freeze(model, phase.layers)
-        learner, train_set, val_set = computed_once(trunk, from_trunk, args, accelerator)
+        with accelerator.autocast():
+            learner, train_set, val_set = features.computed_once(
+                trunk, from_trunk, args.views, args.batch_size, accelerator.device
+            )
         learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
         source = train_set if isinstance(train_set, features.FeatureSet) else "the pictures"
         print(f"Phase {number + 1}: {learning:,} parameters learn from {source}.")
@@ -251,46 +246,6 @@ def main() -> None:
     best = history[progress["best_epoch"] - 1]
     print(f"Best epoch {best['epoch']}, val accuracy {best['val_accuracy']:.4f}: {args.out}")
     options.finish(args)
-
-
-def computed_once(
-    network: nn.Module, pictures: Sequence[Dataset], args: argparse.Namespace, accelerator: Accelerator
-) -> tuple[nn.Module, Dataset, Dataset]:
-    """What learns of a network, with what enters it for the pictures of train and val.
-
-    That is the network itself with the pictures where they have ever other views, or where it cannot be cut.
-    """
-    with accelerator.autocast():
-        inputs, _ = pictures[1].__getitems__(list(range(min(args.batch_size, len(pictures[1])))))
-        pieces = features.cut(network, inputs.to(accelerator.device)) if args.views else None
-        if pieces is None:
-            return network, *pictures
-        first, rest = pieces
-        front = partial(features.entering, network, first)
-        kept = [
-            features.FeatureSet(each, views, front, args.batch_size, accelerator.device)
-            for each, views in zip(pictures, (args.views, 1), strict=True)
-        ]
-    return rest, *kept
-
-
-def load_weights(backbone: nn.Module, args: argparse.Namespace) -> None:
-    """Pretrained weights from --weights, else timm's own.
-
-    Raises:
-        ValueError, OSError: they cannot be had, or are of another network.
-    """
-    if args.weights is None:
-        try:
-            weights = pretrained_weights(args.backbone, args.image_size)
-        except OSError as error:
-            raise OSError(f"{error}. Give a file of them with --weights, or begin with --no-pretrained.") from error
-    else:
-        weights = read_weights(args.weights)
-    try:
-        load_backbone(backbone, weights)
-    except ValueError as error:
-        raise ValueError(f"{args.weights or args.backbone} does not fit {args.backbone}: {error}.") from error
 
 
 if __name__ == "__main__":
