@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
@@ -24,9 +23,7 @@ from torch import Tensor, nn
 
 from cvlab import atomic, hub
 from cvlab.models import build
-from cvlab.models.heads import HEAD_ARGUMENTS
-from cvlab.models.resnet_unet import from_smp_config
-from cvlab.models.transfer import ARGUMENTS, MAX_CLASSES, TimmClassifier, from_timm_config
+from cvlab.models.stage import MAX_CLASSES
 
 FORMAT = 1
 REQUIRED = {
@@ -40,7 +37,25 @@ REQUIRED = {
     "crop_pct": float,
     "threshold": float,
 }
-ALLOWED = {"timm": ARGUMENTS, "timm_head": HEAD_ARGUMENTS}  # keyword arguments of networks of timm, by type
+# What may be asked of timm, and of which type. Other keyword arguments of timm's networks name files or code.
+ALLOWED = {
+    "timm": {
+        "architecture": str,
+        "global_pool": str,
+        "class_token": bool,
+        "fixed_input_size": bool,
+        "drop_rate": float,
+        "drop_path_rate": float,
+    },
+    "timm_head": {
+        "architecture": str,
+        "pool": bool,
+        "last_stage": str,
+        "channels": int,
+        "hidden": list,  # of numbers
+        "dropout": float,
+    },
+}
 OPTIONAL = {"interpolation": str, "stages": list, "data": dict, "precision": str, "versions": dict}
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 MAX_CONFIG_BYTES = 4 * 2**20
@@ -74,7 +89,7 @@ def save(model: nn.Module, folder: str | Path, **facts: object) -> None:
     folder = Path(folder)
     versions = {name: version(name) for name in ("torch", "torchvision", "timm", "captum")}
     block = {**model.config, **facts, "format": FORMAT, "threshold": model.threshold, "versions": versions}
-    keys_of_timm = model.timm_config() if isinstance(model, TimmClassifier) else {}
+    keys_of_timm = model.timm_config() if model.config["network"] == "timm" else {}
     config = json.dumps({**keys_of_timm, "cvlab": block}, indent=1) + "\n"  # may fail: before anything is written
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored(model).state_dict().items()}
     atomic.write_bytes(folder / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
@@ -123,7 +138,7 @@ def load(folder_or_id: str | Path) -> nn.Module:
 
 def _stored(model: nn.Module) -> nn.Module:
     """The module whose tensors are in the file: of a network of timm only timm's, without a prefix."""
-    return model.backbone if isinstance(model, TimmClassifier) else model
+    return model.backbone if model.config["network"] == "timm" else model
 
 
 # --- config.json ------------------------------------------------------------------------------------------------------
@@ -147,7 +162,7 @@ def _read_config(path: Path) -> dict:
             raise CheckpointError(f"{path} is of format {block.get('format')!r}; this version of cvlab reads {FORMAT}.")
     elif "architecture" in config or "_model_class" in config:
         try:
-            block = from_timm_config(config) if "architecture" in config else from_smp_config(config)
+            block = _from_other_library(config)
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}.") from error
     else:
@@ -161,6 +176,17 @@ def _read_config(path: Path) -> dict:
     _check_class_names(block["class_names"], path)
     _check_numbers(block, path)
     return block
+
+
+def _from_other_library(config: dict) -> dict:
+    # Imported here: the page need not wait for timm and torchvision until a model asks for them.
+    if "architecture" in config:
+        from cvlab.models.transfer import from_timm_config
+
+        return from_timm_config(config)
+    from cvlab.models.resnet_unet import from_smp_config
+
+    return from_smp_config(config)
 
 
 def _architecture(block: dict) -> object:
@@ -362,8 +388,10 @@ def _read_tensors(file: BinaryIO, start: bytes, path: Path) -> dict[str, Tensor]
     return weights
 
 
-def _in_todays_names(model: TimmClassifier, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _in_todays_names(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of an older timm, or of a network's authors, in today's tensor names, by timm's own converter."""
-    entrypoint = timm.model_entrypoint(model.backbone.pretrained_cfg["architecture"])
+    from timm import model_entrypoint  # as above
+
+    entrypoint = model_entrypoint(model.backbone.pretrained_cfg["architecture"])
     convert = entrypoint.__globals__["checkpoint_filter_fn"]
     return convert(weights, model.backbone)

@@ -200,7 +200,7 @@ def confusion_picture(matrix: Tensor, class_names: Sequence[str]) -> Image.Image
 
 
 def reliability_picture(bins: np.ndarray) -> Image.Image:
-    """The rows of `cvlab.metrics.reliability` as bars against the diagonal of perfect calibration."""
+    """The rows of `cvlab.calibration.reliability` as bars against the diagonal of perfect calibration."""
     confidence, accuracy, count = bins[bins[:, 2] > 0].T
     figure = Figure(figsize=(4.4, 4), layout="constrained")
     axes = figure.subplots()

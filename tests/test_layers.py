@@ -26,6 +26,7 @@ ORDER = [
     "copies",
     "losses",
     "metrics",
+    "calibration",
     "optim",
     "models.stage",
     "models.convnet",

@@ -28,15 +28,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository r
 import options
 
 from cvlab import atomic, card, checkpoint, render, report
+from cvlab.calibration import expected_calibration_error, fit_temperature, reliability
 from cvlab.data import SHAPES, Parts
 from cvlab.explain import predict
 from cvlab.metrics import (
     bootstrap_intervals,
     confusion_matrix,
-    expected_calibration_error,
-    fit_temperature,
     paired_interval,
-    reliability,
     segmentation_counts,
     segmentation_scores,
     wilson_interval,

@@ -6,29 +6,31 @@ Every model takes RGB images in [0, 1] (normalisation is its first layer) and kn
 
 import inspect
 from collections.abc import Sequence
+from importlib import import_module
 
 from torch import nn
 
-from cvlab.models.convnet import ConvNet
-from cvlab.models.heads import BackboneWithHead
-from cvlab.models.plain import PlainNet
-from cvlab.models.residual import ResidualNet
-from cvlab.models.resnet_unet import ResNetUNet
 from cvlab.models.stage import Stage
-from cvlab.models.transfer import TimmClassifier
-from cvlab.models.unet import UNet
 
-__all__ = ["NETWORKS", "Stage", "build"]
+__all__ = ["NETWORKS", "Stage", "build", "network_class"]
 
-NETWORKS: dict[str, type[nn.Module]] = {
-    "convnet": ConvNet,
-    "plain": PlainNet,
-    "residual": ResidualNet,
-    "unet": UNet,
-    "timm": TimmClassifier,
-    "timm_head": BackboneWithHead,
-    "resnet_unet": ResNetUNet,
+# Module and class. Each is imported when it is asked for: timm and torchvision, which the last three need, take as long
+# as torch itself.
+NETWORKS = {
+    "convnet": ("convnet", "ConvNet"),
+    "plain": ("plain", "PlainNet"),
+    "residual": ("residual", "ResidualNet"),
+    "unet": ("unet", "UNet"),
+    "timm": ("transfer", "TimmClassifier"),
+    "timm_head": ("heads", "BackboneWithHead"),
+    "resnet_unet": ("resnet_unet", "ResNetUNet"),
 }
+
+
+def network_class(network: str) -> type[nn.Module]:
+    """The class of a key of `NETWORKS`."""
+    module, name = NETWORKS[network]
+    return getattr(import_module(f"{__name__}.{module}"), name)
 
 
 def build(
@@ -60,12 +62,13 @@ def build(
     if network not in NETWORKS:
         raise ValueError(f"unknown network {network!r}; known are {', '.join(NETWORKS)}")
     arguments = dict(arguments or {})
-    parameters = inspect.signature(NETWORKS[network]).parameters
+    make = network_class(network)
+    parameters = inspect.signature(make).parameters
     said = {"num_classes": len(class_names), "image_size": image_size, "mean": mean, "std": std}
     known = set(parameters) - set(said)
     if unknown := sorted(set(arguments) - known):
         raise ValueError(f"network {network!r} takes no argument {unknown[0]!r}; it takes {', '.join(sorted(known))}")
-    model = NETWORKS[network](**arguments, **{key: value for key, value in said.items() if key in parameters})
+    model = make(**arguments, **{key: value for key, value in said.items() if key in parameters})
     model.class_names = list(class_names)
     model.image_size = image_size
     model.crop_pct = crop_pct

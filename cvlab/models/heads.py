@@ -16,16 +16,6 @@ from torch import Tensor, nn
 from cvlab.models.stage import Normalize, Stage, identity
 from cvlab.models.transfer import maps_of
 
-# What a config may ask for, and of which type (`hidden` is a list of numbers).
-HEAD_ARGUMENTS = {
-    "architecture": str,
-    "pool": bool,
-    "last_stage": str,
-    "channels": int,
-    "hidden": list,
-    "dropout": float,
-}
-
 
 class BackboneWithHead(nn.Module):
     """A backbone of timm, freshly initialised and without its own head, and a perceptron on its features.

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+MAX_CLASSES = 50_000  # of a classifier; the largest ImageNet has 21,843
+
 
 def identity(activation: Tensor) -> Tensor:
     """The activation of a convolutional stage is a map already: (N, C, h, w)."""

@@ -22,18 +22,7 @@ from timm.models import get_pretrained_cfg, is_model, load_state_dict
 from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 
-from cvlab.models.stage import Normalize, Stage, identity
-
-# What a config may ask of timm, and of which type. Other keyword arguments of timm's networks name files or code.
-ARGUMENTS = {
-    "architecture": str,
-    "global_pool": str,
-    "class_token": bool,
-    "fixed_input_size": bool,
-    "drop_rate": float,
-    "drop_path_rate": float,
-}
-MAX_CLASSES = 50_000  # the largest ImageNet has 21,843
+from cvlab.models.stage import MAX_CLASSES, Normalize, Stage, identity
 
 ToMap = Callable[[Tensor], Tensor]
 

@@ -118,7 +118,7 @@ def timed(recipe: str, pictures: int, steps: int = 3) -> dict:
     chosen = tomllib.loads((RECIPES / f"{recipe}.toml").read_text())
     settings, segmenter = chosen["options"], chosen["script"] == "segmenter"
     network = "unet" if segmenter else settings.get("network", "convnet")
-    taken = inspect.signature(models.NETWORKS[network]).parameters
+    taken = inspect.signature(models.network_class(network)).parameters
     arguments = {name: value for name, value in settings.items() if name in taken and name != "image_size"}
     side, batch_size = settings["image_size"], settings["batch_size"]
     classes = settings.get("class_names") or [str(i) for i in range(8)]
