@@ -10,7 +10,8 @@ to it is queued for, and read when it is there with all that the tabs Predict, G
 photo is another one, a JPEG of 512 x 512 pixels, so nothing is answered from memory.
 
 One upload   against the round trip of an identity app (Gradio hands the same upload back as it is) plus the model's
-             pass (one forward and one backward, in this process), all three timed in turn
+             pass (one forward and one backward, in this process), all three timed in turn: over HTTP alone, and in a
+             Chromium, from the choice of the file until the answer is drawn
 A crowd      32 photos of as many visitors, sent in the same moment, against the ideal queue: one answered after the
              other without a gap, each as fast as for a visitor alone
 First page   from the start of the process until the page arrives
@@ -24,10 +25,12 @@ import io
 import json
 import os
 import random
+import shutil
 import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +40,7 @@ from pathlib import Path
 
 import httpx
 import torch
+from playwright.sync_api import Page, expect, sync_playwright
 from tables import README, hardware, inserted, spread, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +57,7 @@ IDENTITY = """
 import sys
 import gradio as gr
 with gr.Blocks(analytics_enabled=False) as page:
-    photo, back = gr.Image(type="filepath"), gr.Image(type="filepath")
+    photo, back = gr.Image(type="filepath"), gr.Image(type="filepath", elem_id="back")
     photo.change(lambda photo: photo, photo, back)
 page.queue().launch(server_port=int(sys.argv[1]), quiet=True, ssr_mode=False)
 """
@@ -64,6 +68,18 @@ from cvlab.page import desk
 desk.MAX_BYTES = 16 * 2**20
 app.launch(app.build_page(app.Models(app.offered_models(app.ROOT, []))), server_port=int(sys.argv[1]), quiet=True)
 """
+# In a browser: the milliseconds from the choice of a file until the first picture of an answer is there.
+ANSWERED = """
+selector => {
+  const shown = () => [...document.querySelectorAll(selector)].find(image => image.offsetParent && image.complete);
+  document.addEventListener('change', () => { window.begun = performance.now(); }, {capture: true, once: true});
+  window.answered = new Promise(resolve => {
+    const look = () => shown() ? resolve(performance.now() - window.begun) : requestAnimationFrame(look);
+    look();
+  });
+}
+"""
+CHROMIUM = shutil.which("chromium")
 seeds = count(10_000)
 
 
@@ -170,6 +186,45 @@ async def measure_upload(page: Visitor, identity: Visitor, name: str, rounds: in
     return times
 
 
+def choose(page: Page, file: Path, pictures: str) -> float:
+    """Seconds from the choice of a photo, in place of the one that is there, until a picture of the answer is drawn.
+
+    Args:
+        pictures: a CSS selector.
+    """
+    if page.get_by_label("Remove Image").first.is_visible():
+        page.get_by_label("Remove Image").first.click()
+        expect(page.locator(pictures).filter(visible=True)).to_have_count(0)
+    page.evaluate(ANSWERED, pictures)
+    page.locator("input[type=file]").first.set_input_files(file)
+    return page.evaluate("window.answered") / 1000
+
+
+def measure_in_browser(url: str, identity: str, name: str, rounds: int, folder: Path) -> dict[str, list[float]]:
+    """Seconds of the page, the identity app and the model's pass, in turn."""
+    model = checkpoint.load(ROOT / "checkpoints" / name)
+    times: dict[str, list[float]] = {"page": [], "identity": [], "pass": []}
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        visited, handed_back = browser.new_page(), browser.new_page()
+        visited.goto(f"{url}/?model={name}")
+        expect(visited.locator("figure img").filter(visible=True).first).to_be_visible(timeout=30_000)
+        handed_back.goto(identity)
+        for i, photo in enumerate(photos(rounds + 2)):
+            file = folder / f"{i}.jpg"
+            file.write_bytes(photo)
+            each = {
+                "page": choose(visited, file, "figure img"),
+                "identity": choose(handed_back, file, "#back img"),
+                "pass": pass_seconds(model, photo),
+            }
+            if i >= 2:  # the first ones load and warm up
+                for key, seconds in each.items():
+                    times[key].append(seconds)
+        browser.close()
+    return times
+
+
 async def measure_crowd(crowd: list[Visitor], name: str, rounds: int) -> list[list[float]]:
     """Seconds of every visitor, for each round; all have had an answer before."""
     limits, times = httpx.Limits(max_connections=None), []
@@ -209,6 +264,7 @@ def measure(quick: bool) -> dict:
         "clients": clients,
         "starts": [],
         "upload": {},
+        "browser": {},
         "crowd": {},
     }
     page_command, few_kept = ("app.py", "--port"), ("-c", FEW_KEPT)
@@ -218,11 +274,14 @@ def measure(quick: bool) -> dict:
     with (
         served(*(few_kept if quick else page_command)) as (url, server, seconds),
         served("-c", IDENTITY) as (identity, _, _),
+        tempfile.TemporaryDirectory() as folder,
     ):
         figures["starts"].append(seconds)
-        page, identity, crowd = Visitor(url), Visitor(identity), [Visitor(url) for _ in range(clients)]
+        page, back, crowd = Visitor(url), Visitor(identity), [Visitor(url) for _ in range(clients)]
         for name in names:
-            figures["upload"][name] = asyncio.run(measure_upload(page, identity, name, rounds))
+            figures["upload"][name] = asyncio.run(measure_upload(page, back, name, rounds))
+            if CHROMIUM:
+                figures["browser"][name] = measure_in_browser(url, identity, name, rounds, Path(folder))
             figures["crowd"][name] = asyncio.run(measure_crowd(crowd, name, crowds))
         if quick:
             figures["memory"] = asyncio.run(measure_memory(crowd, server, names, requests))
@@ -250,22 +309,18 @@ def percentile_95(values: list[float]) -> float:
 
 def tables(figures: dict) -> str:
     """What stands between the marks in README.md."""
-    rows = []
+    rows, crowd_rows = [], []
     for name, times in figures["upload"].items():
-        alone = statistics.median(times["page"])
+        for way, each in (("in Chromium", figures["browser"].get(name)), ("over HTTP", times)):
+            if each:
+                medians = [f"{1000 * statistics.median(seconds):.0f}" for seconds in each.values()]
+                rows.append([name, way, *medians, spread(upload_ratios(each))])
         crowds = figures["crowd"][name]
         together = [seconds for crowd in crowds for seconds in crowd]
-        rows.append(
-            [
-                name,
-                *(f"{1000 * statistics.median(each):.0f}" for each in times.values()),
-                spread(upload_ratios(times)),
-                f"{percentile_95(together):.2f}",
-                f"{crowd_ratio(crowds, alone):.2f}",
-            ]
-        )
-    head = ["model", "upload to all answers, ms", "identity app, ms", "the model's pass, ms", "as a multiple of both"]
-    head += [f"{figures['clients']} at once, 95% within s", "as a multiple of the ideal queue"]
+        ratio = crowd_ratio(crowds, statistics.median(times["page"]))
+        crowd_rows.append([name, f"{percentile_95(together):.2f}", f"{ratio:.2f}"])
+    head = ["model", "", "upload to all answers, ms", "identity app, ms", "the model's pass, ms", "multiple of both"]
+    crowd_head = ["model", f"95% of {figures['clients']} at once answered within s", "multiple of the ideal queue"]
     memory = list(figures["memory"].items())
     shown = [memory[round(i * (len(memory) - 1) / 4)] for i in range(5)]
     versions = ", ".join(f"{key} {number}" for key, number in figures["versions"].items())
@@ -273,6 +328,7 @@ def tables(figures: dict) -> str:
         f"On {figures['hardware']}, {versions}; every photo is another one, 512 x 512 pixels. Medians of "
         f"{len(next(iter(figures['upload'].values()))['page'])} rounds, with quartiles.",
         table(head, rows),
+        table(crowd_head, crowd_rows),
         f"The first page arrives {max(figures['starts']):.1f} s after the start (the slowest of "
         f"{len(figures['starts'])}). Resident memory while photos are answered, eight at a time:",
         table(["photos", *(str(done) for done, _ in shown)], [["MiB", *(f"{mib:.0f}" for _, mib in shown)]]),
