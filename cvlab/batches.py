@@ -1,6 +1,7 @@
 """Decoded images in memory as batches: what a training step and an evaluation draw from.
 
-DataLoader hands these data sets a whole batch of indices (`__getitems__`), so nothing is left to collate.
+DataLoader hands these data sets a whole batch of indices (`__getitems__`), so nothing is left to collate. Batches come
+from the device that the images are on: where a GPU has room for them, `to` brings them there.
 """
 
 from collections.abc import Sequence
@@ -20,14 +21,18 @@ def as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 class EvaluationSet(Dataset):
     """Views and labels (or masks) as they are: batches of (N, 3, S, S) float32 in [0, 1] and labels."""
 
-    def __init__(self, views: Sequence[Tensor], labels: Tensor) -> None:
-        self.views, self.labels = views, labels
+    def __init__(self, images: Sequence[Tensor], labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def to(self, device: torch.device | str) -> None:
+        """Brings the images to a device, from which batches come then."""
+        self.images, self.labels = [image.to(device) for image in self.images], self.labels.to(device)
 
     def __len__(self) -> int:
-        return len(self.views)
+        return len(self.images)
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return to_float(torch.stack([self.views[i] for i in indices])), self.labels[indices]
+        return to_float(torch.stack([self.images[i] for i in indices])), self.labels[indices]
 
 
 class AugmentedImages(Dataset):
@@ -42,11 +47,15 @@ class AugmentedImages(Dataset):
         self.images, self.labels, self.image_size, self.seed, self.min_area = images, labels, image_size, seed, min_area
         self.epoch = 0
 
+    def to(self, device: torch.device | str) -> None:
+        """Brings the images to a device, from which batches come then."""
+        self.images, self.labels = [image.to(device) for image in self.images], self.labels.to(device)
+
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        u = uniforms(self.seed, self.epoch, indices)
+        u = uniforms(self.seed, self.epoch, indices).to(self.labels.device)
         views = train_views([self.images[i] for i in indices], self.image_size, u, self.min_area)
         return views, self.labels[indices]
 
@@ -58,12 +67,16 @@ class AugmentedPairs(Dataset):
         self.images, self.masks, self.seed = images, masks, seed
         self.epoch = 0
 
+    def to(self, device: torch.device | str) -> None:
+        """Brings the images to a device, from which batches come then."""
+        self.images, self.masks = ([each.to(device) for each in kept] for kept in (self.images, self.masks))
+
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         images, masks = (torch.stack([each[i] for i in indices]) for each in (self.images, self.masks))
-        return train_pairs(images, masks, uniforms(self.seed, self.epoch, indices))
+        return train_pairs(images, masks, uniforms(self.seed, self.epoch, indices).to(images.device))
 
 
 def channel_statistics(images: Sequence[Tensor]) -> tuple[list[float], list[float]]:

@@ -78,15 +78,15 @@ def training_frame(model: nn.Module, views: Tensor, title: str, masks: Sequence[
     Args:
         masks: of a segmenter, the true ones.
     """
-    drawn, titles = [], []
+    drawn, titles, device = [], [], next(model.parameters()).device
     for i, view in enumerate(views):
-        images = to_float(view)[None]
+        images = to_float(view)[None].to(device)
         if model.task == "classification":
             logits, attribution = grad_cam(model, images)
             drawn.append(overlay(images, attribution))
             titles.append(model.class_names[logits.argmax()])
             continue
-        photo, mask = to_picture(images), predicted_masks(model, predict(model, images))[0]
+        photo, mask = to_picture(images), predicted_masks(model, predict(model, images))[0].cpu()
         for each in (whole_mask(masks[i], model.image_size), mask):
             drawn.append(mask_overlay(photo, each.any(0).numpy()))
         drawn.append(overlay(images, grad_cam(model, images)[1]) if mask[0].any() else photo)

@@ -196,14 +196,14 @@ def train_views(
     Args:
         images: N of (3, h, w) uint8, of any sizes.
         image_size: S, side of the views.
-        u: (N, UNIFORMS_PER_IMAGE) in [0, 1).
+        u: (N, UNIFORMS_PER_IMAGE) in [0, 1), on the device of the images.
         min_area: smallest part of a photo's area that a crop may show.
         degrees: largest rotation either way.
 
     Returns:
         (N, 3, S, S) float32 in [0, 1].
     """
-    heights, widths = torch.tensor([image.shape[1:] for image in images], dtype=torch.float32).T
+    heights, widths = torch.tensor([image.shape[1:] for image in images], dtype=torch.float32, device=u.device).T
     areas = between(min_area, 1.0, u[:, 0]) * widths * heights
     aspects = between(math.log(3 / 4), math.log(4 / 3), u[:, 1]).exp()
     crop_w = torch.minimum(widths, (areas * aspects).sqrt())
@@ -228,7 +228,7 @@ def train_pairs(
     Args:
         images: (N, 3, S, S) uint8.
         masks: (N, C, S, S) bool.
-        u: (N, UNIFORMS_PER_IMAGE) in [0, 1).
+        u: (N, UNIFORMS_PER_IMAGE) in [0, 1), on the device of the images.
         max_zoom: the crop's side is between S / max_zoom and S * max_zoom; outside, the photo is mirrored.
         degrees: largest rotation either way.
 
@@ -273,7 +273,8 @@ def crop_grids(
         ]
     )
     across, down, middle = 2 * thetas.transpose(1, 2)[..., None, None]  # (N, 2, 1, 1) each
-    steps = (2 * torch.arange(image_size, dtype=torch.float32) + 1) / image_size - 1  # centres of pixels
+    pixels = torch.arange(image_size, dtype=torch.float32, device=angles.device)
+    steps = (2 * pixels + 1) / image_size - 1  # their centres
     # F.affine_grid does the same in ten times the time.
     return (across * steps + (down * steps[:, None] + middle)).permute(0, 2, 3, 1)
 
@@ -288,5 +289,6 @@ def change_colours(images: Tensor, u: Tensor, amount: float = 0.3) -> Tensor:
     brightness, contrast, saturation = between(1 - amount, 1 + amount, u[:, :3]).T.view(3, -1, 1, 1)
     # All three are linear in a pixel's colour, so they are one matrix and one shift: a pass over the images, not ten.
     mean = brightness * images.mean(dim=(1, 2, 3)).view(-1, 1, 1)
-    matrix = contrast * brightness * (saturation * torch.eye(3) + (1 - saturation) / 3)  # (N, 3, 3)
+    identity = torch.eye(3, device=images.device)
+    matrix = contrast * brightness * (saturation * identity + (1 - saturation) / 3)  # (N, 3, 3)
     return torch.baddbmm(mean * (1 - contrast), matrix, images.flatten(2)).clamp_(0, 1).view_as(images)

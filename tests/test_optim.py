@@ -169,3 +169,19 @@ def test_fastest_precision_leaves_no_trace(training: bool) -> None:
         assert torch.equal(value, state[name]), name
     assert (model[0].weight.grad == 3).all()
     assert all(p.grad is None for p in model.parameters() if p is not model[0].weight)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_fused_optimizer_makes_the_same_steps(name: str) -> None:
+    weights = []
+    for fused in (False, True):
+        network = small_network().eval()
+        made = optimizer(name, network, 0.01, weight_decay=0.1, fused=fused)
+        for seed in range(3):
+            images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+            network(images).square().sum().backward()
+            made.step()
+            made.zero_grad()
+        weights.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
+    assert (weights[0] - torch.cat([p.detach().flatten() for p in small_network().parameters()])).abs().max() > 0.01

@@ -89,7 +89,9 @@ def main() -> None:
     criterion = partial(F.cross_entropy, label_smoothing=args.label_smoothing)
     images, labels = next(iter(train_loader))
     accelerator = running.accelerator_for(args, model, images, lambda logits: criterion(logits, labels))
-    optimizer = optim.optimizer(args.optimizer, model, args.lr, args.weight_decay, args.momentum)
+    running.onto_gpu(accelerator, train_set, val_set)
+    fused = accelerator.device.type == "cuda"
+    optimizer = optim.optimizer(args.optimizer, model, args.lr, args.weight_decay, args.momentum, fused=fused)
     steps = args.epochs * len(train_loader)
     schedule = optim.schedule(args.schedule, optimizer, steps, len(train_loader), args.div_factor)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":

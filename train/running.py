@@ -23,6 +23,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DataLoaderConfiguration
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from cvlab import atomic, checkpoint
@@ -96,7 +97,7 @@ def start_from_pretrained(args: argparse.Namespace, backbone: nn.Module) -> None
 def accelerator_for(
     args: argparse.Namespace, model: nn.Module, images: Tensor, criterion: Callable[[Tensor], Tensor]
 ) -> Accelerator:
-    """The Accelerator of a run; its precision is measured where --precision is auto, and kept when resumed.
+    """The Accelerator of a run. Precision "auto" is measured on a CPU, bf16 on a GPU, and kept when resumed.
 
     Several processes (`torchrun --nproc_per_node 2 train/...`) share the batch, and take the precision of the first.
     """
@@ -106,12 +107,26 @@ def accelerator_for(
         known = args.resume or not processes.is_main_process
         if args.precision == "auto" and known and recorded.is_file():
             args.precision = recorded.read_text().strip()
+        elif args.precision == "auto" and processes.device.type == "cuda":
+            args.precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
         elif args.precision == "auto":
             args.precision = fastest_precision(model, images, criterion)
         if processes.is_main_process:
             atomic.write_text(recorded, args.precision + "\n")
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=args.seed)
     return Accelerator(mixed_precision="no" if args.precision == "fp32" else "bf16", dataloader_config=loading)
+
+
+def onto_gpu(accelerator: Accelerator, *data_sets: Dataset) -> None:
+    """On a GPU that has room for the decoded pictures they are kept there, and cropped, turned and coloured there.
+
+    Half of its free memory is left for the network.
+    """
+    if accelerator.device.type == "cuda":
+        pictures = [image for data_set in data_sets for image in data_set.images]
+        if sum(image.nbytes for image in pictures) < torch.cuda.mem_get_info(accelerator.device)[0] / 2:
+            for data_set in data_sets:
+                data_set.to(accelerator.device)
 
 
 def whole_batches(batch_size: int, length: int) -> int:

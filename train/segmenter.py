@@ -73,7 +73,9 @@ def main() -> None:
     criterion = SEGMENTATION_LOSSES[args.loss]
     images, masks = next(iter(train_loader))
     accelerator = running.accelerator_for(args, model, images, lambda logits: criterion(logits, masks))
-    optimizer = optim.optimizer(args.optimizer, model, args.lr, args.weight_decay, args.momentum)
+    running.onto_gpu(accelerator, train_set, val_set)
+    fused = accelerator.device.type == "cuda"
+    optimizer = optim.optimizer(args.optimizer, model, args.lr, args.weight_decay, args.momentum, fused=fused)
     steps = args.epochs * len(train_loader)
     schedule = optim.schedule(args.schedule, optimizer, steps, len(train_loader), args.div_factor)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":

@@ -124,6 +124,7 @@ def main() -> None:
     features.train_mode(model)
     images, labels = train_set.__getitems__(list(range(args.batch_size)))
     accelerator = running.accelerator_for(args, model, images, lambda logits: criterion(logits, labels))
+    running.onto_gpu(accelerator, *pictures)
     model = model.to(accelerator.device)
     num_classes, below = len(parts.class_names), features.heights(model)
     phases = (
@@ -161,7 +162,8 @@ def main() -> None:
         train_loader = DataLoader(train_set, shuffle=True, drop_last=True, generator=torch.Generator(), **loading)
         val_loader = DataLoader(val_set, generator=torch.Generator(), **loading)
         factors = {name: args.layer_decay ** below[name] for name in below}
-        optimizer = optim.optimizer(args.optimizer, model, phase.lr, args.weight_decay, args.momentum, factors)
+        fused = accelerator.device.type == "cuda"
+        optimizer = optim.optimizer(args.optimizer, model, phase.lr, args.weight_decay, args.momentum, factors, fused)
         steps = phase.epochs * len(train_loader)
         schedule = optim.schedule(phase.schedule, optimizer, steps, len(train_loader), args.div_factor)
         accelerator.free_memory()

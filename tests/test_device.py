@@ -1,0 +1,60 @@
+"""Training on a GPU, without one: torch's fake tensors know their device and refuse to meet those of another."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from cvlab.batches import AugmentedImages, AugmentedPairs, EvaluationSet
+from cvlab.losses import SEGMENTATION_LOSSES
+from cvlab.metrics import segmentation_counts
+from cvlab.models import build
+
+SIDE = 32
+SETS: dict[str, Callable] = {
+    "evaluation": lambda images, labels, masks: EvaluationSet(images, labels),
+    "classifier": lambda images, labels, masks: AugmentedImages(images, labels, SIDE, seed=0),
+    "segmenter": lambda images, labels, masks: AugmentedPairs(images, masks, seed=0),
+}
+LOSSES = {"convnet": F.cross_entropy, "plain": F.cross_entropy, "residual": F.cross_entropy, **SEGMENTATION_LOSSES}
+
+
+@pytest.fixture(autouse=True)
+def fake() -> Iterator[None]:
+    with FakeTensorMode():
+        yield
+
+
+def decoded(number: int = 4) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """Images, labels and masks as they are kept, on the CPU."""
+    images = [torch.zeros(3, SIDE, SIDE, dtype=torch.uint8) for _ in range(number)]
+    return images, torch.zeros(number, dtype=torch.long), [torch.zeros(1, SIDE, SIDE).bool() for _ in range(number)]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_batches_are_made_where_the_images_were_brought(name: str) -> None:
+    data_set = SETS[name](*decoded())
+    assert {each.device.type for each in data_set.__getitems__([0, 2])} == {"cpu"}
+    data_set.to("cuda")
+    assert {each.device.type for each in data_set.__getitems__([0, 2])} == {"cuda"}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_training_step_brings_nothing_of_the_cpu(name: str) -> None:
+    segments = name in SEGMENTATION_LOSSES
+    data_set = SETS["segmenter" if segments else "classifier"](*decoded())
+    data_set.to("cuda")
+    with torch.device("cuda"):  # where accelerate brings it
+        model = build("unet", ["a"], SIDE, {"depth": 1}) if segments else build(name, ["a", "b"], SIDE)
+    images, targets = data_set.__getitems__([0, 1])
+    if not segments:
+        images, targets = Mixup(0.2, num_classes=2)(images, targets)
+    logits = model(images)
+    loss = LOSSES[name](logits, targets)
+    assert {each.device.type for each in (images, targets, logits, loss)} == {"cuda"}
+    if segments:
+        assert segmentation_counts(logits > 0, targets).device.type == "cuda"
