@@ -61,16 +61,13 @@ def test_the_scores_of_one_change_are_those_of_its_seeds() -> None:
         {"run": "002", "seed": "1", "lr": "0.1", "dropout": "", "best val": "0.7", "state": "done"},
         {"run": "003", "seed": "0", "lr": "0.1", "dropout": "0.5", "best val": "0.9", "state": "done"},
     ]
-    assert results.scores_of(rows, {"lr": "0.1"}) == [0.5, 0.7]
-    assert results.scores_of(rows, {"lr": "0.1", "dropout": "0.5"}) == [0.9]
+    assert results.scores_of(rows, {"lr": "0.1"}) == {"0": 0.5, "1": 0.7}
+    assert results.scores_of(rows, {"lr": "0.1", "dropout": "0.5"}) == {"0": 0.9}
 
 
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [([0.5, 0.6], "better by every seed"), ([0.1, 0.2], "worse by every seed"), ([0.2, 0.9], "no clear difference")],
-)
-def test_a_difference_is_clear_where_every_seed_shows_it(values: list[float], said: str) -> None:
-    assert results.verdict(values, [0.3, 0.4]) == said
+def test_differences_are_those_of_the_same_seed() -> None:
+    assert results.differences({"0": 0.5, "1": 0.8}, {"1": 0.7, "0": 0.7, "2": 0.1}) == "-0.050 (-0.200 to +0.100)"
+    assert results.differences({"0": 0.5}, {"0": 0.5}) == ""
 
 
 def test_every_lesson_is_a_run_of_its_recipe() -> None:
@@ -83,7 +80,7 @@ def test_every_lesson_is_a_run_of_its_recipe() -> None:
         ranges = dict(word.split("=") for word in recipe["options"]["over"])
         listed = [{key: sweep.as_text(value) for key, value in row.items()} for row in recipe.get("runs", [])]
         listed = listed or [{"loss": loss} for loss in ranges["loss"].split(",")]
-        assert [options for options, *_ in changes] == [{k: v for k, v in row.items() if v} for row in listed]
+        assert [change.options for change in changes] == [{k: v for k, v in row.items() if v} for row in listed]
 
 
 def test_the_time_of_a_recipe_is_that_of_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +104,7 @@ def test_the_time_of_a_recipe_is_that_of_its_steps(tmp_path: Path, monkeypatch: 
         loss = "bce"
     """)
     monkeypatch.setattr(results, "RECIPES", tmp_path)
-    figures = results.timed("small", 9)["timed"]
+    figures = results.timed("small", 9, 1)["timed"]
     assert figures["parameters"] == convolutions + (4 * 4 * 2 + 2) + 3
     assert figures["hours"] == pytest.approx(2 * figures["seconds_a_step"], rel=0.01)
 

@@ -4,7 +4,8 @@
     python tests/bench/results.py --write                       put them into README.md
     python tests/bench/results.py --collect runs/NAME ...       keep a run's figures in tests/bench/results/NAME.json;
                                                                 NAME=FOLDER for a folder of another name
-    python tests/bench/results.py --time horses-unet 195        say how long a recipe would take here on 195 pictures
+    python tests/bench/results.py --time horses-unet 195 1      say how long a recipe would take here, on 195 pictures
+                                                                of one class
 
 Runs are not part of the repository; their figures are, without photographs. A run is collected after
 `python train/evaluate.py runs/NAME --part test`, a sweep or a dropout study as it is.
@@ -19,7 +20,9 @@ import statistics
 import sys
 import time
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -105,7 +108,7 @@ def manifest_of(run: Path) -> dict:
     return chosen | {"command": re.sub(r"(?<= )/\S*/", "", chosen["command"])}
 
 
-def timed(recipe: str, pictures: int, steps: int = 3) -> dict:
+def timed(recipe: str, pictures: int, num_classes: int, steps: int = 3) -> dict:
     """How long a recipe would take here on so many training pictures: by the median of some steps, after one more.
 
     Both precisions are timed, and the faster one is taken, as the training scripts do.
@@ -121,11 +124,12 @@ def timed(recipe: str, pictures: int, steps: int = 3) -> dict:
     taken = inspect.signature(models.network_class(network)).parameters
     arguments = {name: value for name, value in settings.items() if name in taken and name != "image_size"}
     side, batch_size = settings["image_size"], settings["batch_size"]
-    classes = settings.get("class_names") or [str(i) for i in range(8)]
+    classes = [str(i) for i in range(num_classes)]
     model = models.build(network, classes, side, arguments).to(memory_format=torch.channels_last)
     optimizer = optim.optimizer(settings["optimizer"], model, settings["lr"], settings["weight_decay"])
     images = torch.rand(batch_size, 3, side, side).contiguous(memory_format=torch.channels_last)
-    targets = torch.rand(batch_size, 1, side, side) > 0.5 if segmenter else torch.randint(0, 8, (batch_size,))
+    masks, labels = torch.rand(batch_size, num_classes, side, side) > 0.5, torch.randint(num_classes, (batch_size,))
+    targets = masks if segmenter else labels
     criterion = SEGMENTATION_LOSSES[settings["loss"]] if segmenter else torch.nn.functional.cross_entropy
     seconds: dict[str, list[float]] = {"fp32": [], "bf16": []}
     for precision, taken_by in seconds.items():
@@ -203,16 +207,23 @@ def table(folder: Path = FOLDER) -> str:
     return "\n".join(["", *lines, "", notes[0], "", *notes[1:], ""])
 
 
-# One change at a time: the options of the runs in a sweep, what it is called, and what it is about. The first of each
-# sweep is what the others are held against.
+class Change(NamedTuple):
+    """One change to a training: the options of its runs in a sweep, what it is called, and what it is about."""
+
+    options: dict[str, str]
+    title: str
+    about: str
+    against: str = ""  # the title of what it is held against; by default the first of the sweep
+
+
 SWEEPS = {
     "lessons": [
-        ({"lr": "0.1"}, "SGD, one cycle, rate up to 0.1", "what the others differ from"),
-        ({"lr": "0.01"}, "a tenth of the rate", "The rate is what to tune first, by factors of ten."),
-        ({"optimizer": "adam", "lr": "0.001"}, "Adam, rate 0.001", "Adam fits the rate to every weight by itself."),
-        ({"lr": "0.1", "schedule": "constant"}, "the rate stays", "A rate that falls lets the weights settle."),
-        ({"lr": "0.1", "depth": "2"}, "twice as deep", "More layers can say more, and need more to learn from."),
-        (
+        Change({"lr": "0.1"}, "SGD, one cycle, rate up to 0.1", "What the others differ from."),
+        Change({"lr": "0.01"}, "a tenth of the rate", "The rate is what to tune first, by factors of ten."),
+        Change({"optimizer": "adam", "lr": "0.001"}, "Adam, rate 0.001", "Adam fits the rate to every weight."),
+        Change({"lr": "0.1", "schedule": "constant"}, "the rate stays", "A rate that falls lets the weights settle."),
+        Change({"lr": "0.1", "depth": "2"}, "twice as deep", "More layers can say more, and need more to learn from."),
+        Change(
             {
                 "lr": "0.1",
                 "network": "plain",
@@ -222,17 +233,18 @@ SWEEPS = {
                 "pool_to": "1",
             },
             "as deep, without shortcuts",
-            "Shortcuts carry the gradient to the first layers; hold it against twice as deep.",
+            "Shortcuts carry the gradient to the first layers.",
+            "twice as deep",
         ),
-        ({"lr": "0.1", "dropout": "0.5"}, "dropout 0.5", "Dropout is for networks that learn photos by heart."),
-        ({"lr": "0.1", "augment": "off"}, "no augmentation", "Changed photos stand for those never taken."),
-        ({"lr": "0.1", "cutmix": "1"}, "CutMix", "Strong augmentation wants a long training."),
+        Change({"lr": "0.1", "dropout": "0.5"}, "dropout 0.5", "Dropout is for networks that learn photos by heart."),
+        Change({"lr": "0.1", "augment": "off"}, "no augmentation", "Changed photos stand for those never taken."),
+        Change({"lr": "0.1", "cutmix": "1"}, "CutMix", "Strong augmentation wants a longer training than this one."),
     ],
     "lessons-loss": [
-        ({"loss": "bce"}, "binary cross-entropy", "every pixel counts alike"),
-        ({"loss": "dice"}, "Dice", "The overlap itself, as iou measures it."),
-        ({"loss": "focal"}, "focal", "Weight goes to the pixels that are still wrong."),
-        ({"loss": "bce+dice"}, "both", "Pixels and overlap."),
+        Change({"loss": "bce"}, "binary cross-entropy", "Every pixel counts alike."),
+        Change({"loss": "dice"}, "Dice", "The overlap itself, as iou measures it."),
+        Change({"loss": "focal"}, "focal", "Weight goes to the pixels that are still wrong."),
+        Change({"loss": "bce+dice"}, "both", "Pixels and overlap."),
     ],
 }
 # Two experiments on the same pictures, what was changed between them, and what it is about.
@@ -262,18 +274,19 @@ def learned(folder: Path = FOLDER) -> str:
     lines = []
     for name, changes in SWEEPS.items():
         rows = (read(name, folder) or {"sweep": []})["sweep"]
-        found = [(scores_of(rows, options), title, about) for options, title, about in changes]
-        if not found[0][0]:
+        found = {change.title: scores_of(rows, change.options) for change in changes}
+        if not found[changes[0].title]:
             continue
         score = "iou" if "loss" in rows[0] else "accuracy"
         lines += [
-            f"\n| {name} | val {score}, mean (lowest to highest) | over the seeds | |",
+            f"\n| {name} | val {score}, mean (lowest to highest) | difference by seed | |",
             "| --- | --- | --- | --- |",
         ]
-        for values, title, about in found:
-            if values:
-                spread = f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f}), n = {len(values)}"
-                lines.append(f"| {title} | {spread} | {verdict(values, found[0][0])} | {about} |")
+        for change in changes:
+            if values := found[change.title]:
+                difference = differences(values, found[change.against or changes[0].title])
+                against = f", against {change.against}" if change.against else ""
+                lines.append(f"| {change.title} | {spread(values.values())} | {difference}{against} | {change.about} |")
     pairs = [(read(a, folder), read(b, folder), a, b, *said) for a, b, *said in PAIRS]
     pairs = [pair for pair in pairs if all(each and each.get("test") for each in pair[:2])]
     if pairs:
@@ -286,22 +299,26 @@ def learned(folder: Path = FOLDER) -> str:
     return "\n".join([*lines, ""])
 
 
-def verdict(values: list[float], others: list[float]) -> str:
-    """Whether the scores of some seeds lie beyond all those of the training that they are held against."""
-    if values == others:
-        return ""
-    better, worse = min(values) > max(others), max(values) < min(others)
-    return "better by every seed" if better else "worse by every seed" if worse else "no clear difference"
+def spread(values: Iterable[float], sign: str = "") -> str:
+    """Mean, lowest and highest."""
+    values = list(values)
+    return f"{statistics.mean(values):{sign}.3f} ({min(values):{sign}.3f} to {max(values):{sign}.3f})"
 
 
-def scores_of(rows: list[dict[str, str]], options: dict[str, str]) -> list[float]:
-    """The best val scores of the runs that have exactly these options, whatever their seed."""
+def differences(values: dict[str, float], others: dict[str, float]) -> str:
+    """The differences of two trainings with the same seed: their mean, the lowest and the highest."""
+    found = [values[seed] - others[seed] for seed in values if seed in others]
+    return spread(found, "+") if values != others and found else ""
+
+
+def scores_of(rows: list[dict[str, str]], options: dict[str, str]) -> dict[str, float]:
+    """By seed the best val scores of the runs that have exactly these options."""
     standing = ("run", "seed", "state", "epochs", "best val", "at epoch", "minutes")
-    return [
-        float(row["best val"])
+    return {
+        row["seed"]: float(row["best val"])
         for row in rows
         if {name: value for name, value in row.items() if value and name not in standing} == options
-    ]
+    }
 
 
 def inserted(readme: str, folder: Path = FOLDER) -> str:
@@ -317,12 +334,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="put both parts into README.md")
     parser.add_argument("--collect", nargs="+", metavar="RUN", default=[])
-    parser.add_argument("--time", nargs=2, metavar=("RECIPE", "PICTURES"))
+    parser.add_argument("--time", nargs=3, metavar=("RECIPE", "PICTURES", "CLASSES"))
     args = parser.parse_args()
     runs = [word.partition("=")[::2] if "=" in word else (Path(word).name, word) for word in args.collect]
     kept = {name: collected(Path(run)) for name, run in runs}
     if args.time:
-        kept[args.time[0]] = timed(args.time[0], int(args.time[1]))
+        kept[args.time[0]] = timed(args.time[0], *map(int, args.time[1:]))
     for name, figures in kept.items():
         FOLDER.mkdir(exist_ok=True)
         (FOLDER / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
