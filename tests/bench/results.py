@@ -243,7 +243,7 @@ SWEEPS = {
     "lessons-loss": [
         Change({"loss": "bce"}, "binary cross-entropy", "Every pixel counts alike."),
         Change({"loss": "dice"}, "Dice", "The overlap itself, as iou measures it."),
-        Change({"loss": "focal"}, "focal", "Weight goes to the pixels that are still wrong."),
+        Change({"loss": "focal"}, "focal", "Its usual alpha, 0.25, counts the object a third as much as the rest: the report lost by it too."),
         Change({"loss": "bce+dice"}, "both", "Pixels and overlap."),
     ],
 }
