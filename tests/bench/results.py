@@ -160,7 +160,8 @@ def rows_of(name: str, found: dict | None) -> list[str]:
     if "timed" in found:
         facts = found["timed"]
         steps = f"{facts['steps']} steps of {facts['seconds_a_step']} s in {facts['precision']}"
-        reason = f"about {facts['hours']:.0f} hours of one core, by {steps}"
+        time_taken = f"{facts['hours']:.0f} hours" if facts["hours"] >= 1.5 else f"{60 * facts['hours']:.0f} minutes"
+        reason = f"about {time_taken} of one core, by {steps}"
         return [f"{start} {NOT_RUN.format(reason)} | | | {facts['parameters'] / 1e6:.2f} M | |"]
     if "study" in found:
         return [study_row(name, network, study) for network, study in found["study"].items()]
@@ -243,7 +244,11 @@ SWEEPS = {
     "lessons-loss": [
         Change({"loss": "bce"}, "binary cross-entropy", "Every pixel counts alike."),
         Change({"loss": "dice"}, "Dice", "The overlap itself, as iou measures it."),
-        Change({"loss": "focal"}, "focal", "Its usual alpha, 0.25, counts the object a third as much as the rest: the report lost by it too."),
+        Change(
+            {"loss": "focal"},
+            "focal",
+            "Its usual alpha, 0.25, counts the object a third as much as the rest: the report lost by it too.",
+        ),
         Change({"loss": "bce+dice"}, "both", "Pixels and overlap."),
     ],
 }
