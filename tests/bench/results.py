@@ -247,7 +247,7 @@ SWEEPS = {
         Change(
             {"loss": "focal"},
             "focal",
-            "Its usual alpha, 0.25, counts the object a third as much as the rest: the report lost by it too.",
+            "Its usual alpha, 0.25, counts the object a third of the rest.",
         ),
         Change({"loss": "bce+dice"}, "both", "Pixels and overlap."),
     ],
