@@ -117,7 +117,8 @@ def test_pairs_are_shown_where_both_were_measured(tmp_path: Path) -> None:
 
 
 def test_a_run_folder_is_collected_without_its_photographs(tmp_path: Path) -> None:
-    lines = [{"epoch": 1, "val_iou": 0.5}, {"epoch": 2, "val_iou": 0.75}, {"epoch": 3, "val_iou": 0.25}]
+    scores = ((0.5, 0.3), (0.75, 0.4), (0.25, 0.2))
+    lines = [{"epoch": i, "val_iou": iou, "val_loss": loss} for i, (iou, loss) in enumerate(scores, start=1)]
     (tmp_path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "manifest.json").write_text(json.dumps({**MANIFEST, "versions": {}}))
     block = {"network": "unet", "data": {"name": "horses", "fingerprints": {"train": ["a"]}}, "image_size": 64}
@@ -130,6 +131,9 @@ def test_a_run_folder_is_collected_without_its_photographs(tmp_path: Path) -> No
     assert found["data"] == "horses"
     (tmp_path / "metrics.json").write_text(json.dumps({**metrics, "part": "val"}))
     assert results.collected(tmp_path)["test"] is None
+    by_loss = {**MANIFEST, "command": "python train/segmenter.py --best-by loss"}
+    (tmp_path / "manifest.json").write_text(json.dumps(by_loss))
+    assert results.collected(tmp_path)["val"] == {"value": 0.25, "epoch": 3}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests/bench/results").glob("*.json")), ids=lambda path: path.stem)

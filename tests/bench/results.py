@@ -90,7 +90,11 @@ def collected(run: Path) -> dict:
         return {"sweep": rows, "manifest": manifest_of(run / rows[0]["run"])}
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     score = next(name for name in ("accuracy", "iou") if f"val_{name}" in history[0])
-    best = max(history, key=lambda line: line[f"val_{score}"])
+    manifest = json.loads((run / "manifest.json").read_text())
+    recipe = RECIPES / f"{manifest.get('recipe')}.toml"
+    chosen = tomllib.loads(recipe.read_text())["options"] if recipe.is_file() else {}
+    by_loss = chosen.get("best_by") == "loss" or "--best-by loss" in manifest["command"]
+    best = max(history, key=lambda line: -line["val_loss"] if by_loss else line[f"val_{score}"])
     val = {"value": best[f"val_{score}"], "epoch": best["epoch"]}
     metrics = json.loads((run / "metrics.json").read_text()) if (run / "metrics.json").is_file() else {}
     block = json.loads((run / "config.json").read_text())["cvlab"]
