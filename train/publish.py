@@ -82,7 +82,8 @@ def publish_space(space_id: str, models: list[str], private: bool) -> None:
 
 def space_files(space_id: str, models: list[str]) -> dict[str, bytes]:
     """Path to content: the page, the modules that it imports, its requirements and its card."""
-    sources = imported_sources(ROOT / "app.py")
+    networks = (ROOT / "cvlab" / "models").glob("*.py")  # imported by their names when a model asks for them
+    sources = imported_sources(ROOT / "app.py", *networks)
     files = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in sources}
     packages = {name.split(".")[0] for path in sources for name in imports(path)}
     return files | {
@@ -102,9 +103,9 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def imported_sources(path: Path) -> set[Path]:
-    """A source file of this repository and, of those in cvlab/, all that it needs."""
-    sources, todo = set(), [path]
+def imported_sources(*paths: Path) -> set[Path]:
+    """Source files of this repository and, of those in cvlab/, all that they need."""
+    sources, todo = set(), [*paths]
     while todo:
         path = todo.pop()
         sources.add(path)
