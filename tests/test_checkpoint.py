@@ -272,7 +272,7 @@ def test_the_card_of_a_bare_model_is_read_by_the_hub(model, tmp_path):
     checkpoint.save(model, tmp_path)
     card.write(tmp_path)
     written = ModelCard.load(tmp_path / "README.md")
-    assert written.data.library_name == "cvlab"
+    assert written.data.to_dict()["library_name"] == "cvlab"
     assert written.data.pipeline_tag == {"classification": "image-classification"}.get(model.task, "image-segmentation")
     assert all(name in written.text for name in (*model.class_names, *model.stages))
 
