@@ -86,10 +86,10 @@ def stages(desk: Desk, photo: Photo | None, name: str, mask: Photo | None, quest
     """The stages of a segmenter and, once they are worked out, how they depend on the region and what they added."""
     try:
         model, seen = desk.seen(photo, name)
-        question = as_usual(question, model)
-        evidence = desk.evidence(photo, name, question, mask)
         if model.task == "classification":
             return {"stages": paragraph(panels.CLASSIFIER), "ways": ""}
+        question = as_usual(question, model)
+        evidence = desk.evidence(photo, name, question, mask)
         known = desk.known_ways(evidence)
         drawn = panels.stages_panel(seen, model, evidence, question, known)
         return {"stages": drawn, "ways": panels.ways_panel(evidence, known) if known else ""}
