@@ -44,8 +44,8 @@ def optimizer(
 
     Args:
         factors: of the learning rate of single parameters, by their names; 1 for those that are not named.
-        fused: one kernel for all parameters, for a GPU; torch has none for rmsprop. On a CPU it reads a gradient wrongly
-            whose memory is laid out otherwise than its parameter's.
+        fused: one kernel for all parameters, for a GPU; torch has none for rmsprop. On a CPU it reads a gradient
+            wrongly whose memory is laid out otherwise than its parameter's.
     """
     trainable = [((factors or {}).get(n, 1.0), p.ndim > 1, p) for n, p in model.named_parameters() if p.requires_grad]
     groups = [
