@@ -63,8 +63,10 @@ class AugmentedImages(Dataset):
 class AugmentedPairs(Dataset):
     """N images (3, S, S) uint8 and masks (C, S, S) bool, moved together; `epoch` as in AugmentedImages."""
 
-    def __init__(self, images: Sequence[Tensor], masks: Sequence[Tensor], seed: int) -> None:
-        self.images, self.masks, self.seed = images, masks, seed
+    def __init__(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor], seed: int, zoom: Sequence[float] = (1 / 1.4, 1.4)
+    ) -> None:
+        self.images, self.masks, self.seed, self.zoom = images, masks, seed, zoom
         self.epoch = 0
 
     def to(self, device: torch.device | str) -> None:
@@ -76,7 +78,7 @@ class AugmentedPairs(Dataset):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         images, masks = (torch.stack([each[i] for i in indices]) for each in (self.images, self.masks))
-        return train_pairs(images, masks, uniforms(self.seed, self.epoch, indices).to(images.device))
+        return train_pairs(images, masks, uniforms(self.seed, self.epoch, indices).to(images.device), self.zoom)
 
 
 def channel_statistics(images: Sequence[Tensor]) -> tuple[list[float], list[float]]:

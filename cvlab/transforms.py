@@ -221,7 +221,7 @@ def train_views(
 
 
 def train_pairs(
-    images: Tensor, masks: Tensor, u: Tensor, max_zoom: float = 1.4, degrees: float = 15.0
+    images: Tensor, masks: Tensor, u: Tensor, zoom: Sequence[float] = (1 / 1.4, 1.4), degrees: float = 15.0
 ) -> tuple[Tensor, Tensor]:
     """Zoom in or out, shift, rotation and flip, the same for image and mask, and colour for the image.
 
@@ -229,14 +229,14 @@ def train_pairs(
         images: (N, 3, S, S) uint8.
         masks: (N, C, S, S) bool.
         u: (N, UNIFORMS_PER_IMAGE) in [0, 1), on the device of the images.
-        max_zoom: the crop's side is between S / max_zoom and S * max_zoom; outside, the photo is mirrored.
+        zoom: smallest and largest factor; beyond the edges of a photo that is made smaller, it is mirrored.
         degrees: largest rotation either way.
 
     Returns:
         images (N, 3, S, S) float32 in [0, 1] and masks (N, C, S, S) bool.
     """
     size = images.shape[-1]
-    side = size * torch.exp(between(-math.log(max_zoom), math.log(max_zoom), u[:, 0]))
+    side = size * torch.exp(between(-math.log(zoom[1]), -math.log(zoom[0]), u[:, 0]))  # of the crop
     room = (size - side).abs()
     centre_x, centre_y = size / 2 + room * (u[:, 2] - 0.5), size / 2 + room * (u[:, 3] - 0.5)
     angles = math.radians(degrees) * (2 * u[:, 4] - 1)

@@ -525,6 +525,18 @@ def test_train_pairs_keep_channels_apart_and_neutral_numbers_change_nothing() ->
     assert torch.equal(mirrored, masks.flip(-1))
 
 
+def test_zoom_shows_the_middle_larger_or_all_of_it_smaller() -> None:
+    images, masks = photos(1, 32, 32), torch.zeros(1, 1, 32, 32, dtype=torch.bool)
+    masks[..., 8:24, 8:24] = True  # the middle half of each side
+    _, larger = train_pairs(images, masks, steady(1, area=0.5), zoom=(2.0, 2.0))
+    assert larger.all()
+    _, smaller = train_pairs(images, masks, steady(1, area=0.5), zoom=(0.5, 0.5))
+    assert smaller[..., 12:20, 12:20].all()
+    assert smaller[..., 8:24, 8:24].sum() == 64  # of the photo; beyond it its mirror images
+    _, between = train_pairs(images, masks, steady(1, area=1.0), zoom=(1.0, 1.4))
+    assert torch.equal(between, masks)  # the last uniform number is the smallest factor
+
+
 def test_colours_in_the_middle_of_their_range_stay() -> None:
     images = photos(2, 8, 8) / 255
     torch.testing.assert_close(change_colours(images, torch.full((2, 3), 0.5)), images)

@@ -41,8 +41,12 @@ def main() -> None:
     switch = argparse.BooleanOptionalAction
     parser.add_argument("--batch-norm", action=switch, default=True, help="after every convolution")
     parser.add_argument("--dropout", type=float, default=0.0)
+    zoom = "photos are made smaller or larger by a factor in between; beyond their edges they are mirrored"
+    parser.add_argument("--zoom", nargs=2, type=float, default=[0.714, 1.4], metavar=("LOW", "HIGH"), help=zoom)
     parser.add_argument("--loss", choices=SEGMENTATION_LOSSES, default="bce+dice")
     args = parser.parse_args()
+    if not 0 < args.zoom[0] <= args.zoom[1]:
+        raise ValueError("--zoom takes two factors above 0, the smaller one first: 1 1.4 only enlarges.")
     state = running.open_run(args)
     set_seed(args.seed)
 
@@ -54,7 +58,7 @@ def main() -> None:
         "train", lambda image: to_uint8(whole_view(image, args.image_size)), small, cache=cache
     )
     val_images, val_masks = parts.read("val", lambda image: to_uint8(whole_view(image, args.image_size)), cache=cache)
-    train_set = AugmentedPairs(train_images, train_masks, args.seed)
+    train_set = AugmentedPairs(train_images, train_masks, args.seed, args.zoom)
     val_set = EvaluationSet(val_images, torch.arange(len(val_images)))
     args.batch_size = running.whole_batches(args.batch_size, len(train_set))
     # The loaders draw from generators of their own, so that the global one is the training step's alone.
