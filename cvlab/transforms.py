@@ -93,6 +93,8 @@ def _to_8_bits(pixels: np.ndarray, name: str, notes: list[str]) -> np.ndarray:
         raise ImageError(f"{name} has pixels that are not numbers (NaN or infinite).")
     low, high = float(pixels.min()), float(pixels.max())
     if pixels.dtype.kind == "u" or (pixels.dtype.kind == "i" and low >= 0 and 255 < high <= 65535):  # u is of 16 bits
+        if high < 4096:  # cameras of microscopes often store 10 or 12 bits in 16; what is white to them is not said
+            notes.append(f"Its brightest pixel is {high:g} of 65535, so it is dark. Has it fewer bits? Scale it first.")
         return np.round(pixels / 257).astype(np.uint8)  # 65535 / 257 = 255
     if low >= 0 and high <= 1 and pixels.dtype.kind == "f":
         return np.round(pixels * 255).astype(np.uint8)
