@@ -160,6 +160,13 @@ def test_an_option_of_another_network_is_refused(photos: dict, run: Callable, tm
         run("classifier", "--data", photos["classifier"], *SMALL, "--hidden", 4, "--out", tmp_path)
 
 
+@pytest.mark.parametrize("zoom", [(2, 1), (0, 1)])
+def test_a_zoom_that_is_none_is_refused_before_anything_is_written(zoom: tuple, run: Callable, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="zoom"):
+        run("segmenter", "--zoom", *zoom, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_average_of_the_weights_and_the_plateau_are_resumed(photos: dict, run: Callable, tmp_path: Path) -> None:
     words = ["--data", photos["classifier"], *SMALL, "--batch-size", 4, "--widths", 4, 8, "--best-by", "loss"]
     words += ["--ema", 0.9, "--clip-norm", 0.1, "--schedule", "plateau", "--lr", 0.01]
