@@ -134,6 +134,9 @@ def test_a_run_folder_is_collected_without_its_photographs(tmp_path: Path) -> No
     by_loss = {**MANIFEST, "command": "python train/segmenter.py --best-by loss"}
     (tmp_path / "manifest.json").write_text(json.dumps(by_loss))
     assert results.collected(tmp_path)["val"] == {"value": 0.25, "epoch": 3}
+    overruled = {**MANIFEST, "recipe": "scenes8-transfer", "command": "python train/transfer.py --best-by accuracy"}
+    (tmp_path / "manifest.json").write_text(json.dumps(overruled))
+    assert results.collected(tmp_path)["val"] == {"value": 0.75, "epoch": 2}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests/bench/results").glob("*.json")), ids=lambda path: path.stem)

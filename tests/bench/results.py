@@ -93,7 +93,8 @@ def collected(run: Path) -> dict:
     manifest = json.loads((run / "manifest.json").read_text())
     recipe = RECIPES / f"{manifest.get('recipe')}.toml"
     chosen = tomllib.loads(recipe.read_text())["options"] if recipe.is_file() else {}
-    by_loss = chosen.get("best_by") == "loss" or "--best-by loss" in manifest["command"]
+    asked = re.search(r"--best-by[ =](\w+)", manifest["command"])  # goes before the recipe
+    by_loss = (asked[1] if asked else chosen.get("best_by")) == "loss"
     best = max(history, key=lambda line: -line["val_loss"] if by_loss else line[f"val_{score}"])
     val = {"value": best[f"val_{score}"], "epoch": best["epoch"]}
     metrics = json.loads((run / "metrics.json").read_text()) if (run / "metrics.json").is_file() else {}
