@@ -182,7 +182,7 @@ def stages_panel(seen: Seen, model: nn.Module, evidence: Evidence, question: Que
             caption = f"peak {number(peak_of(attribution, method))} {UNIT}"
             worth = [worth_of(attribution, evidence, question)]
             if dependence:
-                caption += f", r = {dependence[method][stage]:.2f}"
+                caption += f", r\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{dependence[method][stage]:.2f}"
                 worth.append(dependence_sentence(dependence[method][stage]))
             two.append(
                 Figure(
