@@ -206,8 +206,9 @@ def table(folder: Path = FOLDER) -> str:
     manifests = [each["manifest"] for each in found.values() if each and "manifest" in each]
     hardware = "; ".join(sorted({manifest["hardware"] for manifest in manifests}))
     notes = [
-        f"One training each (seed 0), on {hardware}, which had other work beside it: the minutes are an upper bound. "
-        "Test pictures were neither trained on nor chosen by. Intervals as in the table above. The commands:",
+        f"One training each (seed 0; any that a command names was chosen by val), on {hardware}, which had other work "
+        "beside it: the minutes are an upper bound. Test pictures were neither trained on nor chosen by. Intervals as "
+        "in the table above. The commands:",
         *("    " + manifest["command"] for manifest in manifests),
     ]
     return "\n".join(["", *lines, "", notes[0], "", *notes[1:], ""])
