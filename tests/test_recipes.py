@@ -178,8 +178,8 @@ def test_the_average_of_the_weights_and_the_plateau_are_resumed(photos: dict, ru
     lines = [[{**line, "seconds": 0} for line in history(tmp_path / name)] for name in ("whole", "stopped")]
     assert lines[0] == lines[1]
     best = min(lines[0], key=lambda line: line["val_loss"])["epoch"]
+    assert json.loads((tmp_path / "whole" / "manifest.json").read_text())["best_epoch"] == best
     (state,) = (tmp_path / "whole" / "state").glob("step-*")
-    assert json.loads((state / "progress.json").read_text())["best_epoch"] == best
     trained = load_file(state / "model.safetensors")
     assert not trained["head.weight"].equal(kept[0]["head.weight"])
 

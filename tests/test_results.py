@@ -117,26 +117,19 @@ def test_pairs_are_shown_where_both_were_measured(tmp_path: Path) -> None:
 
 
 def test_a_run_folder_is_collected_without_its_photographs(tmp_path: Path) -> None:
-    scores = ((0.5, 0.3), (0.75, 0.4), (0.25, 0.2))
-    lines = [{"epoch": i, "val_iou": iou, "val_loss": loss} for i, (iou, loss) in enumerate(scores, start=1)]
+    lines = [{"epoch": i, "val_iou": iou} for i, iou in enumerate((0.5, 0.75, 0.25), start=1)]
     (tmp_path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "manifest.json").write_text(json.dumps({**MANIFEST, "versions": {}}))
+    (tmp_path / "manifest.json").write_text(json.dumps({**MANIFEST, "best_epoch": 3, "versions": {}}))
     block = {"network": "unet", "data": {"name": "horses", "fingerprints": {"train": ["a"]}}, "image_size": 64}
     (tmp_path / "config.json").write_text(json.dumps({"cvlab": block}))
     metrics = {"part": "test", "n": 42, "iou": {"value": 0.5, "low": 0.25, "high": 0.75}, "dice": {}}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     found = results.collected(tmp_path)
-    assert found["val"] == {"value": 0.75, "epoch": 2}
+    assert found["val"] == {"value": 0.25, "epoch": 3}
     assert found["test"] == {"value": 0.5, "low": 0.25, "high": 0.75, "n": 42}
     assert found["data"] == "horses"
     (tmp_path / "metrics.json").write_text(json.dumps({**metrics, "part": "val"}))
     assert results.collected(tmp_path)["test"] is None
-    by_loss = {**MANIFEST, "command": "python train/segmenter.py --best-by loss"}
-    (tmp_path / "manifest.json").write_text(json.dumps(by_loss))
-    assert results.collected(tmp_path)["val"] == {"value": 0.25, "epoch": 3}
-    overruled = {**MANIFEST, "recipe": "scenes8-transfer", "command": "python train/transfer.py --best-by accuracy"}
-    (tmp_path / "manifest.json").write_text(json.dumps(overruled))
-    assert results.collected(tmp_path)["val"] == {"value": 0.75, "epoch": 2}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests/bench/results").glob("*.json")), ids=lambda path: path.stem)

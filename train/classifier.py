@@ -194,7 +194,7 @@ def main() -> None:
     if not accelerator.is_main_process:
         return
     render.save_animation(sorted(frames.glob("*.png")), frames.with_name("attribution.webp"))
-    options.write_manifest(args, bare_model, history)
+    options.write_manifest(args, bare_model, history, progress["best_epoch"])
     card.write(args.out)
     best = history[progress["best_epoch"] - 1]
     print(f"Best epoch {best['epoch']}, val accuracy {best['val_accuracy']:.4f}: {args.out}")

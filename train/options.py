@@ -249,8 +249,8 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def write_manifest(args: argparse.Namespace, model: nn.Module, history: list[dict]) -> None:
-    """manifest.json: what was run, on what, and how long it took."""
+def write_manifest(args: argparse.Namespace, model: nn.Module, history: list[dict], best_epoch: int) -> None:
+    """manifest.json: what was run, on what, how long it took, and the epoch whose weights were kept."""
     packages = ("torch", "torchvision", "timm", "accelerate", "captum", "numpy", "pillow")
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
@@ -266,6 +266,7 @@ def write_manifest(args: argparse.Namespace, model: nn.Module, history: list[dic
         "commit": commit or None,
         "parameters": sum(p.numel() for p in model.parameters()),
         "epochs": len(history),
+        "best_epoch": best_epoch,
         "minutes": round(sum(line["seconds"] for line in history) / 60, 2),
         "peak_memory_mb": running.peak_memory_mb(),
         "hardware": hardware(),

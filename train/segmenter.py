@@ -167,7 +167,7 @@ def main() -> None:
     if not accelerator.is_main_process:
         return
     render.save_animation(sorted(frames.glob("*.png")), frames.with_name("attribution.webp"))
-    options.write_manifest(args, bare_model, history)
+    options.write_manifest(args, bare_model, history, progress["best_epoch"])
     card.write(args.out)
     print(f"Best val iou {progress['best_iou']:.4f} (epoch {progress['best_epoch']}): {args.out}")
     options.finish(args)

@@ -243,7 +243,7 @@ def main() -> None:
 
     if not accelerator.is_main_process:
         return
-    options.write_manifest(args, model, history)
+    options.write_manifest(args, model, history, progress["best_epoch"])
     card.write(args.out)
     best = history[progress["best_epoch"] - 1]
     print(f"Best epoch {best['epoch']}, val accuracy {best['val_accuracy']:.4f}: {args.out}")

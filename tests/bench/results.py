@@ -91,11 +91,7 @@ def collected(run: Path) -> dict:
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     score = next(name for name in ("accuracy", "iou") if f"val_{name}" in history[0])
     manifest = json.loads((run / "manifest.json").read_text())
-    recipe = RECIPES / f"{manifest.get('recipe')}.toml"
-    chosen = tomllib.loads(recipe.read_text())["options"] if recipe.is_file() else {}
-    asked = re.search(r"--best-by[ =](\w+)", manifest["command"])  # goes before the recipe
-    by_loss = (asked[1] if asked else chosen.get("best_by")) == "loss"
-    best = max(history, key=lambda line: -line["val_loss"] if by_loss else line[f"val_{score}"])
+    best = history[manifest["best_epoch"] - 1]
     val = {"value": best[f"val_{score}"], "epoch": best["epoch"]}
     metrics = json.loads((run / "metrics.json").read_text()) if (run / "metrics.json").is_file() else {}
     block = json.loads((run / "config.json").read_text())["cvlab"]
