@@ -31,11 +31,11 @@ import gradio as gr
 from gradio.data_classes import GradioRootModel, ImageData
 from gradio.utils import get_upload_folder
 from PIL import Image
-from torch import nn
 
-from cvlab import hub
+from cvlab.checkpoint import hub
 from cvlab.explain import METHODS, default_stage
 from cvlab.memory import share_arenas
+from cvlab.models import Model
 from cvlab.page import panels, style, tabs
 from cvlab.page.answers import map_of, peak_of, worth_of
 from cvlab.page.desk import Desk, Photo
@@ -92,7 +92,7 @@ def choice(choices: Sequence, value: str = "", **options: object) -> gr.Dropdown
     return gr.Dropdown(choices, value=value, allow_custom_value=True, **options)
 
 
-def settings_for(model: nn.Module, question: Question) -> Shown:
+def settings_for(model: Model, question: Question) -> Shown:
     """The widgets at what the question says, where the model has it."""
 
     def one_of(names: list[str], value: str, empty: str, **options: object) -> gr.Dropdown:

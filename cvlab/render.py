@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from cvlab import atomic
 from cvlab.explain import heatmap
+from cvlab.files import write_bytes
 
 COLORMAP = "inferno"  # perceptually uniform, reads the same to the colour-blind, starts at black for zero
 
@@ -145,7 +145,7 @@ def save_animation(frames: Sequence[Path], path: Path, seconds: float = 12) -> N
     buffer = BytesIO()
     durations = [pace] * (len(opened) - 1) + [2000]
     opened[0].save(buffer, "WEBP", save_all=True, append_images=opened[1:], duration=durations, loop=0, quality=80)
-    atomic.write_bytes(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
 def curves(history: Sequence[dict]) -> Image.Image:
@@ -247,7 +247,7 @@ def save_png(image: Image.Image, path: str | Path) -> None:
     """Writes a PNG whole or not at all."""
     buffer = BytesIO()
     image.save(buffer, "PNG", optimize=True)
-    atomic.write_bytes(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
 def _drawn(figure: Figure) -> Image.Image:

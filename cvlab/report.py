@@ -7,14 +7,15 @@ from collections.abc import Sequence
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from cvlab.explain import explain, grad_cam, predict, predicted_masks, region_score
+from cvlab.models import Model
 from cvlab.render import COLORMAP, grid, heatmap_picture, mask_overlay, overlay, strip, to_picture
 from cvlab.transforms import to_float, whole_mask
 
 
-def misclassified(model: nn.Module, views: Tensor, labels: Tensor, predicted: Tensor, most: int = 24) -> Image.Image:
+def misclassified(model: Model, views: Tensor, labels: Tensor, predicted: Tensor, most: int = 24) -> Image.Image:
     """The first `most` wrong images, true / predicted class above, each beside the evidence for the wrong class."""
     drawn, titles = [], []
     for i in (predicted != labels).nonzero()[:most, 0].tolist():
@@ -26,7 +27,7 @@ def misclassified(model: nn.Module, views: Tensor, labels: Tensor, predicted: Te
 
 
 def grad_cam_rows(
-    model: nn.Module,
+    model: Model,
     views: Tensor,
     titles: Sequence[str],
     stage: str | None = None,
@@ -44,7 +45,7 @@ def grad_cam_rows(
     return grid(drawn, captions, 6)
 
 
-def mask_pairs(model: nn.Module, views: Tensor, masks: Sequence[Tensor], ious: Sequence[float]) -> Image.Image:
+def mask_pairs(model: Model, views: Tensor, masks: Sequence[Tensor], ious: Sequence[float]) -> Image.Image:
     """The true mask of each image beside the predicted one, with the image's iou."""
     drawn, titles = [], []
     for view, mask, iou in zip(views, masks, ious, strict=True):
@@ -55,7 +56,7 @@ def mask_pairs(model: nn.Module, views: Tensor, masks: Sequence[Tensor], ious: S
     return grid(drawn, titles, 4)
 
 
-def stage_rows(model: nn.Module, views: Tensor, colormap: str = COLORMAP, opacity: float = 0.7) -> Image.Image:
+def stage_rows(model: Model, views: Tensor, colormap: str = COLORMAP, opacity: float = 0.7) -> Image.Image:
     """Seg-Grad-CAM of the predicted mask: a row an image, with input, mask and an overlay for every stage."""
     drawn, titles = [], []
     for view in views:
@@ -72,7 +73,7 @@ def stage_rows(model: nn.Module, views: Tensor, colormap: str = COLORMAP, opacit
     return grid(drawn, titles, 2 + len(model.stages))
 
 
-def training_frame(model: nn.Module, views: Tensor, title: str, masks: Sequence[Tensor] | None = None) -> Image.Image:
+def training_frame(model: Model, views: Tensor, title: str, masks: Sequence[Tensor] | None = None) -> Image.Image:
     """A moment of a training: of a few images where the model sees its predicted class, or its mask and what for.
 
     Args:

@@ -18,7 +18,7 @@ import accelerate  # noqa: F401  the slow imports, made once
 SCRIPTS = Path(__file__).resolve().parents[1] / "train"
 sys.path[:0] = [str(SCRIPTS), str(SCRIPTS.parent)]
 
-import options  # noqa: F401
+import cli  # noqa: F401
 
 
 def start(script: str, words: list[str]) -> int:

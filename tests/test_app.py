@@ -22,7 +22,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 import app
-from cvlab import checkpoint, shapes
+from cvlab import checkpoint
+from cvlab.data import shapes
 from cvlab.explain import class_score, explain, grad_cam, peak, predict
 from cvlab.metrics import segmentation_counts, segmentation_scores
 from cvlab.models import build

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cvlab.batches import AugmentedImages, AugmentedPairs, EvaluationSet, as_is, channel_statistics
+from cvlab.data.sets import AugmentedImages, AugmentedPairs, EvaluationSet, as_is, channel_statistics
 
 
 def noise(seed: int, height: int = 4, width: int = 5) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cvlab import shapes
+from cvlab.data import shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 

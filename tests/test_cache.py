@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cvlab import shapes
-from cvlab.batches import AugmentedImages
-from cvlab.cache import Cache
-from cvlab.data import classification_parts
+from cvlab.data import shapes
+from cvlab.data.cache import Cache
+from cvlab.data.parts import classification_parts
+from cvlab.data.sets import AugmentedImages
 from cvlab.transforms import to_uint8
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cvlab.calibration import expected_calibration_error, fit_temperature, reliability
+from cvlab.metrics import expected_calibration_error, fit_temperature, reliability
 
 PROBS = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.45, 0.55], [0.6, 0.4]])
 LABELS = torch.tensor([0, 1, 1, 1, 1])  # right, wrong, right, right, wrong

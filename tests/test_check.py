@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from cvlab import shapes
+from cvlab.data import shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,8 +11,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from cvlab import atomic, card, checkpoint
-from cvlab.checkpoint import CheckpointError
+from cvlab import checkpoint
+from cvlab.checkpoint import CheckpointError, card
+from cvlab.checkpoint.config import FORMAT, MAX_CONFIG_BYTES
+from cvlab.files import new_folder, write_text
 from cvlab.models import build
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +54,7 @@ def test_a_loaded_model_is_the_saved_one(model, images, tmp_path):
     assert not any(module.training for module in loaded.modules())
     assert [getattr(loaded, name) for name in KNOWN] == [getattr(model, name) for name in KNOWN]
     assert list(loaded.stages) == list(model.stages)
-    expected = model.config | {"threshold": 0.3, "data": DATA, "precision": "bf16", "format": checkpoint.FORMAT}
+    expected = model.config | {"threshold": 0.3, "data": DATA, "precision": "bf16", "format": FORMAT}
     assert loaded.config == config_of(tmp_path / "runs" / "model")["cvlab"]
     assert {key: loaded.config[key] for key in expected} == expected
     assert loaded.config["versions"]["torch"] == torch.__version__.split("+")[0]
@@ -128,7 +130,7 @@ DAMAGES = {
     "not UTF-8": write("config.json", b'{"cvlab": "\xff"}'),
     "nested too deep": write("config.json", b"[" * 100_000),
     "endless number": write("config.json", b'{"cvlab": {"image_size": ' + b"9" * 10_000 + b"}}"),
-    "huge config": write("config.json", b" " * (checkpoint.MAX_CONFIG_BYTES + 1)),
+    "huge config": write("config.json", b" " * (MAX_CONFIG_BYTES + 1)),
     "no format": edit(format=None),
     "format of another version": edit(format=99),
     "no weights": lambda folder: (folder / "model.safetensors").unlink(),
@@ -226,8 +228,8 @@ def test_a_fact_that_is_no_json_leaves_the_old_model_whole(classifier, tmp_path)
 
 
 def test_a_folder_appears_when_it_is_whole(tmp_path):
-    with atomic.new_folder(tmp_path / "step-1") as beside:
-        atomic.write_text(beside / "deep" / "state", "ä")
+    with new_folder(tmp_path / "step-1") as beside:
+        write_text(beside / "deep" / "state", "ä")
         assert not (tmp_path / "step-1").exists()
     assert (tmp_path / "step-1" / "deep" / "state").read_bytes() == b"\xc3\xa4"
     assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
@@ -235,15 +237,15 @@ def test_a_folder_appears_when_it_is_whole(tmp_path):
 
 def test_a_folder_replaces_one_of_the_same_name(tmp_path):
     for name in ("old", "new"):
-        with atomic.new_folder(tmp_path / "step-1") as beside:
-            atomic.write_text(beside / name, name)
+        with new_folder(tmp_path / "step-1") as beside:
+            write_text(beside / name, name)
     assert contents(tmp_path / "step-1") == {"new": b"new"}
 
 
 def test_after_an_error_no_folder_is_left_and_an_old_one_stays(tmp_path):
     def fill(content, fail):
-        with atomic.new_folder(tmp_path / "step-1") as beside:
-            atomic.write_text(beside / "state", content)
+        with new_folder(tmp_path / "step-1") as beside:
+            write_text(beside / "state", content)
             assert not fail, "on purpose"
 
     with pytest.raises(AssertionError, match="on purpose"):

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from cvlab import checkpoint, shapes
-from cvlab.contributions import contributions
+from cvlab import checkpoint
+from cvlab.data import shapes
 from cvlab.explain import against, contrast_score, predict, predicted_score, region_score
+from cvlab.explain.paths import contributions
+from cvlab.explain.regions import box
 from cvlab.models import build
-from cvlab.regions import box
 from cvlab.transforms import view
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from cvlab import shapes
-from cvlab.copies import Copy, examine, find_copies, grouped
+from cvlab.data import shapes
+from cvlab.data.duplicates import Copy, examine, find_copies, grouped
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from cvlab.crosschecks import integrated_gradients, occlusion
 from cvlab.explain import class_score, contrast_score, predict, region_score
-from cvlab.regions import box
+from cvlab.explain.regions import box
+from cvlab.explain.slow import integrated_gradients, occlusion
 
 REGION = box((16, 16), (2, 3), (9, 8))
 WAYS = [

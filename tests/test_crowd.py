@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 import app
-from cvlab import shapes
+from cvlab.data import shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSIFIER, SEGMENTER = "shapes-classifier", "shapes-segmenter"

@@ -10,15 +10,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from cvlab.data import (
-    PARTS,
-    DataError,
-    Parts,
-    classification_parts,
-    fingerprint,
-    read_mask,
-    segmentation_parts,
-)
+from cvlab.data.duplicates import fingerprint
+from cvlab.data.folders import DataError
+from cvlab.data.masks import read_mask
+from cvlab.data.parts import PARTS, Parts, classification_parts, segmentation_parts
 from cvlab.transforms import to_uint8, whole_mask
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared" / "data"

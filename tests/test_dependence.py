@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from cvlab import checkpoint, shapes
-from cvlab.dependence import dependence_sentence, region_dependence
+from cvlab import checkpoint
+from cvlab.data import shapes
 from cvlab.explain import predict, predicted_masks
+from cvlab.explain.paths import dependence_sentence, region_dependence
+from cvlab.explain.regions import box
 from cvlab.models import Stage
-from cvlab.regions import box
 from cvlab.transforms import view
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cvlab import checkpoint, shapes
+from cvlab import checkpoint
+from cvlab.data import shapes
 from cvlab.explain import METHODS, explain, predicted_score
 from cvlab.page import tabs
 from cvlab.page.answers import evidence_for, open_mask, peak_of

@@ -9,8 +9,8 @@ from timm.data import Mixup
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cvlab.batches import AugmentedImages, AugmentedPairs, EvaluationSet
-from cvlab.losses import SEGMENTATION_LOSSES
+from cvlab.data.sets import AugmentedImages, AugmentedPairs, EvaluationSet
+from cvlab.learning.losses import SEGMENTATION_LOSSES
 from cvlab.metrics import segmentation_counts
 from cvlab.models import build
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cvlab import checkpoint, shapes
-from cvlab.diagnose import diagnose, diagnose_model, score_map_correlation
+from cvlab import checkpoint
+from cvlab.data import shapes
 from cvlab.explain import (
     against,
     class_score,
@@ -24,6 +24,7 @@ from cvlab.explain import (
 )
 from cvlab.models import Stage, build
 from cvlab.transforms import view
+from cvlab.trust.diagnosis import diagnose, diagnose_model, score_map_correlation
 
 ROOT = Path(__file__).resolve().parents[1]
 

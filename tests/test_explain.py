@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from cvlab import checkpoint
-from cvlab.diagnose import diagnose
 from cvlab.explain import (
     against,
     class_score,
@@ -30,6 +29,7 @@ from cvlab.explain import (
     region_score,
 )
 from cvlab.models import Stage, build
+from cvlab.trust.diagnosis import diagnose
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = sorted(path.parent for path in ROOT.glob("checkpoints/*/config.json"))

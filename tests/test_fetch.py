@@ -9,8 +9,8 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import Flowers102
 
-from cvlab.data import classification_parts, segmentation_parts
-from cvlab.fetch import LISTINGS, folder_of
+from cvlab.data.parts import classification_parts, segmentation_parts
+from cvlab.data.public import LISTINGS, folder_of
 
 
 @pytest.fixture

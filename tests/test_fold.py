@@ -9,8 +9,8 @@ from test_timm import images_of, tiny
 from torch import nn
 
 from cvlab.explain import class_score, correlation, explain, grad_cam, region_score
-from cvlab.fold import folded, for_serving
 from cvlab.models import Stage
+from cvlab.models.fused import folded, for_serving
 
 REGION = torch.zeros(16, 16, dtype=torch.bool)
 REGION[3:9, 2:10] = True

@@ -18,14 +18,14 @@ from hub_server import Hub, serve
 from safetensors.torch import load_file, save_file
 
 from cvlab import checkpoint
-from cvlab.hub import HubError, is_id
+from cvlab.checkpoint.hub import HubError, is_id
 from cvlab.models import build
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "hf_of_a_test"
 CALL = """
 import json, sys
-from cvlab import hub
+from cvlab.checkpoint import hub
 function, arguments, options, constants = json.loads(sys.argv[1])
 vars(hub).update(constants)
 try:
@@ -35,7 +35,7 @@ except hub.HubError as error:
 """
 COUNT = """
 import json, sys
-from cvlab import hub
+from cvlab.checkpoint import hub
 calls = []
 hub.pull(sys.argv[1], lambda arrived, expected: calls.append([arrived, expected]))
 print(json.dumps(calls))

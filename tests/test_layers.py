@@ -1,4 +1,4 @@
-"""Who may import whom: app and train on top of cvlab and apart from each other, and cvlab from below to above."""
+"""Who may import whom: a table of rooms, not an order of files. app.py and train/ stand apart on top of cvlab/."""
 
 import ast
 from pathlib import Path
@@ -9,66 +9,26 @@ ROOT = Path(__file__).resolve().parents[1]
 APP = ROOT / "app.py"
 TRAIN = sorted((ROOT / "train").glob("*.py"))
 CVLAB = sorted((ROOT / "cvlab").rglob("*.py"))
-SHARED = {"options", "running"}  # by the scripts
+SHARED = {"cli", "run", "claims"}  # by the scripts
 SCRIPTS = {path.stem for path in TRAIN} - SHARED | {"app", "train"}
-# A module of cvlab imports only what stands before it.
-ORDER = [
-    "__init__",
-    "atomic",
-    "memory",
-    "page",
-    "cache",
-    "fetch",
-    "page.shelf",
-    "shapes",
-    "transforms",
-    "batches",
-    "copies",
-    "losses",
-    "metrics",
-    "calibration",
-    "optim",
-    "models.stage",
-    "models.convnet",
-    "models.plain",
-    "models.residual",
-    "models.unet",
-    "models.transfer",
-    "models.heads",
-    "models.resnet_unet",
-    "models",
-    "features",
-    "regions",
-    "traceless",
-    "fold",
-    "explain",
-    "dependence",
-    "contributions",
-    "crosschecks",
-    "page.question",
-    "trust",
-    "maps",
-    "diagnose",
-    "render",
-    "page.unzip",
-    "page.many",
-    "claims",
-    "page.style",
-    "page.figures",
-    "page.answers",
-    "page.panels",
-    "page.snippet",
-    "report",
-    "data",
-    "hub",
-    "checkpoint",
-    "card",
-    "page.record",
-    "page.offer",
-    "page.desk",
-    "page.tabs",
-    "page.examples",
-]
+# A room of cvlab/, a file or a folder, and the rooms that it may import besides its own.
+ROOMS = {
+    "files": set(),
+    "memory": set(),
+    "metrics": set(),
+    "transforms": {"models"},
+    "models": {"files"},
+    "learning": {"models", "files"},
+    "data": {"transforms", "files"},
+    "explain": {"models"},
+    "trust": {"explain", "models"},
+    "report": {"render", "explain", "models", "transforms"},
+    "render": {"explain", "models", "transforms", "files"},
+    "checkpoint": {"models", "files"},
+    "page": {"checkpoint", "data", "explain", "files", "metrics", "models", "render", "transforms", "trust"},
+}
+OF_DATA = {"data.shapes"}  # all that the page takes from there: it starts without reading folders
+WITH_GRADIO = {"page.api", "page.upload"}
 
 
 def imports(path):
@@ -85,33 +45,57 @@ def packages(path):
     return {name.split(".")[0] for name in imports(path)}
 
 
-def module(name):
-    """The longest prefix of a dotted name within cvlab that is a module: models.stage.Stage -> models.stage."""
-    parts = name.split(".")
-    prefixes = [".".join(parts[:i]) for i in range(len(parts), 0, -1)]
-    return next(prefix for prefix in prefixes if prefix in ORDER)
+def module_of(path):
+    """cvlab/models/unet.py -> models.unet"""
+    return ".".join(path.relative_to(ROOT / "cvlab").with_suffix("").parts).removesuffix(".__init__")
+
+
+def of_cvlab(path):
+    return {name.removeprefix("cvlab.") for name in imports(path) if name.startswith("cvlab.")}
 
 
 @pytest.mark.parametrize("path", [APP, *TRAIN], ids=lambda path: path.name)
 def test_app_and_scripts_never_import_each_other(path):
-    if path.exists():
-        assert not packages(path) & SCRIPTS
+    assert not packages(path) & SCRIPTS
 
 
 @pytest.mark.parametrize("path", CVLAB, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_cvlab_imports_only_what_is_below(path):
-    assert not packages(path) & (SCRIPTS | SHARED | {"gradio", "argparse"})
-    name = ".".join(path.relative_to(ROOT / "cvlab").with_suffix("").parts).removesuffix(".__init__")
-    assert name in ORDER, f"give {name} its place in ORDER"
-    used = {module(found.removeprefix("cvlab.")) for found in imports(path) if found.startswith("cvlab.")}
-    assert not [other for other in used if ORDER.index(other) >= ORDER.index(name)]
+def test_a_room_imports_only_the_rooms_that_the_table_names(path):
+    assert not packages(path) & (SCRIPTS | SHARED | {"argparse"})
+    room = module_of(path).split(".")[0]
+    if room == "__init__":
+        assert not of_cvlab(path)
+        return
+    assert room in ROOMS, f"give {room} its row in ROOMS"
+    assert {name.split(".")[0] for name in of_cvlab(path)} <= ROOMS[room] | {room}
 
 
-def test_only_the_page_imports_gradio():
-    others = [path for path in (*ROOT.glob("*.py"), *TRAIN, *CVLAB) if path != APP]
-    assert not [path for path in others if "gradio" in packages(path)]
+def test_the_table_has_no_circle():
+    above, rooms = set(), dict(ROOMS)
+    while rooms:
+        free = {room for room, used in rooms.items() if used <= above}
+        assert free, f"these import each other: {sorted(rooms)}"
+        above |= free
+        rooms = {room: used for room, used in rooms.items() if room not in free}
+
+
+def test_the_page_needs_of_the_data_only_the_synthetic_scenes():
+    used = {name for path in (APP, *(ROOT / "cvlab/page").glob("*.py")) for name in of_cvlab(path)}
+    assert {".".join(name.split(".")[:2]) for name in used if name.startswith("data.")} <= OF_DATA
+
+
+def test_gradio_stays_at_the_door():
+    others = {module_of(path) for path in CVLAB if "gradio" in packages(path)}
+    assert others <= WITH_GRADIO
+    assert not [path for path in TRAIN if "gradio" in packages(path)]
 
 
 def test_no_module_has_a_name_that_says_nothing():
     stems = {path.stem for path in (*ROOT.glob("*.py"), *(ROOT / "tests").rglob("*.py"), *TRAIN, *CVLAB)}
     assert not stems & {"utils", "engine", "base", "manager", "common", "helpers"}
+
+
+@pytest.mark.parametrize(("folder", "most"), [(ROOT / "train", 220), (ROOT / "cvlab", 340)])
+def test_a_file_can_be_read_in_one_sitting(folder, most):
+    lengths = {path.relative_to(ROOT): len(path.read_text("utf-8").splitlines()) for path in folder.rglob("*.py")}
+    assert not {path: length for path, length in lengths.items() if length > most}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
-from cvlab.losses import SEGMENTATION_LOSSES, bce, bce_dice, dice, focal
+from cvlab.learning.losses import SEGMENTATION_LOSSES, bce, bce_dice, dice, focal
 
 SURE = 40.0  # sigmoid(40) is 1 in float32
 

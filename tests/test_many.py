@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cvlab import shapes
+from cvlab.data import shapes
 from cvlab.explain import explain, peak, predict, predicted_masks, predicted_score
 from cvlab.page.many import BATCH, Row, explain_many, to_csv, write_zip
 from cvlab.page.unzip import Picture, list_pictures

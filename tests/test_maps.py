@@ -16,7 +16,7 @@ from PIL import Image
 
 from cvlab import checkpoint
 from cvlab.explain import explain, predict, predicted_score
-from cvlab.maps import MeanMaps, compared_stages, describe, explain_predictions, likeness
+from cvlab.explain.many import MeanMaps, compared_stages, describe, explain_predictions, likeness
 from cvlab.models import build
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from cvlab.diagnose import diagnose_model
 from cvlab.models import build
+from cvlab.trust.diagnosis import diagnose_model
 
 
 def parameters(model):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cvlab.optim import OPTIMIZERS, SCHEDULES, fastest_precision, optimizer, schedule
+from cvlab.learning.optim import OPTIMIZERS, SCHEDULES, fastest_precision, optimizer, schedule
 
 
 def small_network() -> nn.Module:

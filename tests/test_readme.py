@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from cvlab import shapes
+from cvlab.data import shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

@@ -28,7 +28,7 @@ def options() -> Iterator[object]:
     """train/options.py; the scripts are run in this process, as importing torch takes longer than two steps."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     sys.path.insert(0, str(TRAIN))
-    yield importlib.import_module("options")
+    yield importlib.import_module("cli")
     sys.path.remove(str(TRAIN))
     for number, handler in handlers.items():
         signal.signal(number, handler)

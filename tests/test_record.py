@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cvlab import shapes
+from cvlab.data import shapes
 from cvlab.page.record import record_panel
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cvlab.explain import against, explain, predict, region_score
-from cvlab.regions import box, brush, component, false_negatives, false_positives, pixel, whole
+from cvlab.explain.regions import box, brush, component, false_negatives, false_positives, pixel, whole
 
 
 def drawn(text):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cvlab.shapes import CLASS_NAMES, Scene, scene
+from cvlab.data.shapes import CLASS_NAMES, Scene, scene
 
 SEEDS = 300
 

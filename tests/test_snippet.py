@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from cvlab import checkpoint, shapes
+from cvlab import checkpoint
+from cvlab.data import shapes
 from cvlab.explain import explain, predict
 from cvlab.page.answers import evidence_for
 from cvlab.page.question import Question, score_of

@@ -17,7 +17,8 @@ from gradio_client.exceptions import AppError
 from hub_server import serve
 from playwright.sync_api import expect, sync_playwright
 
-from cvlab import checkpoint, shapes
+from cvlab import checkpoint
+from cvlab.data import shapes
 from cvlab.models import build
 from cvlab.transforms import open_image, view
 
@@ -90,9 +91,9 @@ def files_in(folder):
 
 def test_only_what_the_page_needs_is_sent(tree):
     names = files_in(tree)
-    assert {"app.py", "README.md", "requirements.txt", "cvlab/checkpoint.py", "cvlab/models/unet.py"} <= names
+    assert {"app.py", "README.md", "requirements.txt", "cvlab/checkpoint/folder.py", "cvlab/models/unet.py"} <= names
     assert not [name for name in names if name.split("/")[0] in ("train", "tests", "checkpoints", "runs", ".ci")]
-    assert not {"cvlab/data.py", "cvlab/losses.py", "cvlab/card.py"} & names
+    assert not {"cvlab/data/parts.py", "cvlab/learning/losses.py"} & names
 
 
 def test_the_card_is_a_spaces(tree):

@@ -18,12 +18,13 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "train"))
+import claims
 import classifier
+import cli
 import dropout_study
-import options
 import sweep
 
-from cvlab import checkpoint, claims, models
+from cvlab import checkpoint, models
 
 # val accuracy is lr * epoch / 10, so that the answer is known; every epoch is noted in trained.log beside the script.
 SCRIPT = """
@@ -219,7 +220,7 @@ def test_a_recipe_lists_runs_beside_the_figures_of_a_report(script: Path, monkey
     ]
     lines += ["[[runs]]", "lr = 0.5", "width = 8", "report = 0.7", "[[runs]]", "lr = 1", "report = 0.8"]
     script.with_name("listed.toml").write_text("\n".join(lines))
-    monkeypatch.setattr(options, "RECIPES", script.parent)
+    monkeypatch.setattr(cli, "RECIPES", script.parent)
     monkeypatch.chdir(script.parent)
     run("--recipe", "listed")
     rows = [

@@ -18,7 +18,7 @@ from cvlab import checkpoint
 from cvlab.checkpoint import CheckpointError
 from cvlab.explain import class_score, explain, grad_cam
 from cvlab.models import build
-from cvlab.models.transfer import WholeConv2d, default_view, from_timm_config, imagenet_names, unique
+from cvlab.models.timm import WholeConv2d, default_view, from_timm_config, imagenet_names, unique
 from cvlab.transforms import open_image, view
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "bench"))

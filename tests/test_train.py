@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from cvlab import checkpoint, shapes
-from cvlab.data import fingerprint
+from cvlab import checkpoint
+from cvlab.data import shapes
+from cvlab.data.duplicates import fingerprint
 from cvlab.transforms import open_image, resize_logits, view
 
 ROOT = Path(__file__).resolve().parents[1]

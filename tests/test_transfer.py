@@ -23,13 +23,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cvlab import checkpoint, features, optim
-from cvlab.batches import EvaluationSet
+from cvlab import checkpoint
 from cvlab.checkpoint import CheckpointError
+from cvlab.data.sets import EvaluationSet
 from cvlab.explain import grad_cam
+from cvlab.learning import frozen, optim
 from cvlab.models import build
-from cvlab.models.heads import BackboneWithHead
-from cvlab.models.transfer import load_backbone, read_weights
+from cvlab.models.timm import load_backbone, read_weights
+from cvlab.models.timm_head import BackboneWithHead
 
 TRAIN = Path(__file__).resolve().parents[1] / "train"
 RECIPES = [
@@ -60,9 +61,9 @@ def learning(model: nn.Module) -> list[str]:
 def test_the_last_two_convolutions_of_resnet18() -> None:
     """The report unfroze the first block of layer4; its last two convolutions are in the last one."""
     model = network("resnet18")
-    features.freeze(model, 0)
+    frozen.freeze(model, 0)
     assert learning(model) == ["backbone.fc.weight", "backbone.fc.bias"]
-    features.freeze(model, 1)
+    frozen.freeze(model, 1)
     convolutions = ["backbone.layer4.1.conv1.weight", "backbone.layer4.1.conv2.weight"]
     assert learning(model) == [*convolutions, "backbone.fc.weight", "backbone.fc.bias"]
 
@@ -76,7 +77,7 @@ def test_sport_vgg() -> None:
     own = [p.numel() for name, p in model.named_parameters() if not name.startswith("backbone")]
     assert sum(own) == (512 * 256 + 256) + (256 * 14 * 14 * 512 + 512) + (512 * 100 + 100)
     assert list(model.stages)[-2:] == ["features.35", "narrow"]
-    features.freeze(model, 4)
+    frozen.freeze(model, 4)
     last_ten = {f"backbone.features.{i}.{kind}" for i in (28, 30, 32, 34) for kind in ("weight", "bias")}
     assert {name for name in learning(model) if name.startswith("backbone")} == last_ten
     kinds = [type(module) for module in model.backbone.features[26:]]
@@ -94,11 +95,11 @@ def test_the_features_of_inception_as_the_report_has_them() -> None:
 def test_what_is_frozen_stays_to_the_bit(architecture: str, layers: int) -> None:
     size = 64
     model, images, labels = network(architecture, size), images_of(size), torch.tensor([0, 1, 2, 0])
-    features.freeze(model, layers)
+    frozen.freeze(model, layers)
     before, learns = {name: value.clone() for name, value in model.state_dict().items()}, set(learning(model))
     optimizer = optim.optimizer("sgd", model, 0.1, weight_decay=0.1)
     for _ in range(3):
-        features.train_mode(model)
+        frozen.train_mode(model)
         F.cross_entropy(model(images), labels).backward()
         optimizer.step()
     for name, value in model.state_dict().items():
@@ -108,8 +109,8 @@ def test_what_is_frozen_stays_to_the_bit(architecture: str, layers: int) -> None
 
 def test_rates_fall_from_layer_to_layer() -> None:
     model = network("resnet18")
-    features.freeze(model, 2)
-    factors = {name: 0.5**height for name, height in features.heights(model).items()}
+    frozen.freeze(model, 2)
+    factors = {name: 0.5**height for name, height in frozen.heights(model).items()}
     rates = {
         id(parameter): group["lr"]
         for group in optim.optimizer("adamw", model, 0.8, factors=factors).param_groups
@@ -139,14 +140,14 @@ def test_rates_fall_from_layer_to_layer() -> None:
 )
 def test_a_network_is_cut_where_learning_begins(architecture: str, layers: int, where: str | None) -> None:
     model, images = network(architecture, 64), images_of(64)
-    features.freeze(model, layers)
-    pieces = features.cut(model, images)
+    frozen.freeze(model, layers)
+    pieces = frozen.cut(model, images)
     assert (pieces is None) == (where is None)
     if pieces:
         first, rest = pieces
         assert first is model.get_submodule(where)
         with torch.no_grad():
-            assert rest(features.entering(model, first, images)).equal(model(images))
+            assert rest(frozen.entering(model, first, images)).equal(model(images))
         assert all(p.requires_grad for p in first.parameters() if p.ndim > 1)
 
 
@@ -166,14 +167,14 @@ def test_training_on_kept_features_is_training_the_network(kind: str, arguments:
         model = network("test_resnet", 32, kind, **arguments, **({"dropout": 0.0} if kind == "timm_head" else {}))
         learner, pictures = model, EvaluationSet(list(images), labels)
         for depth in (3, layers) if kept else (layers,):
-            features.freeze(model, depth)
+            frozen.freeze(model, depth)
             inputs, _ = pictures.__getitems__([0, 1])
-            if kept and (pieces := features.cut(learner, inputs)):
-                front = partial(features.entering, learner, pieces[0])
-                learner, pictures = pieces[1], features.FeatureSet(pictures, 1, front, batch_size=3)
+            if kept and (pieces := frozen.cut(learner, inputs)):
+                front = partial(frozen.entering, learner, pieces[0])
+                learner, pictures = pieces[1], frozen.FeatureSet(pictures, 1, front, batch_size=3)
         optimizer = optim.optimizer("sgd", model, 0.1)
         for _ in range(2):
-            features.train_mode(learner)
+            frozen.train_mode(learner)
             inputs, targets = pictures.__getitems__([0, 1, 2, 3])
             F.cross_entropy(learner(inputs), targets).backward()
             optimizer.step()
@@ -313,7 +314,7 @@ def test_two_phases_leave_a_folder_that_timm_opens(views: int, run: Callable, ph
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_takes_two_steps(name: str, run: Callable, photos: Path, tmp_path: Path) -> None:
-    options = importlib.import_module("options").read_recipe(name)["options"]
+    options = importlib.import_module("cli").read_recipe(name)["options"]
     size = 80 if "inception" in options["backbone"] else 32
     few = ["--image-size", size, "--batch-size", 8, "--no-pretrained", "--precision", "fp32"]
     few += ["--epochs", min(options.get("epochs", 1), 1)] + ["--finetune-epochs", 1] * ("finetune_epochs" in options)

@@ -13,20 +13,15 @@ from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from cvlab.data.augment import UNIFORMS_PER_IMAGE, change_colours, crop_grids, train_pairs, train_views, uniforms
 from cvlab.models import build
 from cvlab.transforms import (
     MAX_PIXELS,
-    UNIFORMS_PER_IMAGE,
     ImageError,
     centre_view,
-    change_colours,
-    crop_grids,
     open_image,
     resize_logits,
     resize_shorter,
-    train_pairs,
-    train_views,
-    uniforms,
     view,
     whole_mask,
 )

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cvlab import checkpoint, shapes
+from cvlab import checkpoint
+from cvlab.data import shapes
 from cvlab.explain import predict
 from cvlab.transforms import view
 from cvlab.trust import deletion, deletion_curves, hide, hottest_part

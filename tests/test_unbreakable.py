@@ -25,7 +25,8 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 
 import app
-from cvlab import checkpoint, shapes
+from cvlab import checkpoint
+from cvlab.data import shapes
 from cvlab.models import build
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,11 +16,13 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
-import options
+import cli
 
 from cvlab import render
-from cvlab.copies import Copy, copies_among, examine
-from cvlab.data import SMALL_CLASS, DataError, mask_faults
+from cvlab.data.duplicates import Copy, copies_among, examine
+from cvlab.data.folders import DataError
+from cvlab.data.masks import mask_faults
+from cvlab.data.parts import SMALL_CLASS
 from cvlab.transforms import open_image
 
 MOST_LINES = 50
@@ -89,4 +91,4 @@ def contact_sheet(copies: list[Copy], pictures: list[Path], most: int = 40) -> I
 
 
 if __name__ == "__main__":
-    options.run(main)
+    cli.run(main)

@@ -23,13 +23,15 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
-import options
-import running
+import cli
+import run
 
-from cvlab import card, checkpoint, models, optim, render, report
-from cvlab.batches import AugmentedImages, EvaluationSet, as_is, channel_statistics
-from cvlab.cache import Cache
-from cvlab.data import classification_parts
+from cvlab import checkpoint, models, render, report
+from cvlab.checkpoint import card
+from cvlab.data.cache import Cache
+from cvlab.data.parts import classification_parts
+from cvlab.data.sets import AugmentedImages, EvaluationSet, as_is, channel_statistics
+from cvlab.learning import optim
 from cvlab.metrics import confusion_matrix
 from cvlab.transforms import centre_view, resize_shorter, to_uint8
 
@@ -37,22 +39,22 @@ CACHE_MARGIN = 1.25  # training photos are kept this much larger than a view, so
 
 
 def command_line() -> argparse.Namespace:
-    parser = options.parser(
+    parser = cli.parser(
         __doc__, image_size=64, epochs=36, batch_size=64, lr=0.1, optimizer="nesterov", weight_decay=5e-4
     )
-    options.add_classification(parser, crop_pct=1.0, label_smoothing=0.1)
+    cli.add_classification(parser, crop_pct=1.0, label_smoothing=0.1)
     parser.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="vary training photos")
     parser.add_argument("--mixup", type=float, default=0.0, help="alpha of blending two images; 0 is off")
     parser.add_argument("--cutmix", type=float, default=0.0, help="alpha of pasting a box of another; 0 is off")
     parser.add_argument("--ema", type=float, default=0.0, help="keep a moving average of the weights, of this decay")
     parser.add_argument("--clip-norm", type=float, default=0.0, help="longest gradient; 0 is off")
-    options.add_cnn(parser)
+    cli.add_cnn(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = command_line()
-    state = running.open_run(args)
+    state = run.open_run(args)
     set_seed(args.seed)
 
     # Data: photos for training a bit larger than a view, the others exactly as the model will see them.
@@ -72,24 +74,24 @@ def main() -> None:
     else:
         train_set = EvaluationSet(train_images, torch.tensor(train_labels))
     val_set = EvaluationSet(val_views, torch.tensor(val_labels))
-    args.batch_size = running.whole_batches(args.batch_size, len(train_set))
+    args.batch_size = run.whole_batches(args.batch_size, len(train_set))
     # The loaders draw from generators of their own, so that the global one is the training step's alone.
     loading = {"batch_size": args.batch_size, "collate_fn": as_is}
     train_loader = DataLoader(train_set, shuffle=True, drop_last=True, generator=torch.Generator(), **loading)
     val_loader = DataLoader(val_set, generator=torch.Generator(), **loading)
-    options.describe(parts, {"train": len(train_set), "val": len(val_set), "test": len(parts.samples["test"])}, cache)
+    cli.describe(parts, {"train": len(train_set), "val": len(val_set), "test": len(parts.samples["test"])}, cache)
 
     # Model, loss, optimizer, schedule.
     mean, std = channel_statistics(train_images)
-    network = options.cnn_arguments(args)
+    network = cli.cnn_arguments(args)
     model = models.build(args.network, parts.class_names, args.image_size, network, mean, std, args.crop_pct)
     if args.start_from:
-        running.start_from(args.start_from, model)
+        run.start_from(args.start_from, model)
     model = model.to(memory_format=torch.channels_last)
     criterion = partial(F.cross_entropy, label_smoothing=args.label_smoothing)
     images, labels = next(iter(train_loader))
-    accelerator = running.accelerator_for(args, model, images, lambda logits: criterion(logits, labels))
-    running.onto_gpu(accelerator, train_set, val_set)
+    accelerator = run.accelerator_for(args, model, images, lambda logits: criterion(logits, labels))
+    run.onto_gpu(accelerator, train_set, val_set)
     fused = accelerator.device.type == "cuda"
     optimizer = optim.optimizer(args.optimizer, model, args.lr, args.weight_decay, args.momentum, fused=fused)
     steps = args.epochs * len(train_loader)
@@ -112,9 +114,9 @@ def main() -> None:
     # Of the epoch under way: its steps so far, and its loss, right images and images.
     progress = {"epoch": 0, "best": -math.inf, "best_epoch": 0, "step": 0, "sums": [0.0, 0.0, 0.0]}
     if state:
-        progress = running.load_state(accelerator, state)
-    history = running.read_history(args.out, progress["epoch"])
-    stop = running.Stop(accelerator)
+        progress = run.load_state(accelerator, state)
+    history = run.read_history(args.out, progress["epoch"])
+    stop = run.Stop(accelerator)
     watched = torch.stack([val_views[i] for i in report.spread(val_set.labels, per_class=False)])
     frames = args.out / "report" / ("photos" if args.data else "") / "epochs"
 
@@ -130,11 +132,11 @@ def main() -> None:
         sums = torch.tensor(progress["sums"], dtype=torch.float64, device=accelerator.device)
         batches = accelerator.skip_first_batches(train_loader, progress["step"])
         name = f"epoch {epoch}/{args.epochs}"
-        for images, labels in running.progress_bar(batches, name, args.batch_size, progress["step"]):
+        for images, labels in run.progress_bar(batches, name, args.batch_size, progress["step"]):
             images, targets = mix(images, labels) if mix else (images, F.one_hot(labels, num_classes).float())
             logits = model(images.contiguous(memory_format=torch.channels_last))
             loss = criterion(logits, targets)
-            running.check_finite(loss.item(), epoch, args.out)
+            run.check_finite(loss.item(), epoch, args.out)
             accelerator.backward(loss)
             if args.clip_norm:
                 accelerator.clip_grad_norm_(model.parameters(), args.clip_norm)
@@ -149,7 +151,7 @@ def main() -> None:
             if averaged:
                 averaged.update(bare_model, step)
             if stop.asked:
-                running.save_state(accelerator, args.out, step, progress)
+                run.save_state(accelerator, args.out, step, progress)
                 raise KeyboardInterrupt
         train_loss, train_correct, train_seen = accelerator.reduce(sums).tolist()
 
@@ -184,22 +186,22 @@ def main() -> None:
         if accelerator.is_main_process:
             if best:
                 checkpoint.save(kept, args.out, data=parts.facts, precision=args.precision)
-            running.write_history(args.out, history)
+            run.write_history(args.out, history)
             render.save_png(render.curves(history), args.out / "report" / "curves.png")
             frame = report.training_frame(kept, watched, f"epoch {epoch}")
             render.save_png(frame, frames / f"epoch-{epoch:03}.png")
-        running.save_state(accelerator, args.out, epoch * len(train_loader), progress)
-        running.print_epoch(line, args.epochs, best)
+        run.save_state(accelerator, args.out, epoch * len(train_loader), progress)
+        run.print_epoch(line, args.epochs, best)
 
     if not accelerator.is_main_process:
         return
     render.save_animation(sorted(frames.glob("*.png")), frames.with_name("attribution.webp"))
-    options.write_manifest(args, bare_model, history, progress["best_epoch"])
+    cli.write_manifest(args, bare_model, history, progress["best_epoch"])
     card.write(args.out)
     best = history[progress["best_epoch"] - 1]
     print(f"Best epoch {best['epoch']}, val accuracy {best['val_accuracy']:.4f}: {args.out}")
-    options.finish(args)
+    cli.finish(args)
 
 
 if __name__ == "__main__":
-    options.run(main)
+    cli.run(main)

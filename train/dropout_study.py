@@ -25,18 +25,20 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
-import options
+import cli
 
-from cvlab import atomic, checkpoint, models, render
+from cvlab import checkpoint, models, render
 from cvlab.explain import predict
+from cvlab.files import write_text
 from cvlab.metrics import confusion_matrix, wilson_interval
+from cvlab.models import Model
 from cvlab.transforms import square_view, to_float, to_uint8
 
 BATCH_SIZE = 32  # fixed, as in evaluate.py
 
 
 def main() -> None:
-    parser = options.RecipeParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.RecipeParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--start", type=Path, default=Path("runs/sweep"), help="a run, or a sweep of runs")
     parser.add_argument("--dropout", nargs="+", default=["0", "0.01", "0.1", "0.25", "0.5"], metavar="P")
     parser.add_argument("--epochs", type=int, default=100, help="to train on")
@@ -49,8 +51,8 @@ def main() -> None:
         study[name] = {"start": str(start), "epochs": args.epochs, "rows": rows}
         lines += [f"## {name}\n", table(rows), ""]
     lines.append("In bold: the value with the highest val accuracy after training on. Intervals: Wilson, 95%.")
-    atomic.write_text(args.out / "study.json", json.dumps(study, indent=1) + "\n")
-    atomic.write_text(args.out / "README.md", "\n".join(lines) + "\n")
+    write_text(args.out / "study.json", json.dumps(study, indent=1) + "\n")
+    write_text(args.out / "README.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
@@ -84,7 +86,7 @@ def study_of(start: Path, args: argparse.Namespace, name: str) -> list[dict]:
 
     model = checkpoint.load(start)
     data = Path(words[words.index("--data") + 1]) if "--data" in words else None
-    parts, _ = options.parts_of(model, data, "test")
+    parts, _ = cli.parts_of(model, data, "test")
     read = {part: parts.read(part, lambda image: to_uint8(square_view(image, model))) for part in ("val", "test")}
     rows = []
     for run, p in enumerate(args.dropout, 1):
@@ -94,7 +96,7 @@ def study_of(start: Path, args: argparse.Namespace, name: str) -> list[dict]:
         rows.append({"dropout": p, **{when: measured(folder, read) for when, folder in folders.items()}})
     line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "data": parts.name, "command": sys.argv}
     reads = args.out / "test_reads.jsonl"
-    atomic.write_text(reads, (reads.read_text() if reads.is_file() else "") + json.dumps(line) + "\n")
+    write_text(reads, (reads.read_text() if reads.is_file() else "") + json.dumps(line) + "\n")
     return rows
 
 
@@ -113,7 +115,7 @@ def again(start: Path, args: argparse.Namespace) -> list[str]:
     return kept + given
 
 
-def carried(model: nn.Module, p: float) -> nn.Module:
+def carried(model: Model, p: float) -> nn.Module:
     """The network of a trained model with dropout p and the same weights.
 
     Dropout is off in eval mode: the logits are the same to the bit.
@@ -157,4 +159,4 @@ def table(rows: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    options.run(main)
+    cli.run(main)

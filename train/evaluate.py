@@ -20,34 +20,39 @@ import numpy as np
 import torch
 from PIL import Image
 from sklearn.metrics import classification_report
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
-import options
+import cli
 
-from cvlab import atomic, card, checkpoint, render, report
-from cvlab.calibration import expected_calibration_error, fit_temperature, reliability
-from cvlab.data import SHAPES, Parts
+from cvlab import checkpoint, render, report
+from cvlab.checkpoint import card
+from cvlab.data.parts import SHAPES, Parts
 from cvlab.explain import predict
+from cvlab.files import write_text
 from cvlab.metrics import (
     bootstrap_intervals,
     confusion_matrix,
+    expected_calibration_error,
+    fit_temperature,
     paired_interval,
+    reliability,
     segmentation_counts,
     segmentation_scores,
     wilson_interval,
 )
+from cvlab.models import Model
 from cvlab.transforms import open_image, resize_logits, square_view, to_float, to_uint8
 
 BATCH_SIZE = 32  # fixed: the scores of a model do not depend on how it was asked
 
 
 def main() -> None:
-    parser = options.RecipeParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.RecipeParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", help="folder of a model, or its name on the Hub")
-    parser.add_argument("--data", type=Path, help="data folder; without one, synthetic scenes (cvlab/shapes.py)")
+    parser.add_argument("--data", type=Path, help="data folder; without one, synthetic scenes (cvlab/data/shapes.py)")
     parser.add_argument("--part", choices=("test", "val", "train", "all"), default="test")
     parser.add_argument("--compare", metavar="CHECKPOINT", help="a second model, on the same images")
     parser.add_argument("--explain", choices=("six", "classes"), default="six", help="six images, or 5 classes x 2")
@@ -67,7 +72,7 @@ def main() -> None:
         render.save_png(explanations(model, open_views(args.images, model), names, args), path)
         print(f"Written: {path}")
         return
-    parts, trained_on = options.parts_of(model, args.data, args.part)
+    parts, trained_on = cli.parts_of(model, args.data, args.part)
     if args.part == "test":
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "data": parts.name, "command": sys.argv}
         note_reading(out / "test_reads.jsonl", line)
@@ -84,9 +89,9 @@ def main() -> None:
     lines += [f"\n{note}" for note in dict.fromkeys(parts.notes)]
     if parts.name != SHAPES:
         lines.append("\nPictures with photographs are in photos/, which is published only by --with-photos.")
-    atomic.write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     title = f"# {Path(args.checkpoint).name} on the part {args.part!r} of {parts.name}\n"
-    atomic.write_text(args.report / "README.md", "\n".join([title, *lines]) + "\n")
+    write_text(args.report / "README.md", "\n".join([title, *lines]) + "\n")
     if (out / "config.json").is_file():
         card.write(out)
     print("\n".join(line for line in lines if not line.startswith("\n![")))
@@ -94,7 +99,7 @@ def main() -> None:
 
 
 def evaluate_classifier(
-    model: nn.Module, other: nn.Module | None, parts: Parts, args: argparse.Namespace, folder: Path
+    model: Model, other: Model | None, parts: Parts, args: argparse.Namespace, folder: Path
 ) -> tuple[dict, list[str]]:
     """Accuracy, per-class scores, calibration, pictures: what goes into metrics.json, and the lines of the report."""
     views, labels = read_part(parts, args.part, model)
@@ -145,7 +150,7 @@ def evaluate_classifier(
 
 
 def evaluate_segmenter(
-    model: nn.Module, other: nn.Module | None, parts: Parts, args: argparse.Namespace, folder: Path
+    model: Model, other: Model | None, parts: Parts, args: argparse.Namespace, folder: Path
 ) -> tuple[dict, list[str]]:
     """Scores over all pixels at the photos' own resolution, threshold curve, pictures; the same two returned."""
     views, masks = read_part(parts, args.part, model)
@@ -178,14 +183,14 @@ def evaluate_segmenter(
     return metrics, lines
 
 
-def explanations(model: nn.Module, views: Tensor, titles: list[str], args: argparse.Namespace) -> Image.Image:
+def explanations(model: Model, views: Tensor, titles: list[str], args: argparse.Namespace) -> Image.Image:
     """Grad-CAM of a classifier's predicted classes, or of a segmenter's masks at every stage."""
     if model.task == "classification":
         return report.grad_cam_rows(model, views, titles, args.stage, args.colormap, args.opacity)
     return report.stage_rows(model, views, args.colormap, args.opacity)
 
 
-def threshold_curve(model: nn.Module, parts: Parts, metrics: dict, folder: Path) -> list[str]:
+def threshold_curve(model: Model, parts: Parts, metrics: dict, folder: Path) -> list[str]:
     """iou on val over the threshold: into the metrics and, as a picture, into the report, whose lines are returned."""
     thresholds = [round(0.05 * step, 2) for step in range(1, 20)]
     ious = [segmentation_scores(each).iou for each in mask_counts(model, *read_part(parts, "val", model), thresholds)]
@@ -195,24 +200,24 @@ def threshold_curve(model: nn.Module, parts: Parts, metrics: dict, folder: Path)
     return lines
 
 
-def read_part(parts: Parts, part: str, model: nn.Module) -> tuple[Tensor, list]:
+def read_part(parts: Parts, part: str, model: Model) -> tuple[Tensor, list]:
     """The views (N, 3, S, S) uint8 that a model sees of a part, and its labels or masks."""
     views, labels = parts.read(part, lambda image: to_uint8(square_view(image, model)))
     return torch.stack(views), labels
 
 
-def open_views(paths: list[Path], model: nn.Module) -> Tensor:
+def open_views(paths: list[Path], model: Model) -> Tensor:
     """The same of single pictures."""
     return torch.stack([to_uint8(square_view(open_image(path), model)) for path in paths])
 
 
-def predict_all(model: nn.Module, views: Tensor) -> Tensor:
+def predict_all(model: Model, views: Tensor) -> Tensor:
     """Logits (N, C) of uint8 views (N, 3, S, S)."""
     batches = tqdm(views.split(BATCH_SIZE), "predicting", leave=False)
     return torch.cat([predict(model, to_float(batch)) for batch in batches])
 
 
-def mask_counts(model: nn.Module, views: Tensor, masks: list[Tensor], thresholds: list[float]) -> list[Tensor]:
+def mask_counts(model: Model, views: Tensor, masks: list[Tensor], thresholds: list[float]) -> list[Tensor]:
     """For each threshold the (N, 4) counts of `segmentation_counts` at the masks' own resolution."""
     counts: list[list[Tensor]] = [[] for _ in thresholds]
     for start in tqdm(range(0, len(views), BATCH_SIZE), "predicting", leave=False):
@@ -246,8 +251,8 @@ def picture(image: Image.Image, path: Path, lines: list[str]) -> None:
 def note_reading(path: Path, line: dict) -> None:
     """Adds a line to a log."""
     before = path.read_text() if path.is_file() else ""
-    atomic.write_text(path, before + json.dumps(line) + "\n")
+    write_text(path, before + json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":
-    options.run(main)
+    cli.run(main)

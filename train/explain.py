@@ -27,18 +27,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
-import options
+import cli
 
-from cvlab import atomic, checkpoint, render
-from cvlab.data import DataError, Parts
+from cvlab import checkpoint, render
+from cvlab.data.folders import DataError
+from cvlab.data.parts import Parts
 from cvlab.explain import METHODS, check_stages, peak
-from cvlab.fold import for_serving
-from cvlab.maps import MeanMaps, compared_stages, describe, every_map, explain_predictions, likeness
+from cvlab.explain.many import MeanMaps, compared_stages, describe, every_map, explain_predictions, likeness
+from cvlab.files import write_bytes, write_text
+from cvlab.models import Model
+from cvlab.models.fused import for_serving
 from cvlab.transforms import square_view, to_float, to_uint8
 
 MOST_ROWS = 20  # classes in a picture of mean maps
@@ -47,7 +50,7 @@ MOST_ROWS = 20  # classes in a picture of mean maps
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder of a model, or its name on the Hub")
-    parser.add_argument("--data", type=Path, help="data folder; without one, synthetic scenes (cvlab/shapes.py)")
+    parser.add_argument("--data", type=Path, help="data folder; without one, synthetic scenes (cvlab/data/shapes.py)")
     parser.add_argument("--part", choices=("val", "test", "train", "all"), default="val")
     parser.add_argument("--out", type=Path, required=True, help="where the maps go")
     parser.add_argument("--stages", nargs="+", help="by default all of the model's")
@@ -55,7 +58,7 @@ def main() -> None:
     parser.add_argument("--compare", metavar="CHECKPOINT", help="a second model, on the same images")
     parser.add_argument("--batch-size", type=int, default=32)
     args = parser.parse_args()
-    args.data = options.data_folder(args.data)
+    args.data = cli.data_folder(args.data)
     model = checkpoint.load(args.checkpoint)
     other = checkpoint.load(args.compare) if args.compare else None
     if other and other.task != model.task:
@@ -64,7 +67,7 @@ def main() -> None:
         )
     stages = check_stages(model, args.stages or model.stages)
 
-    parts, _ = options.parts_of(model, args.data, args.part)
+    parts, _ = cli.parts_of(model, args.data, args.part)
     samples = parts.samples[args.part]
     names = [file_name(sample, args.data) for sample in samples]
 
@@ -75,7 +78,7 @@ def main() -> None:
         settings |= {"other_weights": weights_hash(other), "compared_stages": list(compared)}
     if (args.out / "settings.json").is_file() and json.loads((args.out / "settings.json").read_text()) != settings:
         raise ValueError(f"{args.out} holds maps of another model, data or choice: take another --out.")
-    atomic.write_text(args.out / "settings.json", json.dumps(settings, indent=1) + "\n")
+    write_text(args.out / "settings.json", json.dumps(settings, indent=1) + "\n")
 
     model, other = for_serving(model), for_serving(other) if other else None  # the same maps in 0.7 of the time
     for start in tqdm(range(0, len(samples), args.batch_size), "explaining"):
@@ -109,13 +112,13 @@ def file_name(sample: object, folder: Path | None) -> str:
     return f"scene {sample}" if folder is None else sample[0].relative_to(folder).as_posix()
 
 
-def read(batch: Parts, part: str, model: nn.Module) -> Tensor:
+def read(batch: Parts, part: str, model: Model) -> Tensor:
     """The pictures of a batch as a model sees them, (N, 3, S, S) in [0, 1]; those that cannot be opened are dropped."""
     views, _ = batch.read(part, lambda image: to_uint8(square_view(image, model)))
     return to_float(torch.stack(views))
 
 
-def summarise(out: Path, model: nn.Module, stages: list[str], methods: list[str]) -> None:
+def summarise(out: Path, model: Model, stages: list[str], methods: list[str]) -> None:
     """The manifest and the mean maps, from one written batch after the other."""
     manifest, mean = [], MeanMaps(model.class_names)
     for path in sorted((out / "maps").glob("*.npz")):
@@ -125,7 +128,7 @@ def summarise(out: Path, model: nn.Module, stages: list[str], methods: list[str]
         manifest += lines
     if not manifest:
         raise ValueError("No picture could be opened, so there is nothing to explain.")
-    atomic.write_text(out / "manifest.jsonl", "".join(line + "\n" for line in manifest))
+    write_text(out / "manifest.jsonl", "".join(line + "\n" for line in manifest))
     means = mean.means()
     write_arrays(out / "mean_maps.npz", {"class_names": np.array(mean.class_names), "counts": mean.counts, **means})
     shown = [i for i in np.argsort(-mean.counts, kind="stable")[:MOST_ROWS].tolist() if mean.counts[i]]
@@ -147,10 +150,10 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes an .npz whole or not at all."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    atomic.write_bytes(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
-def weights_hash(model: nn.Module) -> str:
+def weights_hash(model: Model) -> str:
     """Tells one set of weights from another."""
     return hash_of(*(tensor.contiguous().numpy().tobytes() for tensor in model.state_dict().values()))
 
@@ -164,4 +167,4 @@ def hash_of(*contents: bytes) -> str:
 
 
 if __name__ == "__main__":
-    options.run(main)
+    cli.run(main)

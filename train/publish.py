@@ -25,7 +25,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the repository root: cvlab needs no installation
 
-from cvlab import card, checkpoint, hub
+from cvlab import checkpoint
+from cvlab.checkpoint import card, hub
 
 TORCH_FOR_CPU = "--extra-index-url https://download.pytorch.org/whl/cpu"  # PyPI's brings CUDA along, about 4 GB
 IMPORTED_AS = {"scikit-learn": "sklearn"}  # else the name of a package is that of its module

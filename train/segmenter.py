@@ -19,22 +19,22 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
-import options
-import running
+import cli
+import run
 
-from cvlab import card, checkpoint, models, optim, render, report
-from cvlab.batches import AugmentedPairs, EvaluationSet, as_is, channel_statistics
-from cvlab.cache import Cache
-from cvlab.data import segmentation_parts
-from cvlab.losses import SEGMENTATION_LOSSES
+from cvlab import checkpoint, models, render, report
+from cvlab.checkpoint import card
+from cvlab.data.cache import Cache
+from cvlab.data.parts import segmentation_parts
+from cvlab.data.sets import AugmentedPairs, EvaluationSet, as_is, channel_statistics
+from cvlab.learning import optim
+from cvlab.learning.losses import SEGMENTATION_LOSSES
 from cvlab.metrics import segmentation_counts, segmentation_scores
 from cvlab.transforms import resize_logits, to_uint8, whole_mask, whole_view
 
 
 def main() -> None:
-    parser = options.parser(
-        __doc__, image_size=64, epochs=8, batch_size=32, lr=3e-3, optimizer="adamw", weight_decay=0.01
-    )
+    parser = cli.parser(__doc__, image_size=64, epochs=8, batch_size=32, lr=3e-3, optimizer="adamw", weight_decay=0.01)
     parser.add_argument("--class-names", nargs="+", help="names of the mask's classes, background left out")
     parser.add_argument("--width", type=int, default=16, help="channels of the first encoder")
     parser.add_argument("--depth", type=int, default=3, help="levels above the bottleneck")
@@ -47,7 +47,7 @@ def main() -> None:
     args = parser.parse_args()
     if not 0 < args.zoom[0] <= args.zoom[1]:
         raise ValueError("--zoom takes two factors above 0, the smaller one first: 1 1.4 only enlarges.")
-    state = running.open_run(args)
+    state = run.open_run(args)
     set_seed(args.seed)
 
     # Data: photos squashed to squares; the masks of val also at the photos' own resolution, at which they are scored.
@@ -60,24 +60,24 @@ def main() -> None:
     val_images, val_masks = parts.read("val", lambda image: to_uint8(whole_view(image, args.image_size)), cache=cache)
     train_set = AugmentedPairs(train_images, train_masks, args.seed, args.zoom)
     val_set = EvaluationSet(val_images, torch.arange(len(val_images)))
-    args.batch_size = running.whole_batches(args.batch_size, len(train_set))
+    args.batch_size = run.whole_batches(args.batch_size, len(train_set))
     # The loaders draw from generators of their own, so that the global one is the training step's alone.
     loading = {"batch_size": args.batch_size, "collate_fn": as_is}
     train_loader = DataLoader(train_set, shuffle=True, drop_last=True, generator=torch.Generator(), **loading)
     val_loader = DataLoader(val_set, generator=torch.Generator(), **loading)
-    options.describe(parts, {"train": len(train_set), "val": len(val_set), "test": len(parts.samples["test"])}, cache)
+    cli.describe(parts, {"train": len(train_set), "val": len(val_set), "test": len(parts.samples["test"])}, cache)
 
     # Model, loss, optimizer, schedule.
     mean, std = channel_statistics(train_images)
     network = {"width": args.width, "depth": args.depth, "batch_norm": args.batch_norm, "dropout": args.dropout}
     model = models.build("unet", parts.class_names, args.image_size, network, mean, std)
     if args.start_from:
-        running.start_from(args.start_from, model)
+        run.start_from(args.start_from, model)
     model = model.to(memory_format=torch.channels_last)
     criterion = SEGMENTATION_LOSSES[args.loss]
     images, masks = next(iter(train_loader))
-    accelerator = running.accelerator_for(args, model, images, lambda logits: criterion(logits, masks))
-    running.onto_gpu(accelerator, train_set, val_set)
+    accelerator = run.accelerator_for(args, model, images, lambda logits: criterion(logits, masks))
+    run.onto_gpu(accelerator, train_set, val_set)
     fused = accelerator.device.type == "cuda"
     optimizer = optim.optimizer(args.optimizer, model, args.lr, args.weight_decay, args.momentum, fused=fused)
     steps = args.epochs * len(train_loader)
@@ -91,9 +91,9 @@ def main() -> None:
     # Of the epoch under way: its steps so far, and its loss, images and the four counts of their pixels.
     progress = {"epoch": 0, "best_iou": -1.0, "best_epoch": 0, "step": 0, "sums": [0.0] * 6}
     if state:
-        progress = running.load_state(accelerator, state)
-    history = running.read_history(args.out, progress["epoch"])
-    stop = running.Stop(accelerator)
+        progress = run.load_state(accelerator, state)
+    history = run.read_history(args.out, progress["epoch"])
+    stop = run.Stop(accelerator)
     frames = args.out / "report" / ("photos" if args.data else "") / "epochs"
 
     for epoch in range(progress["epoch"] + 1, args.epochs + 1):
@@ -108,10 +108,10 @@ def main() -> None:
         sums = torch.tensor(progress["sums"], dtype=torch.float64, device=accelerator.device)
         batches = accelerator.skip_first_batches(train_loader, progress["step"])
         name = f"epoch {epoch}/{args.epochs}"
-        for images, masks in running.progress_bar(batches, name, args.batch_size, progress["step"]):
+        for images, masks in run.progress_bar(batches, name, args.batch_size, progress["step"]):
             logits = model(images.contiguous(memory_format=torch.channels_last))
             loss = criterion(logits, masks)
-            running.check_finite(loss.item(), epoch, args.out)
+            run.check_finite(loss.item(), epoch, args.out)
             accelerator.backward(loss)
             optimizer.step()
             if args.schedule != "plateau":
@@ -122,7 +122,7 @@ def main() -> None:
             progress |= {"step": progress["step"] + 1, "sums": sums.tolist()}
             if stop.asked:
                 step = (epoch - 1) * len(train_loader) + progress["step"]
-                running.save_state(accelerator, args.out, step, progress)
+                run.save_state(accelerator, args.out, step, progress)
                 raise KeyboardInterrupt
         train_loss, train_seen, *train_counts = accelerator.reduce(sums).tolist()
 
@@ -157,21 +157,21 @@ def main() -> None:
         if accelerator.is_main_process:
             if best:
                 checkpoint.save(bare_model, args.out, data=parts.facts, precision=args.precision)
-            running.write_history(args.out, history)
+            run.write_history(args.out, history)
             render.save_png(render.curves(history), args.out / "report" / "curves.png")
             frame = report.training_frame(bare_model, torch.stack(val_images[:2]), f"epoch {epoch}", val_masks)
             render.save_png(frame, frames / f"epoch-{epoch:03}.png")
-        running.save_state(accelerator, args.out, epoch * len(train_loader), progress)
-        running.print_epoch(line, args.epochs, best)
+        run.save_state(accelerator, args.out, epoch * len(train_loader), progress)
+        run.print_epoch(line, args.epochs, best)
 
     if not accelerator.is_main_process:
         return
     render.save_animation(sorted(frames.glob("*.png")), frames.with_name("attribution.webp"))
-    options.write_manifest(args, bare_model, history, progress["best_epoch"])
+    cli.write_manifest(args, bare_model, history, progress["best_epoch"])
     card.write(args.out)
     print(f"Best val iou {progress['best_iou']:.4f} (epoch {progress['best_epoch']}): {args.out}")
-    options.finish(args)
+    cli.finish(args)
 
 
 if __name__ == "__main__":
-    options.run(main)
+    cli.run(main)

@@ -5,7 +5,7 @@
     python train/sweep.py --recipe scenes8-sweep --data DIR
 
 What stands after -- goes to every run. The same command goes on where a sweep was stopped or killed; typed once more in
-another terminal, or on another machine that shares the folder, it takes its part of the runs (cvlab/claims.py).
+another terminal, or on another machine that shares the folder, it takes its part of the runs (claims.py).
 
 OUT/001, 002, ...                     run folders of the script, what it printed is in their log.txt
 OUT/README.md, runs.csv, curves.png   the table of the runs, the best in bold, and their validation curves
@@ -32,10 +32,11 @@ from optuna.trial import TrialState
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
-import options
+import cli
+from claims import Claims, latest, open_study
 
-from cvlab import atomic, render
-from cvlab.claims import Claims, latest, open_study
+from cvlab import render
+from cvlab.files import write_text
 
 SCRIPTS = ("classifier", "segmenter", "transfer")
 SAMPLERS = {
@@ -51,7 +52,7 @@ LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 def main() -> None:
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    parser = options.RecipeParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.RecipeParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("script", nargs="?", help=f"{', '.join(SCRIPTS)}, or the path of your own script like them")
     parser.add_argument("--data", type=Path, help="data folder of every run, as after --")
     parser.add_argument("--over", nargs="+", metavar="OPTION=VALUES", default=[], help=(
@@ -65,7 +66,7 @@ def main() -> None:
     ))  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"), help="folder of the sweep; default runs/sweep")
     args = parser.parse_args(sys.argv[1:cut])
-    recipe = options.read_recipe(args.recipe) if args.recipe else {}
+    recipe = cli.read_recipe(args.recipe) if args.recipe else {}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the run in hand saves its state first
 
@@ -121,11 +122,11 @@ def planned(args: argparse.Namespace, recipe: dict, fixed: list[str]) -> dict:
         if name in swept & given:
             raise ValueError(f"{name} is given after -- and swept over as well: leave it out at one of the two places.")
     if script.parent == Path(__file__).parent:  # of another script its runs will say what it does not know
-        texts = script.read_text() + Path(options.__file__).read_text()
+        texts = script.read_text() + Path(cli.__file__).read_text()
         known = [name.replace("-", "_") for name in re.findall(r'"--([a-z][a-z0-9-]*)"', texts)]
         for name in sorted(swept | given):
             if name.removeprefix("no_") not in known and name not in known:
-                raise ValueError(f"{script.name} has no option {name}{options.nearest(name, known)}")
+                raise ValueError(f"{script.name} has no option {name}{cli.nearest(name, known)}")
     prune = bool(args.trials) if args.prune is None else args.prune
     settings = {"sampler": args.sampler, "seed": args.seed, "prune": prune}
     return {"script": name_of_script, "fixed": fixed, "ranges": ranges, "runs": runs, **settings}
@@ -137,7 +138,7 @@ def find_script(name: str | None) -> Path:
         raise ValueError(f"Which script? One of {', '.join(SCRIPTS)}, or the path of your own.")
     path = Path(name) if name.endswith(".py") else Path(__file__).with_name(f"{name}.py")
     if not path.is_file() or path.stem == name not in SCRIPTS:
-        raise ValueError(f"There is no training script {name}{options.nearest(name, SCRIPTS)}")
+        raise ValueError(f"There is no training script {name}{cli.nearest(name, SCRIPTS)}")
     return path
 
 
@@ -288,14 +289,14 @@ def write_tables(study: optuna.Study, out: Path) -> None:
     writer = csv.DictWriter(file, rows[0])
     writer.writeheader()
     writer.writerows(rows)
-    atomic.write_text(out / "runs.csv", file.getvalue())
+    write_text(out / "runs.csv", file.getvalue())
     lines = [f"# Sweep of {plan['script']}\n", f"Every run has `{shlex.join(plan['fixed'])}`.\n"]
     lines += [markdown(rows, best), "\nThe best by validation is in bold; no run has read the test part."]
     curves = {row["run"]: val_scores(out / row["run"]) for row in rows if val_scores(out / row["run"])}
     if curves:
         render.save_png(render.many_curves(curves, best), out / "curves.png")
         lines.append("\n![validation curves](curves.png)")
-    atomic.write_text(out / "README.md", "\n".join(lines) + "\n")
+    write_text(out / "README.md", "\n".join(lines) + "\n")
 
 
 def conclude(study: optuna.Study, out: Path) -> None:
@@ -312,4 +313,4 @@ def conclude(study: optuna.Study, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    options.run(main)
+    cli.run(main)

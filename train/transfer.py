@@ -24,15 +24,17 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
-import options
-import running
+import cli
+import run
 
-from cvlab import card, checkpoint, features, models, optim, render
-from cvlab.batches import AugmentedImages, EvaluationSet, as_is
-from cvlab.cache import Cache
-from cvlab.data import classification_parts
+from cvlab import checkpoint, models, render
+from cvlab.checkpoint import card
+from cvlab.data.cache import Cache
+from cvlab.data.parts import classification_parts
+from cvlab.data.sets import AugmentedImages, EvaluationSet, as_is
+from cvlab.learning import frozen, optim
 from cvlab.metrics import confusion_matrix
-from cvlab.models.transfer import default_view
+from cvlab.models.timm import default_view
 from cvlab.transforms import centre_view, resize_shorter, to_uint8
 
 CACHE_MARGIN = 1.25  # training photos are kept this much larger than a view, so that crops stay sharp
@@ -50,10 +52,10 @@ class Phase(NamedTuple):
 
 
 def command_line() -> argparse.Namespace:
-    parser = options.parser(
+    parser = cli.parser(
         __doc__, epochs=20, batch_size=32, lr=1e-3, optimizer="adamw", weight_decay=0.01, schedule="cosine"
     )
-    options.add_classification(parser)
+    cli.add_classification(parser)
     views = "1: the photo as it is; more: so many crops, turned and coloured, the same ones again; 0: ever others"
     parser.add_argument("--views", type=int, default=1, help=views)
     group = parser.add_argument_group("network", "Image size and crop are the backbone's own where not given.")
@@ -78,7 +80,7 @@ def command_line() -> argparse.Namespace:
 def main() -> None:
     args = command_line()
     if args.backbone.split(".")[0] not in (known := timm.list_models()):
-        raise ValueError(f"timm has no network {args.backbone!r}{options.nearest(args.backbone, known)}")
+        raise ValueError(f"timm has no network {args.backbone!r}{cli.nearest(args.backbone, known)}")
     if args.unfreeze and not args.finetune_epochs:
         raise ValueError("--unfreeze is for phase 2: give it epochs with --finetune-epochs.")
     if not args.epochs and not args.finetune_epochs:
@@ -86,7 +88,7 @@ def main() -> None:
     backbone_view = default_view(args.backbone)
     args.image_size = args.image_size or backbone_view["image_size"]
     args.crop_pct = args.crop_pct or backbone_view["crop_pct"]
-    state = running.open_run(args)
+    state = run.open_run(args)
     set_seed(args.seed)
 
     # Data: photos for training a bit larger than a view, the others exactly as the model will see them.
@@ -104,8 +106,8 @@ def main() -> None:
     else:
         train_set = AugmentedImages(train_images, torch.tensor(train_labels), args.image_size, args.seed, args.min_area)
     pictures = train_set, EvaluationSet(val_views, torch.tensor(val_labels))
-    args.batch_size = running.whole_batches(args.batch_size, len(train_set))
-    options.describe(parts, {"train": len(train_set), "val": len(val_views), "test": len(parts.samples["test"])}, cache)
+    args.batch_size = run.whole_batches(args.batch_size, len(train_set))
+    cli.describe(parts, {"train": len(train_set), "val": len(val_views), "test": len(parts.samples["test"])}, cache)
 
     # Model and loss.
     network = "timm" if args.head == "linear" else "timm_head"
@@ -113,33 +115,33 @@ def main() -> None:
     arguments = {"architecture": args.backbone.split(".")[0], **own, **({"pool": False} if args.head == "map" else {})}
     view = {**backbone_view, "image_size": args.image_size, "crop_pct": args.crop_pct}
     model = models.build(network, parts.class_names, arguments=arguments, **view)
-    features.start_classifier(model)
+    frozen.start_classifier(model)
     if args.start_from:
-        running.start_from(args.start_from, model)
+        run.start_from(args.start_from, model)
     elif args.pretrained:
-        running.start_from_pretrained(args, model.backbone)
+        run.start_from_pretrained(args, model.backbone)
     model = model.to(memory_format=torch.channels_last)
     criterion = partial(F.cross_entropy, label_smoothing=args.label_smoothing)
-    features.freeze(model)
-    features.train_mode(model)
+    frozen.freeze(model)
+    frozen.train_mode(model)
     images, labels = train_set.__getitems__(list(range(args.batch_size)))
-    accelerator = running.accelerator_for(args, model, images, lambda logits: criterion(logits, labels))
-    running.onto_gpu(accelerator, *pictures)
+    accelerator = run.accelerator_for(args, model, images, lambda logits: criterion(logits, labels))
+    run.onto_gpu(accelerator, *pictures)
     model = model.to(accelerator.device)
-    num_classes, below = len(parts.class_names), features.heights(model)
+    num_classes, below = len(parts.class_names), frozen.heights(model)
     phases = (
         Phase(0, args.epochs, args.lr, args.schedule),
         Phase(args.unfreeze, args.finetune_epochs, args.finetune_lr, args.finetune_schedule),
     )
     # What learns in no phase is computed once, and from there on what does not learn in the phase under way.
-    features.freeze(model, args.unfreeze)
+    frozen.freeze(model, args.unfreeze)
     with accelerator.autocast():
-        trunk, *from_trunk = features.computed_once(model, pictures, args.views, args.batch_size, accelerator.device)
+        trunk, *from_trunk = frozen.computed_once(model, pictures, args.views, args.batch_size, accelerator.device)
     # Of the phase under way: its number and first epoch; of the epoch its steps, and its loss, right images and images.
     progress = {"phase": 0, "first": 1, "epoch": 0, "best": -math.inf, "best_epoch": 0, "step": 0, "sums": [0.0] * 3}
-    progress |= options.read_json(state / "progress.json") if state else {}
-    history = running.read_history(args.out, progress["epoch"])
-    stop = running.Stop(accelerator)
+    progress |= cli.read_json(state / "progress.json") if state else {}
+    history = run.read_history(args.out, progress["epoch"])
+    stop = run.Stop(accelerator)
 
     for number in range(progress["phase"], 2):
         start = time.time()
@@ -149,13 +151,13 @@ def main() -> None:
         if not phase.epochs:
             continue
 
-        features.freeze(model, phase.layers)
+        frozen.freeze(model, phase.layers)
         with accelerator.autocast():
-            learner, train_set, val_set = features.computed_once(
+            learner, train_set, val_set = frozen.computed_once(
                 trunk, from_trunk, args.views, args.batch_size, accelerator.device
             )
         learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        source = train_set if isinstance(train_set, features.FeatureSet) else "the pictures"
+        source = train_set if isinstance(train_set, frozen.FeatureSet) else "the pictures"
         print(f"Phase {number + 1}: {learning:,} parameters learn from {source}.")
         # The loaders draw from generators of their own, so that the global one is the training step's alone.
         loading = {"batch_size": args.batch_size, "collate_fn": as_is}
@@ -172,7 +174,7 @@ def main() -> None:
             learner, optimizer, schedule, train_loader, val_loader
         )
         if state:
-            running.load_state(accelerator, state)
+            run.load_state(accelerator, state)
             state = None
 
         for epoch in range(progress["epoch"] + 1, progress["first"] + phase.epochs):
@@ -182,14 +184,14 @@ def main() -> None:
             train_set.epoch = (epoch - 1) % args.views + 1 if args.views else epoch
             train_loader.set_epoch(epoch)
 
-            features.train_mode(learner)
+            frozen.train_mode(learner)
             sums = torch.tensor(progress["sums"], dtype=torch.float64, device=accelerator.device)
             batches = accelerator.skip_first_batches(train_loader, progress["step"])
             name = f"epoch {epoch}/{progress['first'] - 1 + phase.epochs}"
-            for inputs, labels in running.progress_bar(batches, name, args.batch_size, progress["step"]):
+            for inputs, labels in run.progress_bar(batches, name, args.batch_size, progress["step"]):
                 logits = learner(inputs)
                 loss = criterion(logits, labels)
-                running.check_finite(loss.item(), epoch, args.out)
+                run.check_finite(loss.item(), epoch, args.out)
                 accelerator.backward(loss)
                 optimizer.step()
                 if phase.schedule != "plateau":
@@ -200,7 +202,7 @@ def main() -> None:
                 progress |= {"step": progress["step"] + 1, "sums": sums.tolist()}
                 if stop.asked:
                     step = (epoch - 1) * len(train_loader) + progress["step"]
-                    running.save_state(accelerator, args.out, step, progress)
+                    run.save_state(accelerator, args.out, step, progress)
                     raise KeyboardInterrupt
             train_loss, train_correct, train_seen = accelerator.reduce(sums).tolist()
 
@@ -234,21 +236,21 @@ def main() -> None:
             if accelerator.is_main_process:
                 if best:
                     checkpoint.save(model, args.out, data=parts.facts, precision=args.precision)
-                running.write_history(args.out, history)
+                run.write_history(args.out, history)
                 render.save_png(render.curves(history), args.out / "report" / "curves.png")
-            running.save_state(accelerator, args.out, epoch * len(train_loader), progress)
-            running.print_epoch(line, args.epochs + args.finetune_epochs, best)
+            run.save_state(accelerator, args.out, epoch * len(train_loader), progress)
+            run.print_epoch(line, args.epochs + args.finetune_epochs, best)
         for wrapper in ("forward", "_original_forward"):  # accelerate's autocast stays on a module otherwise
             vars(bare_learner).pop(wrapper, None)
 
     if not accelerator.is_main_process:
         return
-    options.write_manifest(args, model, history, progress["best_epoch"])
+    cli.write_manifest(args, model, history, progress["best_epoch"])
     card.write(args.out)
     best = history[progress["best_epoch"] - 1]
     print(f"Best epoch {best['epoch']}, val accuracy {best['val_accuracy']:.4f}: {args.out}")
-    options.finish(args)
+    cli.finish(args)
 
 
 if __name__ == "__main__":
-    options.run(main)
+    cli.run(main)

@@ -1,18 +1,12 @@
-"""Networks by name. A network is an `nn.Module` that declares its stages; `build` gives it what a model knows.
-
-Every model takes RGB images in [0, 1] (normalisation is its first layer) and knows
-`task`, `class_names`, `image_size`, `crop_pct`, `interpolation`, `threshold`, `stages` and `config`.
-"""
+"""Networks by name: `build` makes a `Model` (model.py) of any of them."""
 
 import inspect
 from collections.abc import Sequence
 from importlib import import_module
 
-from torch import nn
+from cvlab.models.model import Model, Stage
 
-from cvlab.models.stage import Stage
-
-__all__ = ["NETWORKS", "Stage", "build", "network_class"]
+__all__ = ["NETWORKS", "Model", "Stage", "build", "network_class"]
 
 # Module and class. Each is imported when it is asked for: timm and torchvision, which the last three need, take as long
 # as torch itself.
@@ -21,13 +15,13 @@ NETWORKS = {
     "plain": ("plain", "PlainNet"),
     "residual": ("residual", "ResidualNet"),
     "unet": ("unet", "UNet"),
-    "timm": ("transfer", "TimmClassifier"),
-    "timm_head": ("heads", "BackboneWithHead"),
-    "resnet_unet": ("resnet_unet", "ResNetUNet"),
+    "timm": ("timm", "TimmClassifier"),
+    "timm_head": ("timm_head", "BackboneWithHead"),
+    "resnet_unet": ("smp", "ResNetUNet"),
 }
 
 
-def network_class(network: str) -> type[nn.Module]:
+def network_class(network: str) -> type[Model]:
     """The class of a key of `NETWORKS`."""
     module, name = NETWORKS[network]
     return getattr(import_module(f"{__name__}.{module}"), name)
@@ -43,7 +37,7 @@ def build(
     crop_pct: float = 1.0,
     threshold: float = 0.5,
     interpolation: str = "bilinear",
-) -> nn.Module:
+) -> Model:
     """A freshly initialised model.
 
     Args:

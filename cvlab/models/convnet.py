@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cvlab.models.stage import Normalize, Stage
+from cvlab.models.model import Model, Normalize, Stage
 
 
 def conv_bn(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Sequential:
@@ -38,7 +38,7 @@ class ResidualBlock(nn.Module):
         return F.relu(self.shortcut(x) + self.conv2(F.relu(self.dropout(self.conv1(x)))))
 
 
-class ConvNet(nn.Module):
+class ConvNet(Model):
     """A classifier from scratch.
 
     Args:

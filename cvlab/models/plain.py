@@ -13,10 +13,10 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from cvlab.models.stage import Normalize, Stage
+from cvlab.models.model import Model, Normalize, Stage
 
 
-class PlainNet(nn.Module):
+class PlainNet(Model):
     """A classifier from scratch, made for one image size: its first linear layer reads every position.
 
     Args:

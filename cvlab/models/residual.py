@@ -12,10 +12,10 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from cvlab.models.convnet import ResidualBlock, conv_bn
-from cvlab.models.stage import Normalize, Stage
+from cvlab.models.model import Model, Normalize, Stage
 
 
-class ResidualNet(nn.Module):
+class ResidualNet(Model):
     """A classifier from scratch.
 
     Args:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cvlab.models.stage import Normalize, Stage
+from cvlab.models.model import Model, Normalize, Stage
 
 
 def double_conv(in_channels: int, out_channels: int, batch_norm: bool, dropout: float) -> nn.Sequential:
@@ -31,7 +31,7 @@ def double_conv(in_channels: int, out_channels: int, batch_norm: bool, dropout: 
     return nn.Sequential(*layers)
 
 
-class UNet(nn.Module):
+class UNet(Model):
     """A segmenter: one sigmoid channel per class.
 
     Args:

@@ -6,17 +6,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from cvlab.contributions import contributions
-from cvlab.crosschecks import integrated_gradients, occlusion
-from cvlab.diagnose import diagnose
 from cvlab.explain import METHODS, correlation, default_stage, explain, peak, predict, predicted_masks
+from cvlab.explain.paths import contributions
+from cvlab.explain.slow import integrated_gradients, occlusion
 from cvlab.metrics import SegmentationScores, segmentation_counts, segmentation_scores
+from cvlab.models import Model
 from cvlab.models.unet import UNet
 from cvlab.page.question import SLOW_METHODS, Question, class_indices, mask_of, region_of, score_of, settled_score
 from cvlab.render import mask_overlay
 from cvlab.transforms import open_image, resize_logits, view, whole_mask
+from cvlab.trust.diagnosis import diagnose
 
 MOST_SIDE = 1024  # pixels of a displayed photo
 WHOLE = "the whole picture"  # where a map stands that belongs to no stage
@@ -98,7 +99,7 @@ def size_of(evidence: Evidence | None) -> int:
     return 4 * sum(each.numel() for each in (evidence.logits, *maps))
 
 
-def see(image: Image.Image, model: nn.Module) -> Seen:
+def see(image: Image.Image, model: Model) -> Seen:
     """A photo through a model's eyes, with the evidence for what it says: one forward and one backward pass."""
     images = view(image, model)
     try:
@@ -124,7 +125,7 @@ def see(image: Image.Image, model: nn.Module) -> Seen:
 
 def evidence_for(
     images: Tensor,
-    model: nn.Module,
+    model: Model,
     question: Question,
     true_mask: Tensor | None = None,
     progress: Callable[[float], None] | None = None,
@@ -156,14 +157,14 @@ def evidence_for(
 
 
 def _settled(
-    question: Question, model: nn.Module, logits: Tensor, true_mask: Tensor | None
+    question: Question, model: Model, logits: Tensor, true_mask: Tensor | None
 ) -> tuple[int, int | None, Tensor | None]:
     """The class, the other class and the region that a question means where these are the logits."""
     region = region_of(question, model, logits, true_mask) if model.task == "segmentation" else None
     return *class_indices(question, model, logits), region
 
 
-def map_of(evidence: Evidence, model: nn.Module, question: Question) -> tuple[str, Tensor]:
+def map_of(evidence: Evidence, model: Model, question: Question) -> tuple[str, Tensor]:
     """The stage and the map that a question asks to see."""
     stages = evidence.maps[question.method]
     stage = WHOLE if WHOLE in stages else question.stage or default_stage(model)
@@ -188,7 +189,7 @@ def worth_of(attribution: Tensor, evidence: Evidence, question: Question) -> str
     return diagnose(attribution, evidence.logits if plain else None, evidence.class_idx)
 
 
-def ways_of(images: Tensor, model: nn.Module, evidence: Evidence, against: bool) -> Ways:
+def ways_of(images: Tensor, model: Model, evidence: Evidence, against: bool) -> Ways:
     """How far a segmenter's maps depend on the region, and what each way through it added; two more passes."""
     dependence = {}
     if not evidence.region.all():
@@ -205,7 +206,7 @@ def ways_of(images: Tensor, model: nn.Module, evidence: Evidence, against: bool)
     return Ways(dependence, {name: value.item() for name, value in parts.parts.items()})
 
 
-def open_mask(file: object, model: nn.Module, class_idx: int, size: tuple[int, int]) -> Tensor:
+def open_mask(file: object, model: Model, class_idx: int, size: tuple[int, int]) -> Tensor:
     """The true mask of a class for a photo of `size` (height, width), (H, W) bool at its own resolution.
 
     White (or 1) is the class; of several classes the values may be their numbers, counted from 1.
@@ -221,12 +222,12 @@ def open_mask(file: object, model: nn.Module, class_idx: int, size: tuple[int, i
     return torch.from_numpy(values == class_idx + 1 if numbered else values > values.max() / 2)
 
 
-def in_view(mask: Tensor, model: nn.Module) -> Tensor:
+def in_view(mask: Tensor, model: Model) -> Tensor:
     """A mask (H, W) of a photo as the model sees it, (S, S)."""
     return whole_mask(mask[None], model.image_size)[0]
 
 
-def scores_of(logits: Tensor, model: nn.Module, question: Question, true_mask: Tensor) -> SegmentationScores:
+def scores_of(logits: Tensor, model: Model, question: Question, true_mask: Tensor) -> SegmentationScores:
     """iou and the like of the class that is asked about, at the true mask's own resolution (H, W)."""
     predicted = mask_of(question, model, resize_logits(logits, true_mask.shape))
     return segmentation_scores(segmentation_counts(predicted[None, None], true_mask[None, None]))

@@ -9,9 +9,10 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from cvlab.explain import METHODS, default_stage
+from cvlab.models import Model
 from cvlab.page.answers import Evidence, Seen, Ways, evidence_for, in_view, open_mask, see, size_of, ways_of
 from cvlab.page.offer import Models
 from cvlab.page.question import Question, class_indices
@@ -32,7 +33,7 @@ class Desk:
         # By the id of the evidence, which is kept too, so that no other one gets that id.
         self._ways: Shelf[tuple[Evidence, Ways]] = Shelf(MAX_BYTES // 4, lambda kept: size_of(kept[0]))
 
-    def seen(self, photo: Photo | None, name: str) -> tuple[nn.Module, Seen]:
+    def seen(self, photo: Photo | None, name: str) -> tuple[Model, Seen]:
         """A model by its name, and what it sees in a photo.
 
         Raises:
@@ -75,7 +76,7 @@ class Desk:
 
         return self._evidence.get(key, make)
 
-    def ways(self, evidence: Evidence, seen: Seen, model: nn.Module, against: bool) -> Ways:
+    def ways(self, evidence: Evidence, seen: Seen, model: Model, against: bool) -> Ways:
         """`ways_of` of a segmenter's evidence, worked out once."""
         return self._ways.get(id(evidence), lambda: (evidence, ways_of(seen.images, model, evidence, against)))[1]
 
@@ -92,7 +93,7 @@ class Desk:
         return open_mask(mask, model, class_indices(question, model, seen.logits)[0], seen.size)
 
 
-def as_usual(question: Question, model: nn.Module) -> Question:
+def as_usual(question: Question, model: Model) -> Question:
     """The same question, with what is as the model has it anyway left out, so that it is known again."""
     threshold = 0.0 if question.threshold == model.threshold else question.threshold
     stage = "" if question.stage == default_stage(model) else question.stage

@@ -3,9 +3,9 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from cvlab import shapes
+from cvlab.data import shapes
 
-EXAMPLE_SEEDS = (4022, 4019, 4015)  # beyond those that cvlab/data.py gives to train, val and test
+EXAMPLE_SEEDS = (4022, 4019, 4015)  # beyond those that cvlab/data/parts.py gives to train, val and test
 
 
 def example_files(folder: Path) -> dict[str, str]:

@@ -22,14 +22,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cvlab.diagnose import diagnose
 from cvlab.explain import check_stages, default_stage
-from cvlab.maps import describe, explain_predictions
+from cvlab.explain.many import describe, explain_predictions
+from cvlab.models import Model
 from cvlab.page.unzip import Picture
 from cvlab.render import overlay
 from cvlab.transforms import ImageError, view
+from cvlab.trust.diagnosis import diagnose
 
 BATCH = 16
 Progress = Callable[[int, int], None]
@@ -66,7 +67,7 @@ class Explained:
 
 
 def explain_many(
-    model: nn.Module,
+    model: Model,
     pictures: Sequence[Picture],
     stage: str | None = None,
     method: str = "grad_cam",
@@ -91,7 +92,7 @@ def explain_many(
             progress(start + len(batch), len(numbered))
 
 
-def _explained(model: nn.Module, batch: Sequence[tuple[int, Picture]], stage: str, method: str) -> Iterator[Explained]:
+def _explained(model: Model, batch: Sequence[tuple[int, Picture]], stage: str, method: str) -> Iterator[Explained]:
     views: dict[int, Tensor] = {}
     sentences: dict[int, str] = {}
     for number, picture in batch:
@@ -111,7 +112,7 @@ def _explained(model: nn.Module, batch: Sequence[tuple[int, Picture]], stage: st
 
 
 def _answers(
-    model: nn.Module, images: Tensor, stage: str, method: str
+    model: Model, images: Tensor, stage: str, method: str
 ) -> Iterator[tuple[str | None, float, float, str, Tensor]]:
     """Prediction, share, peak, sentence and map of each image."""
     explanation = explain_predictions(model, images, [stage], [method])
@@ -126,7 +127,7 @@ def _answers(
 
 
 def write_zip(
-    path: str | Path, model: nn.Module, explained: Iterator[Explained], stage: str, method: str, source: str
+    path: str | Path, model: Model, explained: Iterator[Explained], stage: str, method: str, source: str
 ) -> list[Row]:
     """Writes maps, pictures, table and manifest as they come, whole or not at all, and returns the rows.
 
@@ -175,7 +176,7 @@ def _harmless(text: str) -> str:
     return f"'{text}" if unicodedata.normalize("NFKC", text).lstrip()[:1] in ("=", "+", "-", "@") else text
 
 
-def _manifest(model: nn.Module, rows: Sequence[Row], stage: str, method: str, source: str) -> str:
+def _manifest(model: Model, rows: Sequence[Row], stage: str, method: str, source: str) -> str:
     mask = f"the mean logit over the predicted mask of {model.class_names[0]!r}"
     manifest = {
         "model": source,

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from torch import nn
-
-from cvlab import checkpoint, hub
+from cvlab import checkpoint
+from cvlab.checkpoint import hub
+from cvlab.models import Model
 from cvlab.page.shelf import Shelf
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +46,7 @@ class Models:
         self.shelf = Shelf(limit, bytes_of)
         self._fetch = lru_cache(maxsize=None)(fetch)
 
-    def __getitem__(self, name: str) -> nn.Module:
+    def __getitem__(self, name: str) -> Model:
         """The model of an offered name (a shipped one also as checkpoints/NAME) or of a Hub name.
 
         Raises:
@@ -86,12 +86,12 @@ class Models:
         return source in self.offered.values() and Path(source).is_dir()
 
 
-def bytes_of(model: nn.Module) -> int:
+def bytes_of(model: Model) -> int:
     """Of its parameters and buffers."""
     return sum(each.numel() * each.element_size() for each in (*model.parameters(), *model.buffers()))
 
 
-def model_facts(model: nn.Module) -> str:
+def model_facts(model: Model) -> str:
     """What a model is, in plain text: names come from strangers and are never rendered."""
     classes = model.class_names
     shown = ", ".join(classes[:8]) + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")

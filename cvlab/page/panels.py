@@ -5,20 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from cvlab.dependence import dependence_sentence
-from cvlab.maps import likeness
-from cvlab.page.answers import (
-    Evidence,
-    Seen,
-    Ways,
-    in_view,
-    map_of,
-    peak_of,
-    scores_of,
-    worth_of,
-)
+from cvlab.explain.many import likeness
+from cvlab.explain.paths import dependence_sentence
+from cvlab.models import Model
+from cvlab.page.answers import Evidence, Seen, Ways, in_view, map_of, peak_of, scores_of, worth_of
 from cvlab.page.figures import Figure, Scale, as_html, number, pairs, paragraph, picker, sorted_by, table
 from cvlab.page.many import Explained
 from cvlab.page.question import SLOW_METHODS, Question, mask_of, parse_points, region_words
@@ -53,7 +45,7 @@ DEPENDENCE = (
 WHOLE_PICTURE = "The region is the whole picture: there is nothing else to compare its maps with."
 
 
-def words_of(model: nn.Module, evidence: Evidence, question: Question) -> str:
+def words_of(model: Model, evidence: Evidence, question: Question) -> str:
     """What the maps show, as it stands in a title."""
     name = repr(model.class_names[evidence.class_idx])
     if evidence.other is not None:
@@ -62,7 +54,7 @@ def words_of(model: nn.Module, evidence: Evidence, question: Question) -> str:
     return f"Evidence {'against' if question.against else 'for'} {name}{where}"
 
 
-def look_panel(seen: Seen, model: nn.Module, question: Question) -> str:
+def look_panel(seen: Seen, model: Model, question: Question) -> str:
     """The answer in one look: the mask, or where the model saw what it predicts."""
     if seen.mask is not None:
         return as_html(
@@ -74,9 +66,7 @@ def look_panel(seen: Seen, model: nn.Module, question: Question) -> str:
     return as_html([Figure(laid, words, "By Grad-CAM; elsewhere the picture is unchanged.")], "large")
 
 
-def why_panel(
-    seen: Seen, model: nn.Module, evidence: Evidence, question: Question, usual: Evidence | None = None
-) -> str:
+def why_panel(seen: Seen, model: Model, evidence: Evidence, question: Question, usual: Evidence | None = None) -> str:
     """Original, heatmap and overlay of one map in a row, with its scale, peak and worth in words.
 
     Args:
@@ -123,7 +113,7 @@ def over_photo(images: Tensor, attribution: Tensor, question: Question, largest:
     return overlay(images, attribution, question.colormap, question.opacity, largest)
 
 
-def believe_panel(seen: Seen, model: nn.Module, evidence: Evidence, question: Question) -> str:
+def believe_panel(seen: Seen, model: Model, evidence: Evidence, question: Question) -> str:
     """What hiding the hottest tenth of the picture does to the probability, beside hiding random tenths."""
     stage, attribution = map_of(evidence, model, question)
     check = deletion(model, seen.images, attribution, evidence.class_idx, evidence.region)
@@ -150,7 +140,7 @@ def believe_panel(seen: Seen, model: nn.Module, evidence: Evidence, question: Qu
 # --- segmenters -------------------------------------------------------------------------------------------------------
 
 
-def region_picker(seen: Seen, model: nn.Module, question: Question, region: Tensor | None) -> str:
+def region_picker(seen: Seen, model: Model, question: Question, region: Tensor | None) -> str:
     """The photo with the mask at the question's threshold, an orange line around the region, to choose another in."""
     shown, side = mask_picture(seen, model, question), seen.images.shape[-1]
     try:
@@ -160,12 +150,12 @@ def region_picker(seen: Seen, model: nn.Module, question: Question, region: Tens
     return picker(outlined(shown, region.numpy()) if region is not None else shown, side, at)
 
 
-def mask_picture(seen: Seen, model: nn.Module, question: Question) -> Image.Image:
+def mask_picture(seen: Seen, model: Model, question: Question) -> Image.Image:
     """The photo as the model sees it, grey outside the mask at the question's threshold."""
     return mask_overlay(to_picture(seen.images), mask_of(question, model, seen.logits).numpy())
 
 
-def stages_panel(seen: Seen, model: nn.Module, evidence: Evidence, question: Question, ways: Ways | None = None) -> str:
+def stages_panel(seen: Seen, model: Model, evidence: Evidence, question: Question, ways: Ways | None = None) -> str:
     """Grad-CAM beside HiResCAM at every stage, for the region that is asked about.
 
     Args:
@@ -210,7 +200,7 @@ def ways_panel(evidence: Evidence, ways: Ways) -> str:
 
 
 def errors_panel(
-    seen: Seen, model: nn.Module, question: Question, true_mask: Tensor, answer: Callable[[Question], Evidence]
+    seen: Seen, model: Model, question: Question, true_mask: Tensor, answer: Callable[[Question], Evidence]
 ) -> str:
     """A true mask (H, W) held against the predicted one: scores, where they differ, and why.
 
@@ -242,7 +232,7 @@ def errors_panel(
 # --- two models, two pictures -----------------------------------------------------------------------------------------
 
 
-def compare_panel(sides: Sequence[tuple[str, Seen, nn.Module, Evidence, Question]]) -> str:
+def compare_panel(sides: Sequence[tuple[str, Seen, Model, Evidence, Question]]) -> str:
     """Two answers beside each other: (title, seen, model, evidence, question) each."""
     drawn, maps = [], []
     for title, seen, model, evidence, question in sides:
@@ -265,7 +255,7 @@ def compare_panel(sides: Sequence[tuple[str, Seen, nn.Module, Evidence, Question
     return "".join(map(paragraph, notes)) + as_html(drawn, "two")
 
 
-def said(seen: Seen, model: nn.Module) -> str:
+def said(seen: Seen, model: Model) -> str:
     """A prediction in a sentence."""
     if seen.sentence:
         return seen.sentence

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from urllib.parse import urlencode
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from cvlab import regions
-from cvlab.explain import METHODS, Score, against, class_score, contrast_score, region_score
+from cvlab.explain import METHODS, Score, against, class_score, contrast_score, region_score, regions
+from cvlab.models import Model
 
-SLOW_METHODS = ("integrated_gradients", "occlusion")  # cvlab/crosschecks.py: at image size, not at a stage
+SLOW_METHODS = ("integrated_gradients", "occlusion")  # cvlab/explain/slow.py: at image size, not at a stage
 REGIONS = ("mask", "part", "pixel", "box", "stroke", "false positives", "false negatives")
 COLORMAPS = ("inferno", "cividis", "gray", "jet")  # the first three read the same to the colour-blind
 MOST_POINTS = 500
@@ -104,7 +104,7 @@ def parse_points(text: str) -> list[tuple[int, int]]:
     return [(int(x), int(y)) for x, y in points]
 
 
-def class_indices(question: Question, model: nn.Module, logits: Tensor) -> tuple[int, int | None]:
+def class_indices(question: Question, model: Model, logits: Tensor) -> tuple[int, int | None]:
     """The class that is asked about, and the one that it is held against; of one image, (1, C) or (1, C, H, W).
 
     Raises:
@@ -119,7 +119,7 @@ def class_indices(question: Question, model: nn.Module, logits: Tensor) -> tuple
     return chosen, other
 
 
-def class_index(model: nn.Module, class_name: str | None) -> int | None:
+def class_index(model: Model, class_name: str | None) -> int | None:
     """The index of a class by its name; None stands for the predicted class."""
     if not class_name:
         return None
@@ -128,7 +128,7 @@ def class_index(model: nn.Module, class_name: str | None) -> int | None:
     return model.class_names.index(class_name)
 
 
-def score_of(question: Question, model: nn.Module, true_mask: Tensor | None = None) -> Score:
+def score_of(question: Question, model: Model, true_mask: Tensor | None = None) -> Score:
     """The score that a question asks about, of one image; class and region are settled by the logits that it is given.
 
     Args:
@@ -154,13 +154,13 @@ def settled_score(class_idx: int, other: int | None, region: Tensor | None, nega
     return against(score) if negative else score
 
 
-def mask_of(question: Question, model: nn.Module, logits: Tensor) -> Tensor:
+def mask_of(question: Question, model: Model, logits: Tensor) -> Tensor:
     """The predicted mask (H, W) of the class that is asked about, at the question's threshold."""
     chosen, _ = class_indices(question, model, logits)
     return logits.detach()[0, chosen].sigmoid() > (question.threshold or model.threshold)
 
 
-def region_of(question: Question, model: nn.Module, logits: Tensor, true_mask: Tensor | None = None) -> Tensor:
+def region_of(question: Question, model: Model, logits: Tensor, true_mask: Tensor | None = None) -> Tensor:
     """The pixels (H, W) that a question asks a segmenter about.
 
     Raises:
@@ -200,7 +200,7 @@ def region_words(question: Question) -> str:
     }[question.region]
 
 
-def picked(question: Question, model: nn.Module, logits: Tensor, points: list) -> Question:
+def picked(question: Question, model: Model, logits: Tensor, points: list) -> Question:
     """The question after a click (one point) or a drag (several) in the picture.
 
     Where no shape was chosen before, a click on the mask asks about that part of it, beside the mask about the pixel,

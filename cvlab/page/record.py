@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cvlab import render
-from cvlab.checkpoint import opened
-from cvlab.hub import MAX_TEXT_BYTES
+from cvlab.checkpoint.config import opened
+from cvlab.checkpoint.hub import MAX_TEXT_BYTES
 from cvlab.page.figures import Figure, as_html, card_text, paragraph, table
 from cvlab.transforms import open_image
 

@@ -6,9 +6,8 @@ else is chosen from what stands here.
 
 import ast
 
-from torch import nn
-
 from cvlab.explain import METHODS, default_stage
+from cvlab.models import Model
 from cvlab.page.answers import GRADIENT_STEPS, OCCLUSION_PARTS
 from cvlab.page.question import STROKE_RADIUS, Question, parse_points
 
@@ -16,28 +15,28 @@ PUBLIC = {
     "checkpoint": "cvlab",
     "in_view": "cvlab.page.answers",
     "open_mask": "cvlab.page.answers",
-    "integrated_gradients": "cvlab.crosschecks",
-    "occlusion": "cvlab.crosschecks",
+    "integrated_gradients": "cvlab.explain.slow",
+    "occlusion": "cvlab.explain.slow",
     "against": "cvlab.explain",
     "class_score": "cvlab.explain",
     "contrast_score": "cvlab.explain",
     "explain": "cvlab.explain",
     "predict": "cvlab.explain",
     "region_score": "cvlab.explain",
-    "box": "cvlab.regions",
-    "brush": "cvlab.regions",
-    "component": "cvlab.regions",
-    "false_negatives": "cvlab.regions",
-    "false_positives": "cvlab.regions",
-    "pixel": "cvlab.regions",
-    "whole": "cvlab.regions",
+    "box": "cvlab.explain.regions",
+    "brush": "cvlab.explain.regions",
+    "component": "cvlab.explain.regions",
+    "false_negatives": "cvlab.explain.regions",
+    "false_positives": "cvlab.explain.regions",
+    "pixel": "cvlab.explain.regions",
+    "whole": "cvlab.explain.regions",
     "overlay": "cvlab.render",
     "open_image": "cvlab.transforms",
     "view": "cvlab.transforms",
 }
 
 
-def as_python(source: str, photo: str, model: nn.Module, question: Question, true_mask: str = "mask.png") -> str:
+def as_python(source: str, photo: str, model: Model, question: Question, true_mask: str = "mask.png") -> str:
     """Lines that leave the map of a question, signed, in `attribution` and save it over the photo.
 
     Args:
@@ -71,13 +70,13 @@ def as_python(source: str, photo: str, model: nn.Module, question: Question, tru
     return "\n".join([*_imports(lines), "", *lines, ""])
 
 
-def _class_idx(question: Question, model: nn.Module) -> str:
+def _class_idx(question: Question, model: Model) -> str:
     if question.class_name:
         return f"model.class_names.index({question.class_name!r})"
     return "0" if model.task == "segmentation" else "int(predict(model, images).argmax())"
 
 
-def _region(question: Question, model: nn.Module, true_mask: str) -> list[str]:
+def _region(question: Question, model: Model, true_mask: str) -> list[str]:
     """The lines that make `region`, (H, W) bool."""
     size = "images.shape[-2:]"
     if question.region in ("pixel", "box", "stroke"):
@@ -102,7 +101,7 @@ def _region(question: Question, model: nn.Module, true_mask: str) -> list[str]:
     ]
 
 
-def _attribution(question: Question, model: nn.Module) -> str:
+def _attribution(question: Question, model: Model) -> str:
     if question.method in METHODS:
         method, stage = repr(question.method), repr(question.stage or default_stage(model))
         return f"attribution = explain(model, images, score, [{stage}], [{method}]).maps[{method}][{stage}]"

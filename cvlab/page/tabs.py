@@ -6,9 +6,9 @@ from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
 
-from cvlab import atomic
 from cvlab.explain import METHODS, default_stage
-from cvlab.maps import compared_stages
+from cvlab.explain.many import compared_stages
+from cvlab.files import write_bytes
 from cvlab.page import panels
 from cvlab.page.desk import Desk, Photo, as_usual
 from cvlab.page.figures import code_block, paragraph
@@ -183,7 +183,7 @@ def many(
         explained = explain_many(model, pictures, stage, method, lambda done, of: progress((done, of)))
         folder.mkdir(parents=True)
         rows = write_zip(folder / "maps.zip", model, noted(explained), stage, method, desk.models.public_name(name))
-        atomic.write_bytes(folder / "table.csv", to_csv(rows).encode("utf-8-sig"))
+        write_bytes(folder / "table.csv", to_csv(rows).encode("utf-8-sig"))
     except (ValueError, OSError) as error:
         return paragraph(sentence_of(error)), None, None, None
     cells = [[round(cell, 4) if isinstance(cell, float) else cell for cell in astuple(row)] for row in rows]

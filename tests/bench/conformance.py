@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository r
 
 from cvlab.explain import class_score, default_stage, explain, grad_cam
 from cvlab.models import build
-from cvlab.models.transfer import default_view
+from cvlab.models.timm import default_view
 
 MARK = "bench-conformance"
 TOLERANCE = 1e-5

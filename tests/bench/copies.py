@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the repository root: cvlab needs no installation
 
 from cvlab import render
-from cvlab.copies import copies_among, examine
-from cvlab.data import IMAGE_SUFFIXES
+from cvlab.data.duplicates import copies_among, examine
+from cvlab.data.folders import IMAGE_SUFFIXES
 
 KINDS = ("exact", "saved again", "resized", "mirrored", "all three")
 MOST = 1000

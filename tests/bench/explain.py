@@ -39,9 +39,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the repository root: cvlab needs no installation
 
 from cvlab.explain import default_stage, explain, grad_cam, heatmap, predict, predicted_masks, predicted_score
-from cvlab.fold import folded
-from cvlab.maps import explain_predictions
+from cvlab.explain.many import explain_predictions
 from cvlab.models import build
+from cvlab.models.fused import folded
 
 MARK = "bench-explain"
 SHORTEST = 0.05  # seconds: what is faster is repeated within a round
@@ -358,7 +358,7 @@ def page(figures: dict) -> str:
         memory_table(figures),
         f"Maps of {list(figures['times'])[-1].split(',')[0]} in bfloat16 differ by at most {figures['bf16']:.1e} of "
         "their largest value; folded in float32 they are equal within 1e-5, but where rounding tips a ReLU "
-        "(cvlab/fold.py). "
+        "(cvlab/models/fused.py). "
         f"`{command}` measures all of this; peers are used as in their READMEs, and torchcam's maps are not resized to "
         "the image.",
     ]

@@ -46,7 +46,8 @@ from tables import README, hardware, inserted, spread, table
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the repository root: cvlab needs no installation
 
-from cvlab import checkpoint, shapes
+from cvlab import checkpoint
+from cvlab.data import shapes
 from cvlab.explain import METHODS, default_stage, explain, predicted_score
 from cvlab.transforms import open_image, view
 

@@ -116,8 +116,9 @@ def timed(recipe: str, pictures: int, num_classes: int, steps: int = 3) -> dict:
     """
     import torch
 
-    from cvlab import models, optim
-    from cvlab.losses import SEGMENTATION_LOSSES
+    from cvlab import models
+    from cvlab.learning import optim
+    from cvlab.learning.losses import SEGMENTATION_LOSSES
 
     chosen = tomllib.loads((RECIPES / f"{recipe}.toml").read_text())
     settings, segmenter = chosen["options"], chosen["script"] == "segmenter"

@@ -51,13 +51,14 @@ from torchvision.transforms import InterpolationMode, functional, v2
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "train")]  # the repository root: cvlab needs no installation
 
-import running
+import run
 
-from cvlab import features, shapes
-from cvlab.batches import AugmentedImages, AugmentedPairs, EvaluationSet, as_is
-from cvlab.cache import Cache
 from cvlab.checkpoint import load
-from cvlab.data import Parts
+from cvlab.data import shapes
+from cvlab.data.cache import Cache
+from cvlab.data.parts import Parts
+from cvlab.data.sets import AugmentedImages, AugmentedPairs, EvaluationSet, as_is
+from cvlab.learning import frozen
 from cvlab.memory import keep_freed_memory
 from cvlab.models import build
 from cvlab.transforms import open_image, resize_shorter, to_uint8, whole_mask, whole_view
@@ -222,7 +223,7 @@ def cvlab_epoch(task: Task, folder: Path, precision: str, cache: Cache) -> Calla
     model = model.to(memory_format=torch.channels_last)
     images, labels = next(iter(loader))
     args = Namespace(out=Path(tempfile.mkdtemp()), precision=precision, resume=False, seed=0)
-    accelerator = running.accelerator_for(args, model, images, lambda logits: criterion(logits, labels))
+    accelerator = run.accelerator_for(args, model, images, lambda logits: criterion(logits, labels))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 
@@ -345,18 +346,18 @@ def cvlab_frozen(task: Task, folder: Path) -> Callable:
     """As train/transfer.py with --views 1; pictures are read, and features computed, within the time that is taken."""
     paths = sorted(folder.rglob("*.jpg"))[: task.pictures]
     model = task.model().to(memory_format=torch.channels_last)
-    features.freeze(model)
+    frozen.freeze(model)
 
     def epochs() -> None:
         parts = Parts("scenes", [], {"train": paths}, lambda path, at_least: (open_image(path, at_least), 0))
         images, labels = parts.read("train", lambda image: to_uint8(whole_view(image, task.size)))
         pictures = EvaluationSet(images, torch.tensor(labels))
-        first, rest = features.cut(model, pictures.__getitems__([0, 1])[0])
-        known = features.FeatureSet(pictures, 1, partial(features.entering, model, first), task.batch)
+        first, rest = frozen.cut(model, pictures.__getitems__([0, 1])[0])
+        known = frozen.FeatureSet(pictures, 1, partial(frozen.entering, model, first), task.batch)
         loader = cvlab_loader(known, task.batch)
         optimizer = torch.optim.SGD(rest.parameters(), lr=0.01, momentum=0.9)
         for _ in range(EPOCHS):
-            features.train_mode(rest)
+            frozen.train_mode(rest)
             for inputs, labels in loader:
                 F.cross_entropy(rest(inputs), labels).backward()
                 optimizer.step()

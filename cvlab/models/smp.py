@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from cvlab.models.stage import Normalize, Stage
+from cvlab.models.model import Model, Normalize, Stage
 
 ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
@@ -44,7 +44,7 @@ class DecoderBlock(nn.Module):
         return self.conv2(self.conv1(x))
 
 
-class ResNetUNet(nn.Module):
+class ResNetUNet(Model):
     """A segmenter: one sigmoid channel per class.
 
     Args:

@@ -14,8 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from cvlab.models import Model
 
-def heights(model: nn.Module) -> dict[str, int]:
+
+def heights(model: Model) -> dict[str, int]:
     """For each parameter how far below the logits it is: 0 in the head, 1 in the last layer of the backbone, then 2 ...
 
     Layers are timm's (`group_matcher`): a residual block, a block of a transformer, a convolution of VGG.
@@ -36,7 +38,7 @@ def _classifiers(backbone: nn.Module) -> list[nn.Module]:
     return list(classifier) if isinstance(classifier, tuple | list) else [classifier]  # distilled transformers have two
 
 
-def start_classifier(model: nn.Module) -> None:
+def start_classifier(model: Model) -> None:
     """A small beginning for timm's last layer: some of its networks draw one that drowns what features say."""
     for module in _classifiers(model.backbone):
         if isinstance(module, nn.Linear | nn.Conv2d):
@@ -44,7 +46,7 @@ def start_classifier(model: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def freeze(model: nn.Module, layers: int = 0) -> None:
+def freeze(model: Model, layers: int = 0) -> None:
     """Lets the head and the last `layers` of the backbone learn, and nothing else; gradients of before are dropped.
 
     Batch normalisation of the backbone never learns: its statistics are of millions of pictures.
@@ -58,7 +60,7 @@ def freeze(model: nn.Module, layers: int = 0) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def train_mode(model: nn.Module) -> None:
+def train_mode(model: Model) -> None:
     """Training mode for what learns. What is frozen stays in eval mode, or its statistics would move."""
     model.train()
     for module in model.modules():
@@ -67,7 +69,7 @@ def train_mode(model: nn.Module) -> None:
             module.eval()
 
 
-def cut(model: nn.Module, images: Tensor) -> tuple[nn.Module, nn.Module] | None:
+def cut(model: Model, images: Tensor) -> tuple[nn.Module, nn.Module] | None:
     """Where a partly frozen model can be cut: the first module that learns, and the model from there on.
 
     The second takes what enters the first (see `entering`) and returns the logits. It is the head alone or, where the
@@ -95,7 +97,7 @@ class _ReachedError(Exception):
     """Ends a forward pass at the module that is asked about."""
 
 
-def entering(model: nn.Module, module: nn.Module, images: Tensor) -> Tensor:
+def entering(model: Model, module: nn.Module, images: Tensor) -> Tensor:
     """What enters a module of the model for these images; what lies behind is not computed.
 
     Args:

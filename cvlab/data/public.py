@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from torchvision.datasets import Caltech101, Caltech256, Flowers102, OxfordIIITPet
 
-from cvlab import atomic
+from cvlab.files import new_folder
 
 SCHEME = "torchvision:"
 
@@ -42,7 +42,7 @@ def folder_of(name: str) -> Path:
                 f"{name} is not in {root} and could not be fetched ({str(error).rstrip('.')}). Fetch it where there is "
                 f"a network and copy {root} here, or give a folder of your own with --data."
             ) from error
-        with atomic.new_folder(folder) as filling:
+        with new_folder(folder) as filling:
             for path, content in files.items():
                 (filling / path).parent.mkdir(parents=True, exist_ok=True)
                 if isinstance(content, Path):

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cvlab.explain import heatmap, predict, predicted_masks
+from cvlab.models import Model
 
 BORDER = 64  # of the picture's side, one part: pixels beside a region that still show the edge of what is hidden
 PIXELS_AT_ONCE = 2**20  # in one forward pass: 20 views of 224 x 224
@@ -43,7 +44,7 @@ class Deletion:
 
 
 def deletion(
-    model: nn.Module,
+    model: Model,
     images: Tensor,
     attribution: Tensor,
     class_idx: int | None = None,
@@ -76,7 +77,7 @@ def deletion(
 
 
 def deletion_curves(
-    model: nn.Module,
+    model: Model,
     images: Tensor,
     attribution: Tensor,
     class_idx: int | None = None,
@@ -148,7 +149,7 @@ def _painted(images: Tensor, visible: Tensor) -> Tensor:
     return torch.where(visible > 0, images, F.interpolate(coarse, images.shape[-2:], mode="bilinear"))
 
 
-def _probabilities(model: nn.Module, pictures: Tensor, class_idx: int | None, region: Tensor | None) -> list[float]:
+def _probabilities(model: Model, pictures: Tensor, class_idx: int | None, region: Tensor | None) -> list[float]:
     """Of each picture (N, 3, H, W), for the class and region that the first one settles."""
     at_once = max(1, PIXELS_AT_ONCE // pictures[0, 0].numel())
     probability_of: Callable[[Tensor], Tensor] | None = None
@@ -161,7 +162,7 @@ def _probabilities(model: nn.Module, pictures: Tensor, class_idx: int | None, re
 
 
 def _probability_of(
-    model: nn.Module, logits: Tensor, class_idx: int | None, region: Tensor | None
+    model: Model, logits: Tensor, class_idx: int | None, region: Tensor | None
 ) -> Callable[[Tensor], Tensor]:
     """Logits to (N,) probabilities."""
     if model.task == "classification":

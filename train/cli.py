@@ -15,15 +15,17 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-import running
 import torch
-from torch import nn
+from run import peak_memory_mb
 
-from cvlab import atomic, card, fetch, hub
-from cvlab.cache import Cache
-from cvlab.data import PARTS, SHAPES, Parts, classification_parts, segmentation_parts
+from cvlab.checkpoint import card, hub
+from cvlab.data import public
+from cvlab.data.cache import Cache
+from cvlab.data.parts import PARTS, SHAPES, Parts, classification_parts, segmentation_parts
+from cvlab.files import write_text
+from cvlab.learning.optim import OPTIMIZERS, SCHEDULES
 from cvlab.memory import keep_freed_memory
-from cvlab.optim import OPTIMIZERS, SCHEDULES
+from cvlab.models import Model
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -88,7 +90,7 @@ class RecipeParser(argparse.ArgumentParser):
 
 def data_folder(data: Path | None) -> Path | None:
     """The folder of --data: that of torchvision:NAME is fetched where it is not there yet."""
-    return fetch.folder_of(str(data)) if str(data).startswith(fetch.SCHEME) else data
+    return public.folder_of(str(data)) if str(data).startswith(public.SCHEME) else data
 
 
 def read_recipe(name: str) -> dict:
@@ -217,7 +219,7 @@ def describe(parts: Parts, part_lengths: dict[str, int], cache: Cache | None = N
         print(f"  ... and {len(parts.notes) - 20} more.")
 
 
-def parts_of(model: nn.Module, data: Path | None, part: str) -> tuple[Parts, int]:
+def parts_of(model: Model, data: Path | None, part: str) -> tuple[Parts, int]:
     """The parts that a trained model knows, and how many of the pictures it was trained on.
 
     Args:
@@ -249,7 +251,7 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def write_manifest(args: argparse.Namespace, model: nn.Module, history: list[dict], best_epoch: int) -> None:
+def write_manifest(args: argparse.Namespace, model: Model, history: list[dict], best_epoch: int) -> None:
     """manifest.json: what was run, on what, how long it took, and the epoch whose weights were kept."""
     packages = ("torch", "torchvision", "timm", "accelerate", "captum", "numpy", "pillow")
     commit = subprocess.run(
@@ -268,12 +270,12 @@ def write_manifest(args: argparse.Namespace, model: nn.Module, history: list[dic
         "epochs": len(history),
         "best_epoch": best_epoch,
         "minutes": round(sum(line["seconds"] for line in history) / 60, 2),
-        "peak_memory_mb": running.peak_memory_mb(),
+        "peak_memory_mb": peak_memory_mb(),
         "hardware": hardware(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    atomic.write_text(args.out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    write_text(args.out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
 
 
 def finish(args: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from cvlab import atomic
+from cvlab.files import write_text
 
 PIPELINE_TAGS = {"classification": "image-classification", "segmentation": "image-segmentation"}
 MAIN_METRIC = {"classification": "accuracy", "segmentation": "iou"}
@@ -58,7 +58,7 @@ def write(folder: str | Path, model_id: str | None = None) -> None:
         f"## Limits\n\n{LIMITS[config['task']]}",
         "## Use\n\n" + SNIPPET.format(source=model_id or folder),
     ]
-    atomic.write_text(folder / "README.md", "\n\n".join(section for section in sections if section) + "\n")
+    write_text(folder / "README.md", "\n\n".join(section for section in sections if section) + "\n")
 
 
 def _read_json(path: Path) -> dict:

@@ -13,11 +13,11 @@ import torch
 from timm.models import is_model
 from torch import Tensor, nn
 
-from cvlab.models.stage import Normalize, Stage, identity
-from cvlab.models.transfer import maps_of
+from cvlab.models.model import Model, Normalize, Stage, identity
+from cvlab.models.timm import maps_of
 
 
-class BackboneWithHead(nn.Module):
+class BackboneWithHead(Model):
     """A backbone of timm, freshly initialised and without its own head, and a perceptron on its features.
 
     Args:

@@ -1,5 +1,6 @@
-"""Files and folders that are whole or not there."""
+"""Files and folders that are whole or not there, and JSON that may not be there."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -25,6 +26,21 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def write_text(path: str | Path, content: str) -> None:
     """`write_bytes` of UTF-8 text."""
     write_bytes(path, content.encode("utf-8"))
+
+
+def read_json(path: str | Path) -> dict:
+    """The object in a JSON file; {} where there is no file.
+
+    Raises:
+        ValueError: the file is not valid JSON; the message names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
 
 
 @contextmanager

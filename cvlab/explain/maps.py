@@ -8,7 +8,7 @@ What is explained is a score, a small function of the logits: a class (`class_sc
     hires_cam  activation times gradient at every pixel, summed over channels (Draelos and Carin, "HiResCAM", 2020)
 
 Maps are raw and signed: negative values speak against the score. `heatmap` keeps the positive part at image size. One
-thread at a time explains a model, and leaves no trace in it (cvlab/traceless.py).
+thread at a time explains a model, and leaves no trace in it (hooks.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from captum.attr import LayerGradCam
-from torch import Tensor, nn
+from torch import Tensor
 
-from cvlab.models.stage import identity
-from cvlab.traceless import alone_with, differentiable, forward, graph_from, passes
-
-Score = Callable[[Tensor], Tensor]
+from cvlab.explain.hooks import alone_with, differentiable, forward, graph_from, passes
+from cvlab.explain.scores import Score, predicted_score
+from cvlab.models import Model
+from cvlab.models.model import identity
 
 METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "grad_cam": lambda activation, gradient: (gradient.mean((2, 3), keepdim=True) * activation).sum(1, keepdim=True),
@@ -45,106 +45,14 @@ class Explanation:
     maps: dict[str, dict[str, Tensor]]
 
 
-# --- scores: what is explained ----------------------------------------------------------------------------------------
-
-
-def class_score(class_idx: int | Tensor) -> Score:
-    """The logit of a class, (N, C) -> (N,). A tensor of N indices asks another class of each image."""
-
-    def score(logits: Tensor) -> Tensor:
-        if isinstance(class_idx, int):
-            _check_classes([class_idx], logits)
-            return logits[:, class_idx]
-        # A clone: autograd refuses to keep a tensor that was made in inference mode.
-        index = torch.as_tensor(class_idx, device=logits.device).clone().expand(len(logits))
-        _check_classes(index.tolist(), logits)
-        return logits.gather(1, index[:, None])[:, 0]
-
-    return score
-
-
-def contrast_score(a: int | Tensor, b: int | Tensor) -> Score:
-    """Why class a rather than class b: the difference of their logits, (N, C) -> (N,)."""
-    score_a, score_b = class_score(a), class_score(b)
-    return lambda logits: score_a(logits) - score_b(logits)
-
-
-def against(score: Score) -> Score:
-    """The evidence against what a score asks for: its negative. Of a region it is the evidence for background."""
-    return lambda logits: -score(logits)
-
-
-def region_score(region: Tensor, class_idx: int = 0) -> Score:
-    """The mean logit of a class over a region of the image, (N, C, H, W) -> (N,).
-
-    The mean logit, not the sum of probabilities: the sigmoid's gradient vanishes where the network is sure, and a sum
-    would make large regions look important.
-
-    Args:
-        region: bool, (H, W) for all images or (N, H, W) or (N, 1, H, W).
-
-    Raises:
-        ValueError: the region is not boolean, does not fit the logits, or has no pixel.
-    """
-    if region.dtype != torch.bool:
-        raise ValueError(f"a region is a boolean mask, not {str(region.dtype).removeprefix('torch.')}")
-
-    def score(logits: Tensor) -> Tensor:
-        _check_classes([class_idx], logits)
-        chosen = logits[:, class_idx]  # (N, H, W)
-        if region.shape[-2:] != chosen.shape[-2:]:
-            size, expected = "x".join(map(str, region.shape[-2:])), "x".join(map(str, chosen.shape[-2:]))
-            raise ValueError(f"the region is {size} pixels and the model's logits are {expected}")
-        inside = region.to(logits.device, copy=True).reshape(-1, *region.shape[-2:])  # a copy: as in class_score
-        if len(inside) not in (1, len(chosen)):
-            raise ValueError(f"there are {len(inside)} regions for {len(chosen)} images")
-        pixels = inside.sum((1, 2))
-        if not pixels.all():
-            raise ValueError("the region is empty: no pixel to explain")
-        return (chosen * inside).sum((1, 2)) / pixels
-
-    return score
-
-
-def predicted_score(model: nn.Module, class_idx: int | Tensor | None = None) -> Score:
-    """What the model itself says: the logit of a class, or the mean logit over the predicted mask of a class.
-
-    Args:
-        class_idx: by default a classifier's top class, or a segmenter's class 0.
-    """
-
-    def score(logits: Tensor) -> Tensor:
-        if model.task == "classification":
-            return logits.max(1).values if class_idx is None else class_score(class_idx)(logits)
-        index = class_idx or 0
-        _check_classes([index], logits)
-        return region_score(predicted_masks(model, logits)[:, index], index)(logits)
-
-    return score
-
-
-def predicted_masks(model: nn.Module, logits: Tensor) -> Tensor:
-    """Where the probability exceeds the model's threshold: (N, C, H, W) bool."""
-    return logits.detach().sigmoid() > model.threshold
-
-
-def _check_classes(indices: Sequence[int], logits: Tensor) -> None:
-    for index in indices:
-        if not 0 <= index < logits.shape[1]:
-            raise ValueError(f"there is no class {index}: the model has {logits.shape[1]}, counted from 0")
-
-
-# --- maps -------------------------------------------------------------------------------------------------------------
-
-
-def predict(model: nn.Module, images: Tensor) -> Tensor:
+def predict(model: Model, images: Tensor) -> Tensor:
     """Logits in eval mode without gradients, while nobody else explains the same model."""
     with alone_with(model), torch.no_grad():
         return forward(model, images)
 
 
 def grad_cam(
-    model: nn.Module, images: Tensor, class_idx: int | Tensor | None = None, stage: str | None = None
+    model: Model, images: Tensor, class_idx: int | Tensor | None = None, stage: str | None = None
 ) -> tuple[Tensor, Tensor]:
     """Prediction and Grad-CAM of one stage from a single forward pass, by captum.attr.LayerGradCam.
 
@@ -179,7 +87,7 @@ def grad_cam(
 
 
 def explain(
-    model: nn.Module,
+    model: Model,
     images: Tensor,
     score: Score,
     stages: Sequence[str] | None = None,
@@ -210,7 +118,7 @@ def explain(
     return Explanation(seen.logits, seen.scores, maps)
 
 
-def default_stage(model: nn.Module) -> str:
+def default_stage(model: Model) -> str:
     """Where a single Grad-CAM says most: a U-Net's bottleneck, else the last stage before the decision."""
     stages = list(model.stages)
     return "bottleneck" if "bottleneck" in stages else stages[-1]
@@ -241,7 +149,7 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(norms > 0, (a * b).sum(1) / norms, 0.0).float()
 
 
-def check_stages(model: nn.Module, stages: Sequence[str]) -> list[str]:
+def check_stages(model: Model, stages: Sequence[str]) -> list[str]:
     """The names as a list; a ValueError for one that the model does not have."""
     known = model.stages
     if unknown := [stage for stage in stages if stage not in known]:

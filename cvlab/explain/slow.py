@@ -9,17 +9,18 @@ from collections.abc import Callable
 
 import torch
 from captum.attr import IntegratedGradients, Occlusion
-from torch import Tensor, nn
+from torch import Tensor
 
-from cvlab.explain import Score
-from cvlab.traceless import alone_with, differentiable
+from cvlab.explain.hooks import alone_with, differentiable
+from cvlab.explain.scores import Score
+from cvlab.models import Model
 
 Progress = Callable[[float], None]
 GREY = 0.5  # what stands for "nothing there": about the mean of photos, so about 0 after normalisation
 
 
 def integrated_gradients(
-    model: nn.Module,
+    model: Model,
     images: Tensor,
     score: Score,
     baseline: float | Tensor = GREY,
@@ -46,7 +47,7 @@ def integrated_gradients(
 
 
 def occlusion(
-    model: nn.Module,
+    model: Model,
     images: Tensor,
     score: Score,
     window: int,
@@ -81,7 +82,7 @@ def occlusion(
     return parts[:, :1].to(images.dtype)  # the same for every colour: they are covered together
 
 
-def _counted(model: nn.Module, score: Score, passes: int, progress: Progress | None) -> Score:
+def _counted(model: Model, score: Score, passes: int, progress: Progress | None) -> Score:
     """The score of images, telling `progress` after every forward pass."""
     done = 0
 

@@ -2,7 +2,7 @@
 
 A classification folder is DIR/<class>/* or DIR/{train,val,test}/<class>/*; a segmentation folder is DIR/images/NAME.*
 with DIR/masks/NAME.png. Where no parts are given they are cut 70/15/15 by a seed of their own, so that trainings with
-different seeds share them. With no folder at all the parts are synthetic scenes (cvlab/shapes.py).
+different seeds share them. With no folder at all the parts are synthetic scenes (shapes.py).
 """
 
 import os
@@ -17,25 +17,18 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from cvlab import shapes
-from cvlab.cache import Cache
-from cvlab.copies import Copy, find_copies, fingerprint, grouped
-from cvlab.transforms import FORMATS, ImageError, open_image
+from cvlab.data import shapes
+from cvlab.data.cache import Cache
+from cvlab.data.duplicates import Copy, find_copies, fingerprint, grouped
+from cvlab.data.folders import DataError, class_folders, existing, given_parts, pictures_in
+from cvlab.data.masks import mask_classes, open_pair
+from cvlab.transforms import ImageError, open_image
 
 PARTS = ("train", "val", "test")
-SHAPES = "cvlab/shapes.py"  # the name of the data set of synthetic scenes
+SHAPES = "cvlab/shapes.py"  # what saved models call the synthetic scenes of shapes.py
 SHARES = {"val": 0.15, "test": 0.15}  # of a class; the rest is for training
 SHAPES_SIZES = {"train": 3000, "val": 500, "test": 500}
-IMAGE_SUFFIXES = {
-    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp",
-}  # fmt: skip
-MAX_MASK_CLASSES = 64
-ORIENTATION = 274  # the tag of EXIF; from 5 on, width and height change places
 SMALL_CLASS = 20  # pictures: of fewer, val and test get three at most
-
-
-class DataError(ValueError):
-    """A data set that cannot be used as it is; the message names the folder or file and says what to do."""
 
 
 @dataclass
@@ -161,17 +154,17 @@ def classification_parts(
     """
     if folder is None:
         return _shapes_parts(shapes.CLASS_NAMES, lambda scene: scene.label, image_size)
-    folder = _existing(folder)
-    given = {part: folder / name for part, name in _given_parts(folder).items()}
+    folder = existing(folder)
+    given = {part: folder / name for part, name in given_parts(folder).items()}
     roots = given or {"all": folder}
-    class_names = _class_folders(given["train"] if given else folder)[:classes]
+    class_names = class_folders(given["train"] if given else folder)[:classes]
     if not class_names:
         raise DataError(f"{folder} has no classes: expected one folder of pictures for each class.")
     split = {"split_seed": split_seed, "per_class": per_class, "classes": classes}
     parts = Parts(folder.resolve().name, class_names, {part: [] for part in PARTS}, _open_labelled, split)
     if len(class_names) == 1:
         raise DataError(f"{folder} has one class only, {class_names[0]!r}: add a folder of what it is to be told from.")
-    pictures = {name: {part: _pictures(root / name) for part, root in roots.items()} for name in class_names}
+    pictures = {name: {part: pictures_in(root / name) for part, root in roots.items()} for name in class_names}
     copies = _Copies([path for lists in pictures.values() for paths in lists.values() for path in paths])
     for label, name in enumerate(class_names):
         if given:
@@ -205,21 +198,6 @@ def _open_labelled(sample: tuple[Path, int], at_least: int | None = None) -> tup
     return open_image(path, at_least), label
 
 
-def _given_parts(folder: Path) -> dict[str, str]:
-    """{"train": "train", "val": "valid", ...} where the folder is cut into parts already, else {}."""
-    names = {"train": ["train"], "val": ["val", "valid"], "test": ["test"]}
-    given = {part: name for part, options in names.items() for name in options if (folder / name).is_dir()}
-    if "train" in given and "val" in given:
-        return given
-    if "train" in given and "test" in given:
-        raise DataError(f"{folder} has train and test but no val: add a folder val, which chooses the best model.")
-    return {}
-
-
-def _class_folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
 # --- segmentation -----------------------------------------------------------------------------------------------------
 
 
@@ -245,14 +223,14 @@ def segmentation_parts(
     """
     if folder is None:
         return _shapes_parts(["shape"], lambda scene: torch.from_numpy(scene.mask)[None], image_size)
-    folder = _existing(folder)
-    images = _pictures(folder / "images")
+    folder = existing(folder)
+    images = pictures_in(folder / "images")
     pairs = {path: folder / "masks" / f"{path.stem}.png" for path in images}
     missing = [path.name for path, mask in pairs.items() if not mask.is_file()]
     images = [path for path in images if pairs[path].is_file()]
     if not images:
         raise DataError(f"{folder} has no pairs: expected images/NAME.jpg (or other) with masks/NAME.png.")
-    num_classes, _, odd = _mask_classes([pairs[path] for path in images])
+    num_classes, _, odd = mask_classes([pairs[path] for path in images])
     if odd:
         raise DataError(f"{odd[0]} Such masks: {len(odd)}; train/check.py names them.")
     if class_names is None:
@@ -267,100 +245,11 @@ def segmentation_parts(
         folder.resolve().name,
         list(class_names),
         {part: [(path, pairs[path]) for path in cut[part]] for part in PARTS},
-        lambda sample, at_least=None: _open_pair(*sample, num_classes),  # whole: of the size of its mask
+        lambda sample, at_least=None: open_pair(*sample, num_classes),  # whole: of the size of its mask
         {"split_seed": split_seed},
     )
     parts.notes += [f"Left out: images/{name} has no mask." for name in missing]
     return _with_fingerprints(parts)
-
-
-def read_mask(path: str | Path, num_classes: int) -> Tensor:
-    """A mask file as (num_classes, H, W) bool: 0/1 and 0/255 for one class, else class indices with 0 as background.
-
-    Raises:
-        DataError: not a picture, or a value that stands for no class.
-    """
-    values = _mask_values(path)
-    if num_classes == 1:
-        if not set(np.unique(values)) <= {0, 1} and not set(np.unique(values)) <= {0, 255}:
-            raise DataError(f"{path} has values other than 0 and 1 (or 0 and 255): it is not a mask of one class.")
-        return torch.from_numpy(values > 0)[None]
-    if values.max() > num_classes:
-        raise DataError(f"{path} has the value {values.max()}, but there are {num_classes} classes.")
-    return torch.from_numpy(values[None] == np.arange(1, num_classes + 1)[:, None, None])
-
-
-def mask_faults(folder: str | Path) -> list[str]:
-    """What is wrong with the masks of a segmentation folder, a sentence for each file; images are not decoded."""
-    folder = Path(folder)
-    pairs = {path: folder / "masks" / f"{path.stem}.png" for path in _pictures(folder / "images")}
-    there = [mask for mask in pairs.values() if mask.is_file()]
-    without = [path.name for path, mask in pairs.items() if not mask.is_file()]
-    faults = [f"images/{name} has no mask." for name in without]
-    unasked = sorted(set(_pictures(folder / "masks")) - set(pairs.values()))
-    faults += [f"masks/{path.name} belongs to no image." for path in unasked]
-    _, closed, odd = _mask_classes(there)
-    faults += closed + odd
-    for path, mask in pairs.items():
-        try:
-            with Image.open(path, formats=FORMATS) as image, Image.open(mask, formats=FORMATS) as drawn:
-                turned = image.getexif().get(ORIENTATION, 1) >= 5
-                size = image.size[::-1] if turned else image.size
-                if size != drawn.size:
-                    faults.append(_other_size(mask, drawn.size, size))
-        except Exception:  # what cannot be opened is named elsewhere
-            continue
-    return faults
-
-
-def _open_pair(image_path: Path, mask_path: Path, num_classes: int) -> tuple[Image.Image, Tensor]:
-    image, mask = open_image(image_path), read_mask(mask_path, num_classes)
-    if mask.shape[1:] != (image.height, image.width):
-        raise DataError(_other_size(mask_path, mask.shape[:0:-1], image.size))
-    return image, mask
-
-
-def _other_size(mask_path: Path, size: Sequence[int], expected: Sequence[int]) -> str:
-    return f"masks/{mask_path.name} is {size[0]} x {size[1]} pixels, its image {expected[0]} x {expected[1]}."
-
-
-def _mask_values(path: str | Path) -> np.ndarray:
-    try:
-        with Image.open(path, formats=FORMATS) as mask:
-            values = np.asarray(mask)  # a palette image gives its indices: the class of each pixel
-    except Exception as error:  # as in open_image: a damaged file raises anything
-        raise DataError(f"{path} cannot be opened as a mask.") from error
-    if values.ndim == 3 and (values[..., 1:3] != values[..., :1]).any() and values.shape[2] > 2:
-        raise DataError(f"{path} is in colour: a mask holds one number for each pixel.")
-    values = values[..., 0] if values.ndim == 3 else values
-    return values.astype(np.uint8) if values.dtype == bool else values
-
-
-def _mask_classes(masks: list[Path]) -> tuple[int, list[str], list[str]]:
-    """How many classes the masks have, and a sentence for each that cannot be opened, and for each of odd values."""
-
-    def values_in(path: Path) -> set[int] | str:
-        try:
-            return set(np.unique(_mask_values(path)).tolist())
-        except DataError as error:
-            return str(error)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        values = list(tqdm(pool.map(values_in, masks), "checking masks", len(masks), leave=False))
-    closed = [found for found in values if isinstance(found, str)]
-    opened = {path: found for path, found in zip(masks, values, strict=True) if not isinstance(found, str)}
-    more = {path: found for path, found in opened.items() if not found <= {0, 1} and not found <= {0, 255}}
-    highest = max(map(max, opened.values())) if more else 1
-    if highest <= MAX_MASK_CLASSES:
-        return highest, closed, []
-    of_one_class = len(more) < len(opened) / 2
-    rule = "0/1 or 0/255, as most here do" if of_one_class else f"class indices up to {MAX_MASK_CLASSES}"
-    odd = []
-    for path, found in opened.items():
-        if (of_one_class and path in more) or (not of_one_class and max(found) > MAX_MASK_CLASSES):
-            shown = ", ".join(map(str, sorted(found)[:5])) + (" ..." if len(found) > 5 else "")
-            odd.append(f"{path} has the values {shown}: it must hold {rule}.")
-    return 1, closed, odd
 
 
 # --- shared -----------------------------------------------------------------------------------------------------------
@@ -380,21 +269,8 @@ def _shapes_parts(class_names: list[str], label_of: Callable[[shapes.Scene], obj
     return Parts(SHAPES, list(class_names), samples, open_scene)
 
 
-def _existing(folder: str | Path) -> Path:
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"There is no folder {folder}. Check the path given to --data.")
-    return folder
-
-
-def _pictures(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-
-
 class _Copies:
-    """Which of some files are copies of one photo (cvlab/copies.py)."""
+    """Which of some files are copies of one photo (duplicates.py)."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.pairs: list[Copy] = find_copies(paths)

@@ -8,22 +8,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from cvlab.explain import (
-    Explanation,
-    correlation,
-    default_stage,
-    explain,
-    peak,
-    predicted_masks,
-    predicted_score,
-    region_score,
-)
+from cvlab.explain.maps import Explanation, correlation, default_stage, explain, peak
+from cvlab.explain.scores import predicted_masks, predicted_score, region_score
+from cvlab.models import Model
 
 
 def explain_predictions(
-    model: nn.Module, images: Tensor, stages: Sequence[str] | None = None, methods: Sequence[str] = ("grad_cam",)
+    model: Model, images: Tensor, stages: Sequence[str] | None = None, methods: Sequence[str] = ("grad_cam",)
 ) -> Explanation:
     """Maps of each picture's predicted class, or of its predicted mask of the first class.
 
@@ -45,7 +38,7 @@ def explain_predictions(
     return explain(model, images, score, stages, methods)
 
 
-def describe(model: nn.Module, explanation: Explanation) -> list[dict]:
+def describe(model: Model, explanation: Explanation) -> list[dict]:
     """Of each picture: prediction (a class name; None where a segmenter found nothing), share, score, peak.
 
     The share is that of the picture which the mask covers, of a segmenter only; peaks come by method and stage.
@@ -71,7 +64,7 @@ def every_map(explanation: Explanation) -> Iterator[tuple[str, str, Tensor]]:
             yield method, stage, maps
 
 
-def compared_stages(model: nn.Module, other: nn.Module, stages: Sequence[str]) -> tuple[str, str]:
+def compared_stages(model: Model, other: Model, stages: Sequence[str]) -> tuple[str, str]:
     """Where two models are compared: at the first one's default stage, if it is among `stages`, else at their last one.
 
     Of the other model it is the stage of that name, else its default stage.

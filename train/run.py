@@ -1,8 +1,8 @@
 """A training while it runs: its folder, the state that --resume goes on from, its processes, and what may stop it.
 
-runs/NAME/config.json, model.safetensors   the best model so far (cvlab/checkpoint.py)
+runs/NAME/config.json, model.safetensors   the best model so far (cvlab/checkpoint/)
 runs/NAME/history.jsonl                    one line an epoch
-runs/NAME/manifest.json                    command, seed, versions, hardware, minutes, peak memory (options.py)
+runs/NAME/manifest.json                    command, seed, versions, hardware, minutes, peak memory (cli.py)
 runs/NAME/report/                          curves; pictures with photographs in report/photos/
 runs/NAME/state/step-N/                    what --resume goes on from
 """
@@ -26,9 +26,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from cvlab import atomic, checkpoint
-from cvlab.models.transfer import load_backbone, pretrained_weights, read_weights
-from cvlab.optim import fastest_precision
+from cvlab import checkpoint
+from cvlab.files import beside, new_folder, write_text
+from cvlab.learning.optim import fastest_precision
+from cvlab.models import Model
+from cvlab.models.timm import load_backbone, pretrained_weights, read_weights
 
 
 class Stop:
@@ -64,7 +66,7 @@ def open_run(args: argparse.Namespace) -> Path | None:
     return None
 
 
-def start_from(folder: Path, model: nn.Module) -> None:
+def start_from(folder: Path, model: Model) -> None:
     """Gives a fresh model the weights of a trained one of the same network.
 
     Raises:
@@ -95,7 +97,7 @@ def start_from_pretrained(args: argparse.Namespace, backbone: nn.Module) -> None
 
 
 def accelerator_for(
-    args: argparse.Namespace, model: nn.Module, images: Tensor, criterion: Callable[[Tensor], Tensor]
+    args: argparse.Namespace, model: Model, images: Tensor, criterion: Callable[[Tensor], Tensor]
 ) -> Accelerator:
     """The Accelerator of a run. Precision "auto" is measured on a CPU, bf16 on a GPU, and kept when resumed.
 
@@ -112,7 +114,7 @@ def accelerator_for(
         elif args.precision == "auto":
             args.precision = fastest_precision(model, images, criterion)
         if processes.is_main_process:
-            atomic.write_text(recorded, args.precision + "\n")
+            write_text(recorded, args.precision + "\n")
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=args.seed)
     return Accelerator(mixed_precision="no" if args.precision == "fp32" else "bf16", dataloader_config=loading)
 
@@ -175,7 +177,7 @@ def save_state(accelerator: Accelerator, out: Path, step: int, progress: dict) -
     """
     path = out / "state" / f"step-{step}"
     alone = accelerator.is_main_process
-    with atomic.new_folder(path) if alone else nullcontext(atomic.beside(path)) as folder:
+    with new_folder(path) if alone else nullcontext(beside(path)) as folder:
         accelerator.wait_for_everyone()
         try:
             accelerator.save_state(str(folder))
@@ -183,7 +185,7 @@ def save_state(accelerator: Accelerator, out: Path, step: int, progress: dict) -
             raise OSError(f"The state could not be written to {path}: is the disk full?") from error
         accelerator.wait_for_everyone()
         if alone:
-            atomic.write_text(folder / "progress.json", json.dumps(progress))
+            write_text(folder / "progress.json", json.dumps(progress))
     for other in (out / "state").glob("step-*") if alone else ():
         if other.name != path.name:
             shutil.rmtree(other)
@@ -206,7 +208,7 @@ def read_history(out: Path, epochs: int) -> list[dict]:
 
 def write_history(out: Path, history: list[dict]) -> None:
     """One JSON object a line."""
-    atomic.write_text(out / "history.jsonl", "".join(json.dumps(line) + "\n" for line in history))
+    write_text(out / "history.jsonl", "".join(json.dumps(line) + "\n" for line in history))
 
 
 def print_epoch(line: dict, epochs: int, best: bool) -> None:

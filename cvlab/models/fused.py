@@ -12,8 +12,6 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from cvlab.traceless import alone_with
-
 TOLERANCE = 1e-3  # of the largest logit: rounding stays far below it, a fold that changes the network does not
 
 
@@ -69,7 +67,7 @@ def for_serving(model: nn.Module) -> nn.Module:
 
 
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    with alone_with(model), torch.no_grad():
+    with torch.no_grad():
         return model(images)
 
 

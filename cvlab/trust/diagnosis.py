@@ -23,7 +23,8 @@ from cvlab.explain import (
     predict,
     predicted_score,
 )
-from cvlab.traceless import alone_with, differentiable, passes
+from cvlab.explain.hooks import alone_with, differentiable, passes
+from cvlab.models import Model
 
 SAME = 0.999  # correlation from which two maps are one
 FLAT = 0.02  # a map that varies by less than this share of its largest value
@@ -48,7 +49,7 @@ def diagnose(attribution: Tensor, logits: Tensor | None = None, class_idx: int =
 
 
 def diagnose_model(
-    model: nn.Module,
+    model: Model,
     images: Tensor,
     score: Callable[[Tensor], Tensor] | None = None,
     stage: str | None = None,
@@ -88,7 +89,7 @@ def score_map_correlation(attribution: Tensor, logits: Tensor, class_idx: int = 
 # --- reasons, those behind others first -------------------------------------------------------------------------------
 
 
-def _of_model(model: nn.Module, images: Tensor, score: Callable, stage: str, method: str) -> Iterator[str]:
+def _of_model(model: Model, images: Tensor, score: Callable, stage: str, method: str) -> Iterator[str]:
     yield from _of_input(images)
     if broken := [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
         yield f"Not finite: the model's {broken[0]} holds NaN or infinity. Load or train the weights again."
@@ -198,7 +199,7 @@ def _explained_class(of_logits: Tensor) -> int | None:
     return int(others[0]) if len(others) == 1 else None
 
 
-def _flattens(model: nn.Module, images: Tensor) -> bool:
+def _flattens(model: Model, images: Tensor) -> bool:
     """Whether a linear layer reads maps (N, C, h, w) laid out as vectors (N, C*h*w), more than one position each."""
     found = []
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
@@ -15,6 +15,8 @@ from torch.optim.lr_scheduler import (
     ReduceLROnPlateau,
     StepLR,
 )
+
+from cvlab.models import Model
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -30,7 +32,7 @@ STEP_EPOCHS = 10  # after which "step" takes a tenth of the rate
 
 def optimizer(
     name: str,
-    model: nn.Module,
+    model: Model,
     lr: float,
     weight_decay: float = 0.0,
     momentum: float = 0.9,
@@ -90,7 +92,7 @@ def schedule(
     return OneCycleLR(optimizer, max_lr=peaks, **shape)
 
 
-def fastest_precision(model: nn.Module, images: Tensor, criterion: Callable[[Tensor], Tensor], repeats: int = 3) -> str:
+def fastest_precision(model: Model, images: Tensor, criterion: Callable[[Tensor], Tensor], repeats: int = 3) -> str:
     """ "bf16" where forward and backward under bfloat16 autocast take less time on this CPU than in float32, or "fp32".
 
     Narrow networks are often slower in bfloat16, so it is measured: the best of `repeats` steps each, after

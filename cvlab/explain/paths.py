@@ -7,14 +7,17 @@ Neural Network Visualization", 2019). So the score falls into signed parts, with
 parts may be negative, or larger than the score.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from cvlab.explain.hooks import passes
+from cvlab.explain.maps import correlation, explain
+from cvlab.explain.scores import region_score
+from cvlab.models import Model
 from cvlab.models.unet import UNet
-from cvlab.traceless import passes
 
 REST = 1e-3  # of the largest part: what rounding may leave over
 
@@ -34,7 +37,7 @@ class Contributions:
     parts: dict[str, Tensor]
 
 
-def contributions(model: nn.Module, images: Tensor, score: Callable[[Tensor], Tensor]) -> Contributions:
+def contributions(model: Model, images: Tensor, score: Callable[[Tensor], Tensor]) -> Contributions:
     """The signed parts of a score at the cuts of a U-Net, from one forward and one backward pass.
 
     Args:
@@ -68,3 +71,44 @@ def _shift(module: nn.Module) -> Tensor:
         scale = module.weight / (module.running_var + module.eps).sqrt()
         return (module.bias - module.running_mean * scale).detach()
     return module.weight.new_zeros(module.out_channels) if module.bias is None else module.bias.detach()
+
+
+HARDLY = 0.95  # correlation between the maps of two regions from which a map says little of either
+
+
+def region_dependence(
+    model: Model,
+    images: Tensor,
+    region: Tensor,
+    other: Tensor | None = None,
+    class_idx: int = 0,
+    stages: Sequence[str] | None = None,
+    method: str = "grad_cam",
+) -> dict[str, Tensor]:
+    """For every stage Pearson's r between the maps of two regions, (N,) each; two forward and two backward passes.
+
+    The second region is by default the complement of the first. Two halves of one object would be no test: they share
+    their evidence, so their maps may rightly agree. An object and what surrounds it share the least, and a map that is
+    the same for both depends on neither.
+
+    Args:
+        images: (N, 3, S, S) in [0, 1].
+        region, other: bool, (S, S) for all images, or (N, S, S) or (N, 1, S, S).
+        stages: keys of model.stages; by default all.
+
+    Raises:
+        ValueError: as `explain`; or a region that covers a whole image, where no other is given.
+    """
+    if other is None:
+        other = ~region
+        if not other.flatten(-2).any(-1).all():
+            raise ValueError("the region covers the whole picture: give another one to compare its maps with")
+    maps, others = (
+        explain(model, images, region_score(each, class_idx), stages, [method]).maps[method] for each in (region, other)
+    )
+    return {stage: correlation(maps[stage], others[stage]) for stage in maps}
+
+
+def dependence_sentence(r: float) -> str:
+    """What to write beside a map whose `region_dependence` is r; empty where the region matters."""
+    return f"This stage's map hardly depends on the region (r = {r:.2f})." if r > HARDLY else ""

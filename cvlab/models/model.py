@@ -1,4 +1,4 @@
-"""What every network is made with: a stage that can be explained, and normalisation as the first layer."""
+"""What every network is: a `Model` that takes RGB images in [0, 1], and declares the stages that can be explained."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,3 +39,34 @@ class Normalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
+
+
+class Model(nn.Module):
+    """A network that knows what it was made for: images (N, 3, S, S) in [0, 1] to logits (N, C) or (N, C, H, W).
+
+    A subclass sets `task`, normalises in `forward`, and declares its `stages`; `cvlab.models.build` sets the rest.
+
+    Attributes:
+        task: "classification" or "segmentation".
+        class_names: one a class, in the order of the logits.
+        image_size: S, side of the square view that the model sees, pixels.
+        crop_pct: a classifier's view is the centre crop of a photo whose shorter side is image_size / crop_pct.
+        interpolation: how the photos of its training were resized, by Pillow's name in lower case.
+        threshold: a segmenter's mask is where the probability exceeds it.
+        config: what rebuilds the model, and what config.json holds of it.
+        source: where it was loaded from: a folder, or user/name@commit on the Hub; empty for a model just built.
+    """
+
+    task: str
+    class_names: list[str]
+    image_size: int
+    crop_pct: float
+    interpolation: str
+    threshold: float
+    config: dict
+    source: str = ""
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """The stages by name, in the order of the forward pass."""
+        raise NotImplementedError

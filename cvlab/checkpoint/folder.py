@@ -7,8 +7,6 @@ its shapes are compared with the file's before a weight is read. Nothing of the 
 
 import json
 import os
-import stat
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -21,48 +19,11 @@ from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from cvlab import atomic, hub
-from cvlab.models import build
-from cvlab.models.stage import MAX_CLASSES
+from cvlab.checkpoint import hub
+from cvlab.checkpoint.config import FORMAT, REQUIRED, CheckpointError, opened, read_config
+from cvlab.files import write_bytes, write_text
+from cvlab.models import Model, build
 
-FORMAT = 1
-REQUIRED = {
-    "task": str,
-    "network": str,
-    "arguments": dict,
-    "class_names": list,
-    "image_size": int,
-    "mean": list,
-    "std": list,
-    "crop_pct": float,
-    "threshold": float,
-}
-# What may be asked of timm, and of which type. Other keyword arguments of timm's networks name files or code.
-ALLOWED = {
-    "timm": {
-        "architecture": str,
-        "global_pool": str,
-        "class_token": bool,
-        "fixed_input_size": bool,
-        "drop_rate": float,
-        "drop_path_rate": float,
-    },
-    "timm_head": {
-        "architecture": str,
-        "pool": bool,
-        "last_stage": str,
-        "channels": int,
-        "hidden": list,  # of numbers
-        "dropout": float,
-    },
-}
-OPTIONAL = {"interpolation": str, "stages": list, "data": dict, "precision": str, "versions": dict}
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
-MAX_CONFIG_BYTES = 4 * 2**20
-MAX_IMAGE_SIZE = 4096
-MAX_ARGUMENT = 8192  # channels, mostly
-MAX_DEPTH = 32  # modules are built one by one before any shape can be compared
-MAX_NAME = 300  # characters of a class name
 MAX_HEADER_BYTES = 8 * 2**20  # of model.safetensors: names and shapes
 MAX_PARAMETERS = hub.MAX_WEIGHTS_BYTES // 4  # with buffers, in float32
 MAX_ACTIVATIONS = 2**31  # numbers that the layers put out for one image: 8 GiB
@@ -71,11 +32,7 @@ DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32")
 Shapes = dict[str, tuple[int, ...]]
 
 
-class CheckpointError(ValueError):
-    """A folder that is no model; the message says what is wrong with which file, and what to do."""
-
-
-def save(model: nn.Module, folder: str | Path, **facts: object) -> None:
+def save(model: Model, folder: str | Path, **facts: object) -> None:
     """Writes config.json and model.safetensors, each whole or not at all.
 
     A network of timm is written so that timm opens it without cvlab, by "local-dir:FOLDER" or, published, by
@@ -92,11 +49,11 @@ def save(model: nn.Module, folder: str | Path, **facts: object) -> None:
     keys_of_timm = model.timm_config() if model.config["network"] == "timm" else {}
     config = json.dumps({**keys_of_timm, "cvlab": block}, indent=1) + "\n"  # may fail: before anything is written
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored(model).state_dict().items()}
-    atomic.write_bytes(folder / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
-    atomic.write_text(folder / "config.json", config)
+    write_bytes(folder / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
+    write_text(folder / "config.json", config)
 
 
-def load(folder_or_id: str | Path) -> nn.Module:
+def load(folder_or_id: str | Path) -> Model:
     """The model of a folder or of a Hub name "user/name[@revision]", in eval mode, on the CPU.
 
     It knows task, class_names, image_size, crop_pct, interpolation, threshold, stages, config and `source`: the folder,
@@ -114,7 +71,7 @@ def load(folder_or_id: str | Path) -> nn.Module:
             )
         folder = hub.pull(str(folder_or_id))
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
-    config = _read_config(config_file)
+    config = read_config(config_file)
     arguments = {key: config[key] for key in (*REQUIRED, "interpolation") if key != "task"}
     shapes = _measured(arguments, config["task"], config_file)
     with opened(weights_file, hub.MAX_WEIGHTS_BYTES) as file:
@@ -136,122 +93,9 @@ def load(folder_or_id: str | Path) -> nn.Module:
     return model.eval()
 
 
-def _stored(model: nn.Module) -> nn.Module:
+def _stored(model: Model) -> Model:
     """The module whose tensors are in the file: of a network of timm only timm's, without a prefix."""
     return model.backbone if model.config["network"] == "timm" else model
-
-
-# --- config.json ------------------------------------------------------------------------------------------------------
-
-
-def _read_config(path: Path) -> dict:
-    """The entry 'cvlab' of a config, or the same made of timm's keys, with every entry within its limits."""
-    with opened(path, MAX_CONFIG_BYTES) as file:
-        content = file.read(MAX_CONFIG_BYTES + 1)
-    try:
-        config = json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number of a million digits
-        raise CheckpointError(f"{path} is not valid JSON. Fetch or train the model again.") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds no entries: it is not a model's configuration.")
-    if "cvlab" in config:
-        block = config["cvlab"]
-        if not isinstance(block, dict):
-            raise CheckpointError(f"{path}: the entry 'cvlab' is not an object.")
-        if block.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is of format {block.get('format')!r}; this version of cvlab reads {FORMAT}.")
-    elif "architecture" in config or "_model_class" in config:
-        try:
-            block = _from_other_library(config)
-        except ValueError as error:
-            raise CheckpointError(f"{path}: {error}.") from error
-    else:
-        raise CheckpointError(
-            f"{path} was written neither by cvlab nor by timm or segmentation_models.pytorch: it cannot be opened."
-        )
-    if "architecture" in config and config["architecture"] != _architecture(block):
-        raise CheckpointError(f"{path} names two networks: {config['architecture']!r} and {_architecture(block)!r}.")
-    _check_types(block, path)
-    _check_arguments(block, path)
-    _check_class_names(block["class_names"], path)
-    _check_numbers(block, path)
-    return block
-
-
-def _from_other_library(config: dict) -> dict:
-    # Imported here: the page need not wait for timm and torchvision until a model asks for them.
-    if "architecture" in config:
-        from cvlab.models.transfer import from_timm_config
-
-        return from_timm_config(config)
-    from cvlab.models.resnet_unet import from_smp_config
-
-    return from_smp_config(config)
-
-
-def _architecture(block: dict) -> object:
-    return block["arguments"].get("architecture") if isinstance(block.get("arguments"), dict) else None
-
-
-def _check_types(block: dict, path: Path) -> None:
-    block.setdefault("interpolation", "bilinear")
-    for key, kind in (REQUIRED | OPTIONAL).items():
-        if key not in block and key in OPTIONAL:
-            continue
-        # JSON writes 1.0 as 1 in other hands; a bool is an int to Python only.
-        kinds = (int, float) if kind is float else kind
-        if not isinstance(block.get(key), kinds) or isinstance(block.get(key), bool):
-            raise CheckpointError(f"{path}: {key!r} is missing or is not of type {kind.__name__}.")
-
-
-def _check_arguments(block: dict, path: Path) -> None:
-    for key, value in block["arguments"].items():
-        if block["network"] in ALLOWED:
-            kind = ALLOWED[block["network"]].get(key)
-            if kind is None:
-                raise CheckpointError(f"{path}: the argument {key[:60]!r} of a network of timm is not allowed.")
-            if not isinstance(value, (int, float) if kind is float else kind):
-                raise CheckpointError(f"{path}: the argument {key!r} is not of type {kind.__name__}.")
-            if isinstance(value, str | bool):
-                continue
-        if key == "encoder" and isinstance(value, str):
-            continue  # one of a list, or refused by the network
-        values, limit = value if isinstance(value, list) else [value], MAX_DEPTH if key == "depth" else MAX_ARGUMENT
-        if len(values) > MAX_DEPTH or not all(isinstance(v, int | float) and abs(v) <= limit for v in values):
-            raise CheckpointError(f"{path}: the argument {key!r} is no number, or is too large to be a network's.")
-
-
-def _check_class_names(names: list, path: Path) -> None:
-    if not names or not all(isinstance(name, str) for name in names):
-        raise CheckpointError(f"{path}: class_names must be a list of at least one name.")
-    if len(names) > MAX_CLASSES:
-        raise CheckpointError(f"{path}: there are {len(names):,} class_names, and the limit is {MAX_CLASSES:,}.")
-    if len(set(names)) < len(names):
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise CheckpointError(f"{path}: the class name {twice[:60]!r} is there twice.")
-    for name in names:
-        if not name.strip() or len(name) > MAX_NAME:
-            raise CheckpointError(f"{path}: a class name is empty or longer than {MAX_NAME} characters.")
-        # Line ends and terminal codes, halves of characters, and marks that turn the reading direction around.
-        if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in TURNING_MARKS for c in name):
-            raise CheckpointError(f"{path}: the class name {name[:60]!a} holds characters that control a display.")
-
-
-TURNING_MARKS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-
-
-def _check_numbers(block: dict, path: Path) -> None:
-    if not 1 <= block["image_size"] <= MAX_IMAGE_SIZE:
-        raise CheckpointError(f"{path}: image_size {block['image_size']} is not within 1 and {MAX_IMAGE_SIZE}.")
-    for key in ("mean", "std"):
-        # Python's JSON knows NaN and Infinity: both fail the comparison.
-        fine = [isinstance(value, int | float) and abs(value) < 1000 for value in block[key]]
-        if fine != [True] * 3:
-            raise CheckpointError(f"{path}: {key} must be three numbers below 1000, one a channel.")
-    if not 0 < block["crop_pct"] <= 1 or not 0 < block["threshold"] < 1 or min(block["std"]) <= 0:
-        raise CheckpointError(f"{path}: crop_pct, threshold or std is outside its range.")
-    if block["interpolation"] not in INTERPOLATIONS:
-        raise CheckpointError(f"{path}: the interpolation {block['interpolation'][:60]!r} is not known.")
 
 
 # --- the network, without memory --------------------------------------------------------------------------------------
@@ -290,7 +134,7 @@ def _building(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path} describes a model that cannot be built: {reason}.") from error
 
 
-def _count_activations(model: nn.Module, images: Tensor) -> int:
+def _count_activations(model: Model, images: Tensor) -> int:
     """How many numbers the layers without layers inside put out in one forward pass."""
     count = 0
 
@@ -307,36 +151,6 @@ def _count_activations(model: nn.Module, images: Tensor) -> int:
 
 
 # --- model.safetensors ------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def opened(path: Path, limit: int) -> Iterator[BinaryIO]:
-    """The one opening of a file of the folder: what was checked is what is read, whatever becomes of the name.
-
-    Raises:
-        CheckpointError: it is missing, no plain file, a link that leads out of the folder, or over the limit in bytes.
-    """
-    folder = path.parent.resolve()
-    here = Path(os.path.realpath(path))  # not resolve(): a link to itself raises there
-    # In the Hugging Face cache the files are links into the repository's blobs.
-    homes = [folder] + [folder.parents[1] / "blobs"] * (folder.parent.name == "snapshots")
-    if not any(here.is_relative_to(home) for home in homes):
-        raise CheckpointError(f"{path} is a link that leads out of its folder. Put the file itself there.")
-    try:
-        # Not blocking: a pipe would keep us waiting for its writer.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent} is not a model folder: it has no {path.name}.") from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode):
-        os.close(descriptor)
-        raise CheckpointError(f"{path} is not a plain file.")
-    with open(descriptor, "rb") as file:
-        if found.st_size > limit:
-            raise CheckpointError(f"{path} has {found.st_size:,} bytes, and the limit is {limit:,}.")
-        yield file
 
 
 def _read_header(file: BinaryIO, path: Path) -> tuple[bytes, Shapes]:
@@ -388,7 +202,7 @@ def _read_tensors(file: BinaryIO, start: bytes, path: Path) -> dict[str, Tensor]
     return weights
 
 
-def _in_todays_names(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _in_todays_names(model: Model, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of an older timm, or of a network's authors, in today's tensor names, by timm's own converter."""
     from timm import model_entrypoint  # as above
 

@@ -18,7 +18,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from cvlab import atomic
+from cvlab.files import write_text
 
 # A process without a sign of life for so many seconds is dead. One of this machine can be looked up besides; network
 # folders show up to a minute late what another machine wrote.
@@ -102,7 +102,7 @@ class Claims:
 
     def sign(self, trial: optuna.Trial) -> None:
         """Gives a sign of life; to be repeated every second or so."""
-        atomic.write_text(self.folder(trial) / "alive", f"{self.owner} {time.monotonic()}")
+        write_text(self.folder(trial) / "alive", f"{self.owner} {time.monotonic()}")
 
     def is_mine(self, trial: optuna.Trial) -> bool:
         """False where this process slept so long that another one took its run."""

@@ -13,6 +13,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from cvlab.models import Model
+
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _locks_guard = threading.Lock()
 
@@ -33,9 +35,7 @@ class Passes:
     gradients: dict[str, Tensor]
 
 
-def passes(
-    model: nn.Module, images: Tensor, score: Callable[[Tensor], Tensor], modules: dict[str, nn.Module]
-) -> Passes:
+def passes(model: Model, images: Tensor, score: Callable[[Tensor], Tensor], modules: dict[str, nn.Module]) -> Passes:
     """One forward and one backward pass, and what was seen of them at some modules.
 
     Args:
@@ -59,7 +59,7 @@ def passes(
     return Passes(logits.detach(), scores.detach(), activations, dict(zip(modules, gradients, strict=True)))
 
 
-def forward(model: nn.Module, images: Tensor) -> Tensor:
+def forward(model: Model, images: Tensor) -> Tensor:
     """The model's logits of images (N, 3, S, S) in [0, 1].
 
     Raises:
@@ -79,7 +79,7 @@ def forward(model: nn.Module, images: Tensor) -> Tensor:
 
 
 @contextmanager
-def alone_with(model: nn.Module) -> Iterator[None]:
+def alone_with(model: Model) -> Iterator[None]:
     """One thread at a time (hooks are seen by every thread that runs the model); eval mode, restored afterwards."""
     with _locks_guard:
         lock = _locks.setdefault(model, threading.RLock())

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cvlab.transforms import to_float, train_pairs, train_views, uniforms
+from cvlab.data.augment import train_pairs, train_views, uniforms
+from cvlab.transforms import to_float
 
 
 def as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

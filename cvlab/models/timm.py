@@ -22,7 +22,7 @@ from timm.models import get_pretrained_cfg, is_model, load_state_dict
 from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 
-from cvlab.models.stage import MAX_CLASSES, Normalize, Stage, identity
+from cvlab.models.model import MAX_CLASSES, Model, Normalize, Stage, identity
 
 ToMap = Callable[[Tensor], Tensor]
 
@@ -40,7 +40,7 @@ class WholeConv2d(nn.Conv2d):
         return F.linear(x.flatten(1), weight.flatten(1), self.bias)[..., None, None]
 
 
-class TimmClassifier(nn.Module):
+class TimmClassifier(Model):
     """A classifier of timm, freshly initialised. `backbone` is timm's module, and its tensor names are timm's.
 
     Args:

@@ -1,0 +1,195 @@
+"""config.json of a model's folder: what it may say, checked entry by entry. The folder may come from a stranger."""
+
+import json
+import os
+import stat
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from cvlab.models.model import MAX_CLASSES
+
+FORMAT = 1
+REQUIRED = {
+    "task": str,
+    "network": str,
+    "arguments": dict,
+    "class_names": list,
+    "image_size": int,
+    "mean": list,
+    "std": list,
+    "crop_pct": float,
+    "threshold": float,
+}
+# What may be asked of timm, and of which type. Other keyword arguments of timm's networks name files or code.
+ALLOWED = {
+    "timm": {
+        "architecture": str,
+        "global_pool": str,
+        "class_token": bool,
+        "fixed_input_size": bool,
+        "drop_rate": float,
+        "drop_path_rate": float,
+    },
+    "timm_head": {
+        "architecture": str,
+        "pool": bool,
+        "last_stage": str,
+        "channels": int,
+        "hidden": list,  # of numbers
+        "dropout": float,
+    },
+}
+OPTIONAL = {"interpolation": str, "stages": list, "data": dict, "precision": str, "versions": dict}
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+MAX_CONFIG_BYTES = 4 * 2**20
+MAX_IMAGE_SIZE = 4096
+MAX_ARGUMENT = 8192  # channels, mostly
+MAX_DEPTH = 32  # modules are built one by one before any shape can be compared
+MAX_NAME = 300  # characters of a class name
+
+
+class CheckpointError(ValueError):
+    """A folder that is no model; the message says what is wrong with which file, and what to do."""
+
+
+@contextmanager
+def opened(path: Path, limit: int) -> Iterator[BinaryIO]:
+    """The one opening of a file of the folder: what was checked is what is read, whatever becomes of the name.
+
+    Raises:
+        CheckpointError: it is missing, no plain file, a link that leads out of the folder, or over the limit in bytes.
+    """
+    folder = path.parent.resolve()
+    here = Path(os.path.realpath(path))  # not resolve(): a link to itself raises there
+    # In the Hugging Face cache the files are links into the repository's blobs.
+    homes = [folder] + [folder.parents[1] / "blobs"] * (folder.parent.name == "snapshots")
+    if not any(here.is_relative_to(home) for home in homes):
+        raise CheckpointError(f"{path} is a link that leads out of its folder. Put the file itself there.")
+    try:
+        # Not blocking: a pipe would keep us waiting for its writer.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path.parent} is not a model folder: it has no {path.name}.") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise CheckpointError(f"{path} is not a plain file.")
+    with open(descriptor, "rb") as file:
+        if found.st_size > limit:
+            raise CheckpointError(f"{path} has {found.st_size:,} bytes, and the limit is {limit:,}.")
+        yield file
+
+
+def read_config(path: Path) -> dict:
+    """The entry 'cvlab' of a config, or the same made of timm's keys, with every entry within its limits."""
+    with opened(path, MAX_CONFIG_BYTES) as file:
+        content = file.read(MAX_CONFIG_BYTES + 1)
+    try:
+        config = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number of a million digits
+        raise CheckpointError(f"{path} is not valid JSON. Fetch or train the model again.") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds no entries: it is not a model's configuration.")
+    if "cvlab" in config:
+        block = config["cvlab"]
+        if not isinstance(block, dict):
+            raise CheckpointError(f"{path}: the entry 'cvlab' is not an object.")
+        if block.get("format") != FORMAT:
+            raise CheckpointError(f"{path} is of format {block.get('format')!r}; this version of cvlab reads {FORMAT}.")
+    elif "architecture" in config or "_model_class" in config:
+        try:
+            block = _from_other_library(config)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}.") from error
+    else:
+        raise CheckpointError(
+            f"{path} was written neither by cvlab nor by timm or segmentation_models.pytorch: it cannot be opened."
+        )
+    if "architecture" in config and config["architecture"] != _architecture(block):
+        raise CheckpointError(f"{path} names two networks: {config['architecture']!r} and {_architecture(block)!r}.")
+    _check_types(block, path)
+    _check_arguments(block, path)
+    _check_class_names(block["class_names"], path)
+    _check_numbers(block, path)
+    return block
+
+
+def _from_other_library(config: dict) -> dict:
+    # Imported here: the page need not wait for timm and torchvision until a model asks for them.
+    if "architecture" in config:
+        from cvlab.models.timm import from_timm_config
+
+        return from_timm_config(config)
+    from cvlab.models.smp import from_smp_config
+
+    return from_smp_config(config)
+
+
+def _architecture(block: dict) -> object:
+    return block["arguments"].get("architecture") if isinstance(block.get("arguments"), dict) else None
+
+
+def _check_types(block: dict, path: Path) -> None:
+    block.setdefault("interpolation", "bilinear")
+    for key, kind in (REQUIRED | OPTIONAL).items():
+        if key not in block and key in OPTIONAL:
+            continue
+        # JSON writes 1.0 as 1 in other hands; a bool is an int to Python only.
+        kinds = (int, float) if kind is float else kind
+        if not isinstance(block.get(key), kinds) or isinstance(block.get(key), bool):
+            raise CheckpointError(f"{path}: {key!r} is missing or is not of type {kind.__name__}.")
+
+
+def _check_arguments(block: dict, path: Path) -> None:
+    for key, value in block["arguments"].items():
+        if block["network"] in ALLOWED:
+            kind = ALLOWED[block["network"]].get(key)
+            if kind is None:
+                raise CheckpointError(f"{path}: the argument {key[:60]!r} of a network of timm is not allowed.")
+            if not isinstance(value, (int, float) if kind is float else kind):
+                raise CheckpointError(f"{path}: the argument {key!r} is not of type {kind.__name__}.")
+            if isinstance(value, str | bool):
+                continue
+        if key == "encoder" and isinstance(value, str):
+            continue  # one of a list, or refused by the network
+        values, limit = value if isinstance(value, list) else [value], MAX_DEPTH if key == "depth" else MAX_ARGUMENT
+        if len(values) > MAX_DEPTH or not all(isinstance(v, int | float) and abs(v) <= limit for v in values):
+            raise CheckpointError(f"{path}: the argument {key!r} is no number, or is too large to be a network's.")
+
+
+def _check_class_names(names: list, path: Path) -> None:
+    if not names or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{path}: class_names must be a list of at least one name.")
+    if len(names) > MAX_CLASSES:
+        raise CheckpointError(f"{path}: there are {len(names):,} class_names, and the limit is {MAX_CLASSES:,}.")
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise CheckpointError(f"{path}: the class name {twice[:60]!r} is there twice.")
+    for name in names:
+        if not name.strip() or len(name) > MAX_NAME:
+            raise CheckpointError(f"{path}: a class name is empty or longer than {MAX_NAME} characters.")
+        # Line ends and terminal codes, halves of characters, and marks that turn the reading direction around.
+        if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in TURNING_MARKS for c in name):
+            raise CheckpointError(f"{path}: the class name {name[:60]!a} holds characters that control a display.")
+
+
+TURNING_MARKS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+def _check_numbers(block: dict, path: Path) -> None:
+    if not 1 <= block["image_size"] <= MAX_IMAGE_SIZE:
+        raise CheckpointError(f"{path}: image_size {block['image_size']} is not within 1 and {MAX_IMAGE_SIZE}.")
+    for key in ("mean", "std"):
+        # Python's JSON knows NaN and Infinity: both fail the comparison.
+        fine = [isinstance(value, int | float) and abs(value) < 1000 for value in block[key]]
+        if fine != [True] * 3:
+            raise CheckpointError(f"{path}: {key} must be three numbers below 1000, one a channel.")
+    if not 0 < block["crop_pct"] <= 1 or not 0 < block["threshold"] < 1 or min(block["std"]) <= 0:
+        raise CheckpointError(f"{path}: crop_pct, threshold or std is outside its range.")
+    if block["interpolation"] not in INTERPOLATIONS:
+        raise CheckpointError(f"{path}: the interpolation {block['interpolation'][:60]!r} is not known.")

@@ -1,0 +1,43 @@
+"""Why a model decided as it did: maps of evidence for a score, at any stage of a network."""
+
+from cvlab.explain.maps import (
+    METHODS,
+    Explanation,
+    check_stages,
+    correlation,
+    default_stage,
+    explain,
+    grad_cam,
+    heatmap,
+    peak,
+    predict,
+)
+from cvlab.explain.scores import (
+    Score,
+    against,
+    class_score,
+    contrast_score,
+    predicted_masks,
+    predicted_score,
+    region_score,
+)
+
+__all__ = [
+    "METHODS",
+    "Explanation",
+    "Score",
+    "against",
+    "check_stages",
+    "class_score",
+    "contrast_score",
+    "correlation",
+    "default_stage",
+    "explain",
+    "grad_cam",
+    "heatmap",
+    "peak",
+    "predict",
+    "predicted_masks",
+    "predicted_score",
+    "region_score",
+]

@@ -1,0 +1,1 @@
+"""What a training needs beside its model: optimizers, schedules, losses, features of a frozen backbone."""

@@ -1,0 +1,5 @@
+"""Is a heatmap to be believed? Checks by intervention, and reasons why a map may mislead."""
+
+from cvlab.trust.deletion import Deletion, deletion, deletion_curves, hide, hottest_part
+
+__all__ = ["Deletion", "deletion", "deletion_curves", "hide", "hottest_part"]
