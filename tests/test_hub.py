@@ -1,97 +1,20 @@
-"""cvlab.hub and train/publish.py against a Hub on this machine, spoken to by the true huggingface_hub client.
-
-huggingface_hub reads its environment when it is imported: every client here is a process of its own.
-"""
+"""cvlab.checkpoint.hub and train/publish.py against a Hub on this machine, by the true huggingface_hub client."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from hub_server import Hub, serve
-from safetensors.torch import load_file, save_file
+from hub_client import TOKEN, Client, logits_by_timm, logits_of, of_hub, progress_of_pull
+from hub_server import serve
+from safetensors.torch import save_file
 
 from cvlab import checkpoint
 from cvlab.checkpoint.hub import HubError, is_id
 from cvlab.models import build
-
-ROOT = Path(__file__).resolve().parents[1]
-TOKEN = "hf_of_a_test"
-CALL = """
-import json, sys
-from cvlab.checkpoint import hub
-function, arguments, options, constants = json.loads(sys.argv[1])
-vars(hub).update(constants)
-try:
-    print(json.dumps({"returned": str(getattr(hub, function)(*arguments, **options))}))
-except hub.HubError as error:
-    print(json.dumps({"refused": str(error)}))
-"""
-COUNT = """
-import json, sys
-from cvlab.checkpoint import hub
-calls = []
-hub.pull(sys.argv[1], lambda arrived, expected: calls.append([arrived, expected]))
-print(json.dumps(calls))
-"""
-TIMM = """
-import sys
-import timm, torch
-from safetensors.torch import load_file, save_file
-assert not [name for name in sys.modules if name.startswith("cvlab")]
-model = timm.create_model(f"hf-hub:{sys.argv[1]}", pretrained=True).eval()
-with torch.no_grad():
-    save_file({"logits": model(load_file(sys.argv[2])["images"])}, sys.argv[3])
-"""
-LOAD = """
-import sys
-import torch
-from safetensors.torch import load_file, save_file
-from cvlab import checkpoint
-with torch.no_grad():
-    logits = checkpoint.load(sys.argv[1])(load_file(sys.argv[2])["images"])
-save_file({"logits": logits}, sys.argv[3])
-"""
-
-
-class Client:
-    """Somebody's machine: a cache and a token. `pull` and `push` run in a process and raise the HubError met there."""
-
-    def __init__(self, hub: Hub, home: Path, token: str | None = TOKEN, **env: str) -> None:
-        self.home = home
-        self.env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-        self.env |= hub.env(home, token) | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | env
-
-    def run(self, *command: str | Path) -> subprocess.CompletedProcess:
-        words = [sys.executable, *map(str, command)]
-        return subprocess.run(words, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=100)
-
-    def call(self, function: str, *arguments: str, options: dict, constants: dict) -> str:
-        ran = self.run("-c", CALL, json.dumps([function, arguments, options, constants]))
-        assert ran.returncode == 0, ran.stderr
-        answer = json.loads(ran.stdout.splitlines()[-1])
-        if "refused" in answer:
-            raise HubError(answer["refused"])
-        return answer["returned"]
-
-    def pull(self, model_id: str, **constants: float) -> Path:
-        return Path(self.call("pull", model_id, options={}, constants=constants))
-
-    def push(self, folder: Path, model_id: str, **options: object) -> str:
-        return self.call("push", str(folder), model_id, options=options, constants={})
-
-    def cached(self) -> set[str]:
-        """Names of all files in the snapshots of the cache."""
-        folders = self.home.glob("hub/*/snapshots/*")
-        return {
-            path.relative_to(folder).as_posix() for folder in folders for path in folder.rglob("*") if path.is_file()
-        }
 
 
 @pytest.fixture(scope="module")
@@ -185,14 +108,10 @@ def test_publish_sends_the_checkpoint_and_nothing_else(hub, published):
 
 def test_a_published_model_is_loaded_by_its_id(hub, published, trained, tmp_path):
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    save_file({"images": images}, tmp_path / "images.safetensors")
     with torch.no_grad():
         expected = checkpoint.load(trained)(images)
-    ran = Client(hub, tmp_path / "home", token=None).run(
-        "-c", LOAD, "user/pets", tmp_path / "images.safetensors", tmp_path / "logits.safetensors"
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert torch.equal(load_file(tmp_path / "logits.safetensors")["logits"], expected)
+    visitor = Client(hub, tmp_path / "home", token=None)
+    assert torch.equal(torch.tensor(visitor.call(logits_of, "user/pets", images.tolist())), expected)
 
 
 def test_a_published_network_of_timm_is_opened_by_timm_and_by_us(hub, owner, tmp_path):
@@ -200,19 +119,15 @@ def test_a_published_network_of_timm_is_opened_by_timm_and_by_us(hub, owner, tmp
     torch.manual_seed(0)
     model = build("timm", ["cat", "dog"], 64, {"architecture": "test_vit"}).eval()
     checkpoint.save(model, tmp_path / "run")
-    ran = owner.run("train/publish.py", tmp_path / "run", "user/vit")
-    assert ran.returncode == 0, ran.stderr
+    owner.command("train/publish.py", tmp_path / "run", "user/vit")
     card = hub.blob(hub.files(hub.repos["models", "user/vit"], "main")["README.md"]["sha256"]).read_text()
     assert 'load("user/vit")' in card
     assert str(tmp_path) not in card
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        save_file({"images": model.normalize(images)}, tmp_path / "normalized")
-        expected = model(images)
+        normalized, expected = model.normalize(images), model(images)
     visitor = Client(hub, tmp_path / "home")
-    ran = visitor.run("-c", TIMM, "user/vit", tmp_path / "normalized", tmp_path / "logits")
-    assert ran.returncode == 0, ran.stderr
-    assert torch.equal(load_file(tmp_path / "logits")["logits"], expected)
+    assert torch.equal(torch.tensor(visitor.call(logits_by_timm, "user/vit", normalized.tolist())), expected)
     with torch.no_grad():
         assert torch.equal(checkpoint.load(visitor.pull("user/vit"))(images), expected)
 
@@ -232,12 +147,11 @@ def test_a_push_that_is_killed_leaves_the_repository_as_it_was(hub, owner, small
     save_file({"weight": torch.rand(1000)}, folder / "model.safetensors")
     hub.faults[where] = "hang"
     hub.log.clear()
-    arguments = json.dumps(["push", [str(folder), "user/interrupted"], {}, {}])
-    with subprocess.Popen([sys.executable, "-c", CALL, arguments], env=owner.env, cwd=ROOT) as pushing:
-        while not any(where in path for _, path, _ in hub.log):
-            assert pushing.poll() is None, "it ended before it was killed"
-            time.sleep(0.02)
-        pushing.kill()
+    pushing = Client(hub, owner.home)
+    pushing.send(of_hub, "push", [folder, "user/interrupted"], {})
+    while not any(where in path for _, path, _ in hub.log):
+        assert not pushing.connection.poll(0.02), "it ended before it was killed"
+    pushing.process.kill()
     assert json.dumps([repo["branches"], repo["commits"]]) == before
     hub.faults.clear()
     owner.push(folder, "user/interrupted")
@@ -257,7 +171,7 @@ def test_a_push_that_the_hub_refuses_leaves_the_repository_as_it_was(hub, owner,
 def test_a_silent_hub_is_not_waited_for(hub, owner, small, model_id):
     hub.faults[f"/api/models/{model_id}"] = "hang"
     with pytest.raises(HubError, match=model_id):
-        owner.call("push", str(small), model_id, options={}, constants={"PROBE_SECONDS": 0.5})
+        owner.call(of_hub, "push", [small, model_id], {}, {"PROBE_SECONDS": 0.5})
     assert not [path for method, path, _ in hub.log if method == "POST"]
 
 
@@ -382,11 +296,9 @@ def test_a_gated_repository_says_where_to_agree(hub, model_id, tmp_path):
 
 
 def test_progress_counts_every_byte(hub, model_id, small, tmp_path):
-    ran = Client(hub, tmp_path).run("-c", COUNT, model_id)
-    assert ran.returncode == 0, ran.stderr
-    calls = json.loads(ran.stdout)
+    calls = Client(hub, tmp_path).call(progress_of_pull, model_id)
     total = sum(path.stat().st_size for path in small.iterdir())
-    assert calls[-1] == [total, total]
+    assert calls[-1] == (total, total)
     assert calls == sorted(calls)
 
 
