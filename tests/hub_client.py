@@ -20,7 +20,7 @@ from hub_server import Hub
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "hf_of_a_test"
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "torchvision"])
+FORKS.set_forkserver_preload(["torch", "torchvision", "httpx2"])
 
 
 class Client:

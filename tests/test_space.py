@@ -1,5 +1,6 @@
 """train/publish.py --space: the tree that is sent, and the page that runs from it alone, as a Space runs it."""
 
+import ast
 import os
 import re
 import shutil
@@ -14,6 +15,8 @@ import torch
 import yaml
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from hub_client import TOKEN
+from hub_client import Client as Owner
 from hub_server import serve
 from playwright.sync_api import expect, sync_playwright
 
@@ -23,15 +26,9 @@ from cvlab.models import build
 from cvlab.transforms import open_image, view
 
 ROOT = Path(__file__).resolve().parents[1]
-TOKEN = "hf_of_a_test"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-PUSH = """
-import sys
-from cvlab import hub
-for folder, model_id in zip(sys.argv[1::2], sys.argv[2::2]):
-    hub.push(folder, model_id)
-"""
+PUBLISH = ("train/publish.py", "--space", "user/page", "--models", "user/pets")
 MAX_MEMORY_MB = 2500  # of the 16 GB of a free Space
 
 
@@ -42,16 +39,8 @@ def hub(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(hub, tmp_path_factory):
-    """Runs Python with the token of user."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    env |= hub.env(tmp_path_factory.mktemp("owner"), TOKEN) | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-    def run(*words):
-        command = [sys.executable, *map(str, words)]
-        return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=100)
-
-    return run
+def owner(hub, tmp_path_factory):
+    return Owner(hub, tmp_path_factory.mktemp("owner"))
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +53,12 @@ def checkpoints(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def space(hub, run, checkpoints):
+def space(hub, owner, checkpoints):
     """The repository of the Space, with models beside it on the Hub, one of another owner."""
-    ran = run("-c", PUSH, checkpoints / "pets", "user/pets", checkpoints / "foxes", "user/foxes")
-    assert ran.returncode == 0, ran.stderr
+    owner.push(checkpoints / "pets", "user/pets")
+    owner.push(checkpoints / "foxes", "user/foxes")
     hub.repos["models", "stranger/pets"] = hub.repos["models", "user/pets"]
-    ran = run("train/publish.py", "--space", "user/page", "--models", "user/pets")
-    assert ran.returncode == 0, ran.stderr
-    assert f"{hub.url}/spaces/user/page" in ran.stdout
+    assert f"{hub.url}/spaces/user/page" in owner.command(*PUBLISH)
     return hub.repos["spaces", "user/page"]
 
 
@@ -89,18 +76,35 @@ def files_in(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_only_what_the_page_needs_is_sent(tree):
+def test_only_the_page_and_the_library_are_sent(tree):
     names = files_in(tree)
-    assert {"app.py", "README.md", "requirements.txt", "cvlab/checkpoint/folder.py", "cvlab/models/unet.py"} <= names
-    assert not [name for name in names if name.split("/")[0] in ("train", "tests", "checkpoints", "runs", ".ci")]
-    assert not {"cvlab/data/parts.py", "cvlab/learning/losses.py"} & names
+    library = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cvlab").rglob("*") if path.is_file()}
+    library = {name for name in library if "__pycache__" not in name}
+    assert names == {"app.py", "README.md", "requirements.txt"} | library
+
+
+def test_nothing_that_is_sent_imports_a_package_that_the_space_leaves_out(tree):
+    lines = (tree / "requirements.txt").read_text().splitlines()
+    kept = {line.split("+")[0] for line in lines}
+    left_out = {line for line in (ROOT / "requirements.txt").read_text().splitlines() if line[:1] not in ("", "#")} - kept
+    modules = {re.match(r"[\w-]*", line)[0].replace("-", "_").replace("scikit_learn", "sklearn") for line in left_out}
+    assert "optuna" in modules
+    imported = set()
+    for path in tree.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            imported |= {name.split(".")[0] for name in names}
+    assert "torch" in imported
+    assert not imported & modules
 
 
 def test_the_card_is_a_spaces(tree):
     front = yaml.safe_load((tree / "README.md").read_text().split("---\n")[1])
     assert (front["sdk"], front["app_file"], front["title"]) == ("gradio", "app.py", "page")
     assert tuple(map(int, front["python_version"].split("."))) >= (3, 11)
-    assert front["sdk_version"].startswith("6.31")
+    assert f"gradio~={front['sdk_version']}" in (tree / "requirements.txt").read_text().splitlines()
+    assert {"emoji", "colorFrom", "colorTo", "license", "tags"} <= set(front)
     assert front["models"] == ["user/pets"]
     assert len(front["short_description"]) <= 60
 
@@ -121,11 +125,11 @@ def test_the_space_knows_its_models_and_their_owners(space):
     }
 
 
-def test_publishing_again_sends_only_what_changed_and_clears_what_is_gone(hub, space, run):
+def test_publishing_again_sends_only_what_changed_and_clears_what_is_gone(hub, space, owner):
     before = hub.files(space, "main")
     hub.add(space, {"cvlab/old.py": b"", "notes.txt": b"of the owner", "app.py": b"edited"})
     hub.log.clear()
-    assert run("train/publish.py", "--space", "user/page", "--models", "user/pets").returncode == 0
+    owner.command(*PUBLISH)
     assert hub.files(space, "main") == before | {"notes.txt": hub.store(b"of the owner")}
     assert len([path for _, path, _ in hub.log if "/commit/" in path]) == 1
 
