@@ -1,157 +1,270 @@
-"""The card of a checkpoint: README.md, written from the files beside it and from nothing else."""
+"""What a checkpoint folder tells about its model: sections made from its files alone.
+
+`write` renders them as Markdown, as the card README.md; cvlab/page/record.py renders them as HTML.
+"""
 
 import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from cvlab.checkpoint.config import opened, read_config
+from cvlab.checkpoint.hub import MAX_TEXT_BYTES
 from cvlab.files import write_text
 
 PIPELINE_TAGS = {"classification": "image-classification", "segmentation": "image-segmentation"}
 MAIN_METRIC = {"classification": "accuracy", "segmentation": "iou"}
-
-SNIPPET = """\
-```python
+ALT_TEXTS = {
+    "Confusion matrix": "Confusion matrix: true classes in rows, predicted classes in columns",
+    "Curves": "Loss and score of each epoch, on training and validation data",
+    "Reliability": "Calibration: the probability of the predicted class, and how often it is right",
+    "Threshold": "IoU at each threshold of the mask",
+}
+LIMITS = {
+    "classification": (
+        "It always answers with one of its classes, even for a photo that shows none of them. Its scores hold for "
+        "photos like those it was trained on; other cameras, views or styles may do worse. A heatmap shows where the "
+        "model found evidence for a class, not that this evidence is right."
+    ),
+    "segmentation": (
+        "It sees the whole photo squashed to a square: small things in a large photo are lost. Its scores hold for "
+        "photos like those it was trained on. A heatmap shows where the model found evidence for the mask; at the last "
+        "decoder stage it only repeats the prediction."
+    ),
+}
+USE = """\
 from cvlab.checkpoint import load
 from cvlab.explain import grad_cam
 from cvlab.transforms import open_image, view
 
 model = load("{source}")
 images = view(open_image("photo.jpg"), model)
-logits, attribution = grad_cam(model, images)
-```"""
+logits, attribution = grad_cam(model, images)"""
 
 
-LIMITS = {
-    "classification": (
-        "It always answers one of its classes, also for a photo that shows none of them. Its scores hold for photos "
-        "like those it was trained on; other cameras, views or styles may do worse. A heatmap shows where evidence "
-        "for a class was found, not that the evidence is right."
-    ),
-    "segmentation": (
-        "It sees the whole photo squashed to a square: what is small in a large photo is lost. Its scores hold for "
-        "photos like those it was trained on. A heatmap shows where evidence for the mask was found; at the last "
-        "decoder it only repeats the prediction."
-    ),
-}
+@dataclass(frozen=True)
+class Section:
+    """A title and, in this order, what stands under it. All of it is plain text, to be escaped by the renderer.
+
+    Attributes:
+        facts: by their names.
+        tables: rows of cells; the first row is the head.
+        pictures: image files in the folder.
+    """
+
+    title: str
+    code: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    sentences: Sequence[str] = ()
+    tables: Sequence[Sequence[Sequence[str]]] = ()
+    pictures: Sequence[Path] = ()
 
 
 def write(folder: str | Path, model_id: str | None = None) -> None:
-    """Writes README.md from config.json, and from manifest.json, metrics.json and report/ where they are there.
+    """Writes README.md from config.json and, if present, manifest.json, metrics.json, history.jsonl and report/.
 
     Args:
-        model_id: the Hub name under which the folder is published; by default the card speaks of the folder.
+        model_id: the Hub name under which the folder is published; by default the card names the folder instead.
+
+    Raises:
+        ValueError: a file of the folder is not valid.
     """
     folder = Path(folder)
-    config = _read_json(folder / "config.json")["cvlab"]
-    manifest, metrics = _read_json(folder / "manifest.json"), _read_json(folder / "metrics.json")
     name = (model_id or folder.resolve().name).split("/")[-1]
-    sections = [
-        _front_matter(name, config, metrics),
-        f"# {name}\n\n{_summary(config, manifest)}",
-        _scores(metrics),
-        f"## Data\n\n{_data(config.get('data', {}))}",
-        f"## Training\n\n{_training(manifest)}",
-        "\n".join(
-            f"![{path.stem.replace('_', ' ')}](report/{path.name})" for path in sorted(folder.glob("report/*.png"))
-        ),
-        f"## Limits\n\n{LIMITS[config['task']]}",
-        "## Use\n\n" + SNIPPET.format(source=model_id or folder),
-    ]
-    write_text(folder / "README.md", "\n\n".join(section for section in sections if section) + "\n")
+    blocks = [_front_matter(name, folder), f"# {escaped(name)}"]
+    blocks += [text for section in SECTIONS if (text := markdown(section(folder)))]
+    blocks += ["## Use", _fenced(USE.format(source=model_id or folder), "python")]
+    write_text(folder / "README.md", "\n\n".join(blocks) + "\n")
+
+
+# --- reading a folder, which may come from a stranger -----------------------------------------------------------------
+
+
+def read_text(path: Path) -> str:
+    """A text file; empty if there is none."""
+    if not path.exists():
+        return ""
+    with opened(path, MAX_TEXT_BYTES) as file:
+        return file.read().decode("utf-8", errors="replace")
+
+
+def read_history(folder: Path) -> list[dict]:
+    """The lines of history.jsonl, one an epoch."""
+    return [json.loads(line) for line in read_text(folder / "history.jsonl").splitlines() if line.strip()]
 
 
 def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return json.loads(read_text(path) or "{}")
 
 
-def _front_matter(name: str, config: dict, metrics: dict) -> str:
-    tag, metric = PIPELINE_TAGS[config["task"]], MAIN_METRIC[config["task"]]
-    dataset = config.get("data", {}).get("name", "unknown")
-    found = []
-    if metric in metrics:
-        found.append(
-            EvalResult(
-                task_type=tag,
-                dataset_type=dataset,
-                dataset_name=dataset,
-                dataset_split=metrics["part"],
-                metric_type=metric,
-                metric_value=metrics[metric]["value"],
-            )
+# --- the sections -----------------------------------------------------------------------------------------------------
+
+
+def _model(folder: Path) -> Section:
+    config, manifest = read_config(folder / "config.json"), _read_json(folder / "manifest.json")
+    side = config["image_size"]
+    if config["task"] == "classification":
+        task = "classification"
+        geometry = f"shorter side resized to {int(side / config['crop_pct'])} pixels, centre crop of {side}"
+    else:
+        task = "segmentation, one mask for each class"
+        geometry = f"squashed to {side} x {side} pixels"
+    facts = {
+        "task": task,
+        "network": config["network"],
+        "parameters": f"{manifest['parameters']:,}" if manifest else "",
+        "classes": ", ".join(config["class_names"]),
+        "input": f"RGB from 0 to 1, {geometry}",
+        "stages that can be explained": ", ".join(config.get("stages", [])),
+    }
+    return Section("Model", facts={name: fact for name, fact in facts.items() if fact})
+
+
+def _scores(folder: Path) -> Section:
+    metrics = _read_json(folder / "metrics.json")
+    if not metrics:
+        return Section("Scores", sentences=["This folder holds no scores: train/evaluate.py measures and writes them."])
+    threshold = f", at threshold {metrics['threshold']:g}" if "threshold" in metrics else ""
+    sentences = [f"Measured on {metrics['n']} pictures of the part “{metrics['part']}”{threshold}."]
+    if "expected_calibration_error" in metrics:
+        sentences.append(f"Expected calibration error: {metrics['expected_calibration_error']:.4f}.")
+    if "temperature" in metrics:
+        sentences.append(
+            f"With the logits divided by {metrics['temperature']:.3f}, a temperature fitted on val, it is "
+            f"{metrics['expected_calibration_error_at_temperature']:.4f}."
         )
-    card = ModelCardData(
+    scores = [("score", "value", "95% interval")]
+    for name, score in metrics.items():
+        if isinstance(score, dict) and "low" in score:
+            interval = f"{score['low']:.4f} to {score['high']:.4f}"
+            scores.append((name.replace("_", " "), f"{score['value']:.4f}", interval))
+    tables = [scores]
+    if "classes" in metrics:
+        rows = [("class", "precision", "recall", "F1", "pictures")]
+        for name, each in metrics["classes"].items():
+            shares = (f"{each[score]:.3f}" for score in ("precision", "recall", "f1-score"))
+            rows.append((name, *shares, f"{each['support']:.0f}"))
+        tables.append(rows)
+    return Section("Scores", sentences=sentences, tables=tables)
+
+
+def _data(folder: Path) -> Section:
+    data = read_config(folder / "config.json").get("data")
+    if not data:
+        return Section("Data", sentences=["This folder does not say what the model was trained on."])
+    sizes = ", ".join(f"{part} {len(prints)}" for part, prints in data.get("fingerprints", {}).items())
+    if not sizes:
+        return Section("Data", sentences=[f"Synthetic scenes ({data['name']}), drawn from a seed: no photographs."])
+    facts = {"name": data["name"], "pictures": sizes, "split seed": str(data["split_seed"])}
+    sentence = (
+        "The epoch was chosen on val; test was not used in training. config.json holds a hash of every picture, so "
+        "that an evaluation can tell which ones the model has seen."
+    )
+    return Section("Data", facts=facts, sentences=[sentence])
+
+
+def _training(folder: Path) -> Section:
+    manifest = _read_json(folder / "manifest.json")
+    if not manifest:
+        return Section("Training", sentences=["This folder holds no record of the training."])
+    first = manifest.get("started_from")
+    commands = [first["command"], manifest["command"]] if first else [manifest["command"]]
+    before = f", after {first['epochs']} in {first['minutes']:.1f} minutes by the first command" if first else ""
+    facts = {
+        "epochs": f"{manifest['epochs']} in {manifest['minutes']:.1f} minutes{before}",
+        "weights kept": _kept_epoch(manifest.get("best_epoch"), read_history(folder)),
+        "hardware": f"{manifest['hardware']}, at most {manifest['peak_memory_mb']} MB of memory",
+        "precision": manifest["precision"],
+        "torch": manifest["versions"]["torch"],
+        "seed": str(manifest["seed"]),
+        "finished": manifest.get("finished", "unknown"),
+    }
+    return Section("Training", code="\n".join(commands), facts=facts)
+
+
+def _kept_epoch(epoch: int | None, history: Sequence[dict]) -> str:
+    """The epoch whose weights are in the folder, and the scores on val that were best in that epoch."""
+    kept = next((line for line in history if line["epoch"] == epoch), None)
+    if kept is None:
+        return "the best epoch on val"
+    best = []
+    for name in ("val_accuracy", "val_iou", "val_loss"):
+        values = [line[name] for line in history if name in line]
+        if name in kept and kept[name] == (min(values) if name == "val_loss" else max(values)):
+            best.append(name.removeprefix("val_"))
+    return f"epoch {epoch}" + (f", the best on val by {' and '.join(best)}" if best else "")
+
+
+def _pictures(folder: Path) -> Section:
+    return Section("Pictures", pictures=sorted((folder / "report").glob("*.png")))
+
+
+def _limits(folder: Path) -> Section:
+    return Section("Limits", sentences=[LIMITS[read_config(folder / "config.json")["task"]]])
+
+
+SECTIONS: tuple[Callable[[Path], Section], ...] = (_model, _scores, _data, _training, _pictures, _limits)
+
+
+def picture_title(path: Path) -> str:
+    """The title of a picture: the name of its file, in words."""
+    words = re.sub("[_-]", " ", path.stem)
+    return words[:1].upper() + words[1:]
+
+
+def alt_text(title: str) -> str:
+    """What a picture shows, for those who cannot see it."""
+    return ALT_TEXTS.get(title, title)
+
+
+# --- as Markdown ------------------------------------------------------------------------------------------------------
+
+
+def markdown(section: Section) -> str:
+    """A section as Markdown; empty where only its title is there."""
+    blocks = [_fenced(section.code)] if section.code else []
+    blocks.append("\n".join(f"- {escaped(name)}: {escaped(fact)}" for name, fact in section.facts.items()))
+    blocks.append(escaped(" ".join(section.sentences)))
+    for head, *rows in section.tables:
+        lines = [" | ".join(map(escaped, cells)) for cells in (head, *rows)]
+        lines.insert(1, " | ".join(["---"] * len(head)))
+        blocks.append("\n".join(f"| {line} |" for line in lines))
+    for path in section.pictures:
+        address = quote(f"{path.parent.name}/{path.name}")
+        blocks.append(f"![{escaped(alt_text(picture_title(path)))}]({address})")
+    blocks = [block for block in blocks if block]
+    return "\n\n".join([f"## {section.title}", *blocks]) if blocks else ""
+
+
+def _fenced(code: str, language: str = "") -> str:
+    """A code block; its fence is longer than any row of backticks in the code."""
+    fence = "`" * max([3] + [len(ticks) + 1 for ticks in re.findall("`+", code)])
+    return f"{fence}{language}\n{code}\n{fence}"
+
+
+def escaped(text: str) -> str:
+    """Plain text as Markdown on one line: nothing in it becomes markup."""
+    text = " ".join(text.split())
+    return re.sub(r"[\\`*\[\]<>|~&$]|(?<!\w)_|_(?!\w)|^[#+-]", r"\\\g<0>", text)
+
+
+def _front_matter(name: str, folder: Path) -> str:
+    """The entries at the top of the card that the Hub reads."""
+    config, metrics = read_config(folder / "config.json"), _read_json(folder / "metrics.json")
+    tag, metric = PIPELINE_TAGS[config["task"]], MAIN_METRIC[config["task"]]
+    data = config.get("data", {}).get("name", "unknown")
+    results = None
+    if metric in metrics:
+        results = [EvalResult(tag, data, data, metric, metrics[metric]["value"], dataset_split=metrics["part"])]
+    entries = ModelCardData(
         library_name="cvlab",
         pipeline_tag=tag,
         tags=["cvlab", tag, "grad-cam"],
-        model_name=name if found else None,
-        eval_results=found or None,
+        model_name=name if results else None,
+        eval_results=results,
     )
-    return f"---\n{card.to_yaml()}\n---"
-
-
-def _summary(config: dict, manifest: dict) -> str:
-    kind = "classifier" if config["task"] == "classification" else "segmenter (one sigmoid channel per class)"
-    size = f" with {manifest['parameters']:,} parameters" if manifest else ""
-    side = config["image_size"]
-    geometry = (
-        f"shorter side to {int(side / config['crop_pct'])} pixels, centre crop of {side}"
-        if config["task"] == "classification"
-        else f"squashed to {side} x {side} pixels"
-    )
-    return (
-        f"A {kind}: network `{config['network']}`{size}, trained with cvlab.\n\n"
-        f"- classes: {', '.join(config['class_names'])}\n"
-        f"- input: RGB in [0, 1], {geometry}\n"
-        f"- stages that can be explained: {', '.join(config['stages'])}"
-    )
-
-
-def _scores(metrics: dict) -> str:
-    if not metrics:
-        return ""
-    rows = [
-        f"| {name.replace('_', ' ')} | {score['value']:.4f} | {score['low']:.4f} to {score['high']:.4f} |"
-        for name, score in metrics.items()
-        if isinstance(score, dict) and "low" in score
-    ]
-    table = "\n".join(["| score | value | 95% interval |", "| --- | --- | --- |", *rows])
-    threshold = f", threshold {metrics['threshold']:g}" if "threshold" in metrics else ""
-    text = f"## Scores\n\nPart {metrics['part']!r}, {metrics['n']} pictures{threshold}.\n\n{table}"
-    if "temperature" in metrics:
-        text += (
-            f"\n\nExpected calibration error {metrics['expected_calibration_error']:.4f}; "
-            f"{metrics['expected_calibration_error_at_temperature']:.4f} when the logits are divided by "
-            f"{metrics['temperature']:.3f} (fitted on val)."
-        )
-    if "classes" in metrics:
-        text += "\n\n| class | precision | recall | F1 | pictures |\n| --- | --- | --- | --- | --- |"
-        for name, each in metrics["classes"].items():
-            scores = " | ".join(f"{each[score]:.3f}" for score in ("precision", "recall", "f1-score"))
-            text += f"\n| {name} | {scores} | {each['support']:.0f} |"
-    return text
-
-
-def _data(data: dict) -> str:
-    sizes = {part: len(prints) for part, prints in data.get("fingerprints", {}).items()}
-    if not sizes:
-        return f"{data.get('name', 'unknown')}: synthetic scenes, which a seed draws; no photograph was used."
-    listed = ", ".join(f"{part} {size}" for part, size in sizes.items())
-    return (
-        f"{data['name']}, cut by split seed {data['split_seed']}: {listed} pictures. val chose the epoch, test was not "
-        "used in training; config.json holds a hash of every picture, so that none is counted as unseen by mistake."
-    )
-
-
-def _training(manifest: dict) -> str:
-    if not manifest:
-        return "No record of it is in this folder."
-    first = manifest.get("started_from")
-    before = f"{first['command']}\n" if first else ""
-    after = f", after {first['epochs']} in {first['minutes']:.1f} minutes by the first command" if first else ""
-    return (
-        f"```\n{before}{manifest['command']}\n```\n\n"
-        f"{manifest['epochs']} epochs in {manifest['minutes']:.1f} minutes on {manifest['hardware']} "
-        f"({manifest['precision']}, torch {manifest['versions']['torch']}, seed {manifest['seed']}, at most "
-        f"{manifest['peak_memory_mb']} MB of memory){after}. The epoch with the best validation score was kept."
-    )
+    return f"---\n{entries.to_yaml()}\n---"

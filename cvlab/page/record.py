@@ -1,151 +1,82 @@
-"""What the folder of a model tells of it, as HTML: scores, curves, data, training, its report and its card.
+"""The Report tab: what the folder of a model tells about it, as HTML.
 
-The folder may come from a stranger. Its texts are shown as text, its pictures are decoded by the one opener, and what
-cannot be read is said.
+The sections are those of the card (cvlab/checkpoint/card.py), with curves, the pictures of each epoch and the card
+itself. The folder may come from a stranger: its text is escaped, its pictures are opened like an uploaded photo, and a
+part that is not valid says so instead of hiding the others.
 """
 
-import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cvlab import render
+from cvlab.checkpoint.card import SECTIONS, Section, alt_text, picture_title, read_history, read_text
 from cvlab.checkpoint.config import opened
-from cvlab.checkpoint.hub import MAX_TEXT_BYTES
-from cvlab.page.figures import Figure, as_html, card_text, paragraph, table
+from cvlab.page.figures import Figure, as_html, card_text, code_block, paragraph, table
 from cvlab.transforms import open_image
 
 MOST_PICTURES = 40
+MOST_EPOCHS = 12
 MOST_SIDE = 1600
 MAX_PICTURE_BYTES = 8 * 2**20
-TRAINING = ("command", "epochs", "minutes", "hardware", "precision", "seed", "parameters", "peak_memory_mb", "finished")
-ALT_TEXTS = {
-    "confusion matrix": "Confusion matrix: true classes in rows, predicted ones in columns",
-    "curves": "Loss and score over the epochs, training and validation",
-    "reliability": "Calibration: how sure the model is, and how often it is right",
-    "threshold": "iou over the threshold of the mask",
-}
 
 
 def record_panel(folder: Path) -> str:
-    """Everything that the folder of a model tells, one part after the other; a part that is broken says so."""
-    parts = (_scores, _curves, _report, _training, _data, _frames, _card)
-    return "".join(_or_sentence(part, folder) for part in parts)
+    """Everything that the folder of a model tells, part after part."""
+    return "".join(_shown(part, folder) for part in (*SECTIONS, _curves, _epochs, _card))
 
 
-def _or_sentence(part: Callable[[Path], str], folder: Path) -> str:
+def _shown(part: Callable[[Path], Section | str], folder: Path) -> str:
     try:
-        return part(folder)
+        found = part(folder)
+        return _section(found) if isinstance(found, Section) else found
     except Exception as error:  # a stranger's JSON may hold anything anywhere
         return paragraph(f"A part of this model's record cannot be shown ({type(error).__name__}).")
 
 
-def _text(path: Path) -> str:
-    if not path.exists():
-        return ""
-    with opened(path, MAX_TEXT_BYTES) as file:
-        return file.read().decode("utf-8", errors="replace")
+def _section(section: Section) -> str:
+    """A section of the card as HTML; empty where only its title is there."""
+    shown = code_block(section.code) if section.code else ""
+    shown += table(("", ""), list(section.facts.items())) if section.facts else ""
+    shown += paragraph(" ".join(section.sentences))
+    shown += "".join(table(head, rows) for head, *rows in section.tables)
+    shown += _gallery(section.pictures)
+    return f"<h2>{section.title}</h2>{shown}" if shown else ""
 
 
-def _json(path: Path) -> dict:
-    return json.loads(_text(path) or "{}")
-
-
-def _scores(folder: Path) -> str:
-    metrics = _json(folder / "metrics.json")
-    if not metrics:
-        return paragraph("No scores are in this model's folder: train/evaluate.py writes them.")
-    rows = [
-        (name.replace("_", " "), f"{score['value']:.4f}", f"{score['low']:.4f} to {score['high']:.4f}")
-        for name, score in metrics.items()
-        if isinstance(score, dict) and "low" in score
-    ]
-    shown = paragraph(f"Part {metrics['part']!r}, {metrics['n']} pictures.") + table(
-        ("score", "value", "95% interval"), rows
-    )
-    if "expected_calibration_error" in metrics:
-        error = metrics["expected_calibration_error"]
-        shown += paragraph(
-            f"Calibration: its probabilities are off by {error:.3f} on average (expected calibration error)"
-            + (
-                f", {metrics['expected_calibration_error_at_temperature']:.3f} after dividing the logits by "
-                f"{metrics['temperature']:.3f}."
-                if "temperature" in metrics
-                else "."
-            )
-        )
-    if classes := metrics.get("classes"):
-        rows = [
-            (name, *(f"{each[key]:.3f}" for key in ("precision", "recall", "f1-score")), f"{each['support']:.0f}")
-            for name, each in classes.items()
-        ]
-        shown += table(("class", "precision", "recall", "F1", "pictures"), rows)
-    return shown
+def _gallery(paths: Sequence[Path]) -> str:
+    drawn = []
+    for path in paths[:MOST_PICTURES]:
+        with opened(path, MAX_PICTURE_BYTES) as file:
+            image = open_image(file)
+        image.thumbnail((MOST_SIDE, MOST_SIDE))
+        title = picture_title(path)
+        drawn.append(Figure(image, title, "", alt_text(title)))
+    return as_html(drawn, "wide") if drawn else ""
 
 
 def _curves(folder: Path) -> str:
-    history = [json.loads(line) for line in _text(folder / "history.jsonl").splitlines() if line.strip()]
+    """The curves of the training, where the report has no picture of them."""
+    history = read_history(folder)
     if len(history) < 2 or (folder / "report" / "curves.png").is_file():
         return ""
     numbers = [value for line in history for value in line.values() if isinstance(value, float)]
     if not all(map(math.isfinite, numbers)):
-        return paragraph("The history of the training holds values that are no numbers.")
-    return as_html([Figure(render.curves(history), "Curves", "", ALT_TEXTS["curves"])], "wide")
+        return paragraph("The history of the training holds values that are not finite numbers.")
+    return as_html([Figure(render.curves(history), "Curves", "", alt_text("Curves"))], "wide")
 
 
-def _report(folder: Path) -> str:
-    return _gallery(sorted((folder / "report").glob("*.png")))
-
-
-def _frames(folder: Path) -> str:
-    """Where the model looked while it was trained, where that was recorded."""
+def _epochs(folder: Path) -> str:
+    """Where the model looked while it was trained, if that was recorded: a few epochs, up to the last."""
     report = folder / "report"
     frames = sorted(report.glob("epochs/*.png")) or sorted(report.glob("photos/epochs/*.png"))
     if not frames:
         return ""
-    every = -(-len(frames) // 12)
-    return paragraph("Where it looked while it was trained:") + _gallery(frames[::-1][::every][::-1])
-
-
-def _gallery(paths: list[Path]) -> str:
-    drawn = []
-    for path in paths[:MOST_PICTURES]:
-        title = path.stem.replace("_", " ").replace("-", " ")
-        with opened(path, MAX_PICTURE_BYTES) as file:
-            image = open_image(file)
-        image.thumbnail((MOST_SIDE, MOST_SIDE))
-        drawn.append(Figure(image, title.capitalize(), "", ALT_TEXTS.get(title, f"Picture of the report: {title}")))
-    return as_html(drawn, "wide") if drawn else ""
-
-
-def _training(folder: Path) -> str:
-    manifest = _json(folder / "manifest.json")
-    names = (
-        "command",
-        "epochs",
-        "minutes",
-        "hardware",
-        "precision",
-        "seed",
-        "parameters",
-        "peak_memory_mb",
-        "finished",
-    )
-    rows = [(name.replace("_", " "), str(manifest[name])[:500]) for name in names if name in manifest]
-    return paragraph("Training") + table(("", ""), rows) if rows else ""
-
-
-def _data(folder: Path) -> str:
-    data = _json(folder / "config.json").get("cvlab", {}).get("data", {})
-    if not data:
-        return ""
-    sizes = {part: len(prints) for part, prints in data.get("fingerprints", {}).items()}
-    listed = ", ".join(f"{part} {size}" for part, size in sizes.items())
-    return paragraph(
-        f"Data: {data.get('name', 'unknown')}" + (f"; pictures: {listed}." if listed else ", drawn by a seed.")
-    )
+    step = math.ceil(len(frames) / MOST_EPOCHS)
+    first = (len(frames) - 1) % step  # the last one is then among them
+    return paragraph("Where the model looked during the training:") + _gallery(frames[first::step])
 
 
 def _card(folder: Path) -> str:
-    text = _text(folder / "README.md")
+    text = read_text(folder / "README.md")
     return card_text("The model's card", text.split("---\n", 2)[-1]) if text else ""
