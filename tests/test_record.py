@@ -1,16 +1,28 @@
-"""cvlab.page.record: what a folder tells of its model, and that nothing of a stranger's folder becomes HTML."""
+"""What a folder tells about its model, on the card and on the page, and that a stranger's text becomes no markup."""
 
+import html
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
+from cvlab import checkpoint
+from cvlab.checkpoint import card
 from cvlab.data import shapes
+from cvlab.models import build
 from cvlab.page.record import record_panel
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "<img src=x onerror=alert(1)>"
+ODD = ["a|b *c* <b>x", "_x_ y_z", "`tick` ~~no~~", "# [l](u) &amp; \\| $x$", "**1**"]
+DATA = {
+    "name": "my_*data*",
+    "split_seed": 0,
+    "fingerprints": {"train": ["a", "b", "c"], "val": ["d"], "test": ["e", "f"]},
+}
 
 
 def test_a_shipped_model_tells_scores_curves_training_data_and_card() -> None:
@@ -49,3 +61,85 @@ def test_names_are_escaped_and_links_out_of_the_folder_are_not_followed(tmp_path
     assert "data:image" not in shown
     assert "<img" not in shown
     assert "0.4000 to 0.6000" in shown
+
+
+# --- the same sections as Markdown and as HTML ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint with odd names, one score, and four epochs: the best loss in the second, the best accuracy after."""
+    folder = tmp_path / "odd_*model*"
+    checkpoint.save(build("convnet", ODD, 32, {"widths": [8, 16]}), folder, data=DATA)
+    shares = {"precision": 0.25, "recall": 0.5, "f1-score": 0.125, "support": 7.0}
+    score = {"value": 0.5, "low": 0.375, "high": 0.625}
+    metrics = {"part": "test", "n": 64, "accuracy": score, "classes": dict.fromkeys(ODD, shares)}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    lines = [
+        {"epoch": 1 + i, "train_loss": loss, "val_loss": loss, "train_accuracy": accuracy, "val_accuracy": accuracy}
+        for i, (loss, accuracy) in enumerate([(0.9, 0.5), (0.2, 0.6), (0.3, 0.8), (0.4, 0.7)])
+    ]
+    (folder / "history.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    manifest = {"command": "train/classifier.py --data 'a ```b'", "epochs": 4, "minutes": 2.5, "hardware": "2 cores"}
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"parameters": 1234, "best_epoch": 2}))
+    return folder
+
+
+def cells(folder: Path) -> tuple[list[str], str]:
+    """The cells of the tables of a folder's card, as a browser shows them, and all of its HTML."""
+    text = (folder / "README.md").read_text("utf-8").split("---\n", 2)[2]
+    rendered = MarkdownIt("commonmark").enable("table").render(text)
+    return [html.unescape(cell) for cell in re.findall(r"<td>(.*?)</td>", rendered)], rendered
+
+
+def test_odd_names_are_shown_as_they_are(folder: Path) -> None:
+    card.write(folder)
+    found, rendered = cells(folder)
+    expected = [("accuracy", "0.5000", "0.3750 to 0.6250"), *((name, "0.250", "0.500", "0.125", "7") for name in ODD)]
+    assert found == [cell for row in expected for cell in row]
+    assert "<h1>odd_*model*</h1>" in rendered
+    assert html.escape(f"classes: {', '.join(ODD)}") in rendered
+    assert "<code>train/classifier.py --data 'a ```b'\n</code>" in rendered.replace("&#x27;", "'").replace(
+        "&quot;", '"'
+    )
+    assert not re.search("<(b|em|strong|a|del)[ >]", rendered)
+
+
+def test_card_and_page_tell_the_same(folder: Path) -> None:
+    card.write(folder)
+    written, shown = html.unescape(cells(folder)[1]), html.unescape(record_panel(folder))
+    facts = ("1,234", "2 cores", "64 pictures", "train 3, val 1, test 2", "0.3750 to 0.6250", "squashed", "centre crop")
+    assert [fact in written for fact in facts] == [fact in shown for fact in facts] == [True] * 5 + [False, True]
+
+
+@pytest.mark.parametrize(("best_epoch", "score"), [(2, "loss"), (3, "accuracy")])
+def test_the_score_that_chose_the_epoch_is_named(folder: Path, best_epoch: int, score: str) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text()) | {"best_epoch": best_epoch}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    card.write(folder)
+    for text in (cells(folder)[1], record_panel(folder)):
+        (kept,) = re.findall(rf"epoch {best_epoch}\b.*?<", text)
+        assert {name for name in ("loss", "accuracy") if name in kept} == {score}
+
+
+def test_a_model_of_unknown_data_is_not_said_to_know_synthetic_scenes(folder: Path) -> None:
+    checkpoint.save(build("convnet", ODD, 32, {"widths": [8, 16]}), folder)
+    card.write(folder)
+    assert "ynthetic" not in (folder / "README.md").read_text() + record_panel(folder)
+
+
+def test_a_broken_part_leaves_the_others(folder: Path) -> None:
+    (folder / "metrics.json").write_text('{"n": "many"}')
+    shown = record_panel(folder)
+    assert shown.count("cannot be shown") == 1
+    assert "2 cores" in shown
+
+
+@pytest.mark.parametrize(("count", "drawn"), [(1, 1), (12, 12), (13, 7), (30, 10)])
+def test_of_many_epochs_some_are_shown_and_the_last(tmp_path: Path, count: int, drawn: int) -> None:
+    (tmp_path / "report" / "epochs").mkdir(parents=True)
+    for i in range(count):
+        shapes.scene(1, 32).image.save(tmp_path / "report" / "epochs" / f"epoch_{i + 1:03}.png")
+    shown = record_panel(tmp_path)
+    assert shown.count("<img") == drawn
+    assert f'alt="Epoch {count:03}"' in shown

@@ -5,8 +5,8 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -36,6 +36,7 @@ LIMITS = {
         "decoder stage it only repeats the prediction."
     ),
 }
+RECORDED = ("epochs", "minutes", "hardware", "peak_memory_mb", "precision", "seed", "finished")  # in manifest.json
 USE = """\
 from cvlab.checkpoint import load
 from cvlab.explain import grad_cam
@@ -48,19 +49,13 @@ logits, attribution = grad_cam(model, images)"""
 
 @dataclass(frozen=True)
 class Section:
-    """A title and, in this order, what stands under it. All of it is plain text, to be escaped by the renderer.
-
-    Attributes:
-        facts: by their names.
-        tables: rows of cells; the first row is the head.
-        pictures: image files in the folder.
-    """
+    """A title and, in this order, what stands under it: plain text, which a renderer escapes, and image files."""
 
     title: str
     code: str = ""
-    facts: Mapping[str, str] = field(default_factory=dict)
+    facts: Sequence[tuple[str, str]] = ()  # each with its name
     sentences: Sequence[str] = ()
-    tables: Sequence[Sequence[Sequence[str]]] = ()
+    tables: Sequence[Sequence[Sequence[str]]] = ()  # rows of cells, the first of them the head
     pictures: Sequence[Path] = ()
 
 
@@ -108,20 +103,18 @@ def _model(folder: Path) -> Section:
     config, manifest = read_config(folder / "config.json"), _read_json(folder / "manifest.json")
     side = config["image_size"]
     if config["task"] == "classification":
-        task = "classification"
         geometry = f"shorter side resized to {int(side / config['crop_pct'])} pixels, centre crop of {side}"
     else:
-        task = "segmentation, one mask for each class"
         geometry = f"squashed to {side} x {side} pixels"
-    facts = {
-        "task": task,
-        "network": config["network"],
-        "parameters": f"{manifest['parameters']:,}" if manifest else "",
-        "classes": ", ".join(config["class_names"]),
-        "input": f"RGB from 0 to 1, {geometry}",
-        "stages that can be explained": ", ".join(config.get("stages", [])),
-    }
-    return Section("Model", facts={name: fact for name, fact in facts.items() if fact})
+    facts = [
+        ("task", config["task"]),
+        ("network", config["network"]),
+        ("parameters", f"{manifest['parameters']:,}" if "parameters" in manifest else "unknown"),
+        ("classes", ", ".join(config["class_names"])),
+        ("input", f"RGB from 0 to 1, {geometry}"),
+        ("stages that can be explained", ", ".join(config.get("stages", []))),
+    ]
+    return Section("Model", facts=facts)
 
 
 def _scores(folder: Path) -> Section:
@@ -133,23 +126,17 @@ def _scores(folder: Path) -> Section:
     if "expected_calibration_error" in metrics:
         sentences.append(f"Expected calibration error: {metrics['expected_calibration_error']:.4f}.")
     if "temperature" in metrics:
-        sentences.append(
-            f"With the logits divided by {metrics['temperature']:.3f}, a temperature fitted on val, it is "
-            f"{metrics['expected_calibration_error_at_temperature']:.4f}."
-        )
+        after = metrics["expected_calibration_error_at_temperature"]
+        sentences.append(f"With the logits divided by {metrics['temperature']:.3f} (fitted on val) it is {after:.4f}.")
     scores = [("score", "value", "95% interval")]
-    for name, score in metrics.items():
-        if isinstance(score, dict) and "low" in score:
-            interval = f"{score['low']:.4f} to {score['high']:.4f}"
-            scores.append((name.replace("_", " "), f"{score['value']:.4f}", interval))
-    tables = [scores]
-    if "classes" in metrics:
-        rows = [("class", "precision", "recall", "F1", "pictures")]
-        for name, each in metrics["classes"].items():
-            shares = (f"{each[score]:.3f}" for score in ("precision", "recall", "f1-score"))
-            rows.append((name, *shares, f"{each['support']:.0f}"))
-        tables.append(rows)
-    return Section("Scores", sentences=sentences, tables=tables)
+    for name, each in metrics.items():
+        if isinstance(each, dict) and "low" in each:
+            scores.append((_words(name), f"{each['value']:.4f}", f"{each['low']:.4f} to {each['high']:.4f}"))
+    classes = [("class", "precision", "recall", "F1", "pictures")]
+    for name, each in metrics.get("classes", {}).items():
+        shares = (f"{each[score]:.3f}" for score in ("precision", "recall", "f1-score"))
+        classes.append((name, *shares, f"{each['support']:.0f}"))
+    return Section("Scores", sentences=sentences, tables=[table for table in (scores, classes) if len(table) > 1])
 
 
 def _data(folder: Path) -> Section:
@@ -159,7 +146,7 @@ def _data(folder: Path) -> Section:
     sizes = ", ".join(f"{part} {len(prints)}" for part, prints in data.get("fingerprints", {}).items())
     if not sizes:
         return Section("Data", sentences=[f"Synthetic scenes ({data['name']}), drawn from a seed: no photographs."])
-    facts = {"name": data["name"], "pictures": sizes, "split seed": str(data["split_seed"])}
+    facts = [("name", data["name"]), ("pictures", sizes), ("split seed", str(data["split_seed"]))]
     sentence = (
         "The epoch was chosen on val; test was not used in training. config.json holds a hash of every picture, so "
         "that an evaluation can tell which ones the model has seen."
@@ -168,22 +155,16 @@ def _data(folder: Path) -> Section:
 
 
 def _training(folder: Path) -> Section:
-    manifest = _read_json(folder / "manifest.json")
+    manifest, commands = _read_json(folder / "manifest.json"), []
     if not manifest:
         return Section("Training", sentences=["This folder holds no record of the training."])
-    first = manifest.get("started_from")
-    commands = [first["command"], manifest["command"]] if first else [manifest["command"]]
-    before = f", after {first['epochs']} in {first['minutes']:.1f} minutes by the first command" if first else ""
-    facts = {
-        "epochs": f"{manifest['epochs']} in {manifest['minutes']:.1f} minutes{before}",
-        "weights kept": _kept_epoch(manifest.get("best_epoch"), read_history(folder)),
-        "hardware": f"{manifest['hardware']}, at most {manifest['peak_memory_mb']} MB of memory",
-        "precision": manifest["precision"],
-        "torch": manifest["versions"]["torch"],
-        "seed": str(manifest["seed"]),
-        "finished": manifest.get("finished", "unknown"),
-    }
-    return Section("Training", code="\n".join(commands), facts=facts)
+    facts = [(_words(name), str(manifest[name])) for name in RECORDED if name in manifest]
+    facts.append(("torch", manifest.get("versions", {}).get("torch", "unknown")))
+    facts.append(("weights kept", _kept_epoch(manifest.get("best_epoch"), read_history(folder))))
+    if first := manifest.get("started_from"):
+        commands.append(first["command"])
+        facts.append(("before", f"{first['epochs']} epochs in {first['minutes']} minutes by the first command"))
+    return Section("Training", code="\n".join([*commands, manifest.get("command", "")]), facts=facts)
 
 
 def _kept_epoch(epoch: int | None, history: Sequence[dict]) -> str:
@@ -210,15 +191,15 @@ def _limits(folder: Path) -> Section:
 SECTIONS: tuple[Callable[[Path], Section], ...] = (_model, _scores, _data, _training, _pictures, _limits)
 
 
-def picture_title(path: Path) -> str:
-    """The title of a picture: the name of its file, in words."""
-    words = re.sub("[_-]", " ", path.stem)
-    return words[:1].upper() + words[1:]
+def title_and_alt_text(picture: Path) -> tuple[str, str]:
+    """A picture's title, which is the name of its file in words, and what it shows for those who cannot see it."""
+    title = _words(picture.stem)
+    title = title[:1].upper() + title[1:]
+    return title, ALT_TEXTS.get(title, title)
 
 
-def alt_text(title: str) -> str:
-    """What a picture shows, for those who cannot see it."""
-    return ALT_TEXTS.get(title, title)
+def _words(name: str) -> str:
+    return re.sub("[_-]", " ", name).replace(" mb", " in MB")
 
 
 # --- as Markdown ------------------------------------------------------------------------------------------------------
@@ -227,17 +208,16 @@ def alt_text(title: str) -> str:
 def markdown(section: Section) -> str:
     """A section as Markdown; empty where only its title is there."""
     blocks = [_fenced(section.code)] if section.code else []
-    blocks.append("\n".join(f"- {escaped(name)}: {escaped(fact)}" for name, fact in section.facts.items()))
+    blocks.append("\n".join(f"- {escaped(name)}: {escaped(fact)}" for name, fact in section.facts))
     blocks.append(escaped(" ".join(section.sentences)))
     for head, *rows in section.tables:
         lines = [" | ".join(map(escaped, cells)) for cells in (head, *rows)]
         lines.insert(1, " | ".join(["---"] * len(head)))
         blocks.append("\n".join(f"| {line} |" for line in lines))
     for path in section.pictures:
-        address = quote(f"{path.parent.name}/{path.name}")
-        blocks.append(f"![{escaped(alt_text(picture_title(path)))}]({address})")
-    blocks = [block for block in blocks if block]
-    return "\n\n".join([f"## {section.title}", *blocks]) if blocks else ""
+        blocks.append(f"![{escaped(title_and_alt_text(path)[1])}]({quote(f'{path.parent.name}/{path.name}')})")
+    text = "\n\n".join(filter(None, blocks))
+    return f"## {section.title}\n\n{text}" if text else ""
 
 
 def _fenced(code: str, language: str = "") -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cvlab import render
-from cvlab.checkpoint.card import SECTIONS, Section, alt_text, picture_title, read_history, read_text
+from cvlab.checkpoint.card import ALT_TEXTS, SECTIONS, Section, read_history, read_text, title_and_alt_text
 from cvlab.checkpoint.config import opened
 from cvlab.page.figures import Figure, as_html, card_text, code_block, paragraph, table
 from cvlab.transforms import open_image
@@ -37,7 +37,7 @@ def _shown(part: Callable[[Path], Section | str], folder: Path) -> str:
 def _section(section: Section) -> str:
     """A section of the card as HTML; empty where only its title is there."""
     shown = code_block(section.code) if section.code else ""
-    shown += table(("", ""), list(section.facts.items())) if section.facts else ""
+    shown += table(("", ""), section.facts) if section.facts else ""
     shown += paragraph(" ".join(section.sentences))
     shown += "".join(table(head, rows) for head, *rows in section.tables)
     shown += _gallery(section.pictures)
@@ -50,8 +50,8 @@ def _gallery(paths: Sequence[Path]) -> str:
         with opened(path, MAX_PICTURE_BYTES) as file:
             image = open_image(file)
         image.thumbnail((MOST_SIDE, MOST_SIDE))
-        title = picture_title(path)
-        drawn.append(Figure(image, title, "", alt_text(title)))
+        title, alt_text = title_and_alt_text(path)
+        drawn.append(Figure(image, title, "", alt_text))
     return as_html(drawn, "wide") if drawn else ""
 
 
@@ -63,7 +63,7 @@ def _curves(folder: Path) -> str:
     numbers = [value for line in history for value in line.values() if isinstance(value, float)]
     if not all(map(math.isfinite, numbers)):
         return paragraph("The history of the training holds values that are not finite numbers.")
-    return as_html([Figure(render.curves(history), "Curves", "", alt_text("Curves"))], "wide")
+    return as_html([Figure(render.curves(history), "Curves", "", ALT_TEXTS["Curves"])], "wide")
 
 
 def _epochs(folder: Path) -> str:
