@@ -467,7 +467,7 @@ def test_two_models_and_two_pictures_are_compared(page: Page, scene: Path) -> No
 
 def test_the_report_tells_what_the_folder_holds(page: Page) -> None:
     tab(page, "Report")
-    expect(page.locator("table.facts").filter(visible=True).first).to_contain_text("0.9920")
+    expect(page.locator("table.facts").filter(visible=True, has_text="0.9920")).to_be_visible()
     picture(page, re.compile("^Confusion matrix"))
     expect(page.get_by_text("python train/classifier.py --out").filter(visible=True)).to_be_visible()
     page.get_by_text("The model's card").click()

@@ -18,6 +18,7 @@ from cvlab.files import write_text
 
 PIPELINE_TAGS = {"classification": "image-classification", "segmentation": "image-segmentation"}
 MAIN_METRIC = {"classification": "accuracy", "segmentation": "iou"}
+TASKS = {"classification": "classification", "segmentation": "segmentation, one sigmoid output for each class"}
 ALT_TEXTS = {
     "Confusion matrix": "Confusion matrix: true classes in rows, predicted classes in columns",
     "Curves": "Loss and score of each epoch, on training and validation data",
@@ -107,7 +108,7 @@ def _model(folder: Path) -> Section:
     else:
         geometry = f"squashed to {side} x {side} pixels"
     facts = [
-        ("task", config["task"]),
+        ("task", TASKS[config["task"]]),
         ("network", config["network"]),
         ("parameters", f"{manifest['parameters']:,}" if "parameters" in manifest else "unknown"),
         ("classes", ", ".join(config["class_names"])),

@@ -85,14 +85,13 @@ def pull(model_id: str, on_progress: Callable[[int, int], None] | None = None) -
         raise HubError(f"“{model_id}” is not a name on the Hub: write user/name or user/name@revision.")
     repo_id, _, revision = model_id.partition("@")
     revision = revision or "main"
-    try:
-        _probe(repo_id, revision)
-    except (httpx2.HTTPError, OSError) as error:
-        if _is_temporary(error):
-            return _cached(model_id, repo_id, revision, error)
-        raise HubError(_message(error, model_id)) from error
-
     with _hub_errors(model_id):
+        try:
+            _probe(repo_id, revision)
+        except (httpx2.HTTPError, OSError) as error:
+            if _is_temporary(error):
+                return _cached(model_id, repo_id, revision, error)
+            raise
         no_bar = partial(tqdm, disable=True)
         files = snapshot_download(repo_id, revision=revision, allow_patterns=FILES, dry_run=True, tqdm_class=no_bar)
         _check_sizes({file.filename: file.file_size for file in files}, f"{model_id} on the Hub")
