@@ -94,7 +94,10 @@ def read_history(folder: Path) -> list[dict]:
 
 
 def _read_json(path: Path) -> dict:
-    return json.loads(read_text(path) or "{}")
+    try:
+        return json.loads(read_text(path) or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
 
 
 # --- the sections -----------------------------------------------------------------------------------------------------
