@@ -203,7 +203,8 @@ def title_and_alt_text(picture: Path) -> tuple[str, str]:
 
 
 def _words(name: str) -> str:
-    return re.sub("[_-]", " ", name).replace(" mb", " in MB")
+    """The name of a file or of an entry in words."""
+    return re.sub("[_-]", " ", name).replace(" mb", " in MB").replace("grad cam", "Grad-CAM")
 
 
 # --- as Markdown ------------------------------------------------------------------------------------------------------
