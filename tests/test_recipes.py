@@ -93,7 +93,7 @@ def test_a_recipe_sets_defaults_and_the_command_line_decides(
     recipe += ["augment = false", "batch_norm = true", "resume = false"]
     (tmp_path / "mine.toml").write_text("\n".join(recipe))
     monkeypatch.setattr(options, "RECIPES", tmp_path)
-    parse = importlib.import_module("classifier").command_line
+    parse = importlib.import_module("classifier").parser().parse_args
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--recipe", "mine"])
     args = parse()
     assert (args.lr, args.widths, args.hidden, args.augment, args.batch_norm) == (0.5, [3, 4], [], False, True)

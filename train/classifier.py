@@ -38,22 +38,23 @@ from cvlab.transforms import centre_view, resize_shorter, to_uint8
 CACHE_MARGIN = 1.25  # training photos are kept this much larger than a view, so that crops stay sharp
 
 
-def command_line() -> argparse.Namespace:
-    parser = cli.parser(
-        __doc__, image_size=64, epochs=36, batch_size=64, lr=0.1, optimizer="nesterov", weight_decay=5e-4
+def parser() -> cli.Parser:
+    """The options of this script."""
+    options = cli.parser(
+        "classifier", __doc__, image_size=64, epochs=36, batch_size=64, lr=0.1, optimizer="nesterov", weight_decay=5e-4
     )
-    cli.add_classification(parser, crop_pct=1.0, label_smoothing=0.1)
-    parser.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="vary training photos")
-    parser.add_argument("--mixup", type=float, default=0.0, help="alpha of blending two images; 0 is off")
-    parser.add_argument("--cutmix", type=float, default=0.0, help="alpha of pasting a box of another; 0 is off")
-    parser.add_argument("--ema", type=float, default=0.0, help="keep a moving average of the weights, of this decay")
-    parser.add_argument("--clip-norm", type=float, default=0.0, help="longest gradient; 0 is off")
-    cli.add_cnn(parser)
-    return parser.parse_args()
+    cli.add_classification(options, crop_pct=1.0, label_smoothing=0.1)
+    options.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="vary training photos")
+    options.add_argument("--mixup", type=float, default=0.0, help="alpha of blending two images; 0 is off")
+    options.add_argument("--cutmix", type=float, default=0.0, help="alpha of pasting a box of another; 0 is off")
+    options.add_argument("--ema", type=float, default=0.0, help="keep a moving average of the weights, of this decay")
+    options.add_argument("--clip-norm", type=float, default=0.0, help="longest gradient; 0 is off")
+    cli.add_cnn(options)
+    return options
 
 
 def main() -> None:
-    args = command_line()
+    args = parser().parse_args()
     state = run.open_run(args)
     set_seed(args.seed)
 

@@ -30,7 +30,7 @@ from cvlab.models import Model
 RECIPES = Path(__file__).parent / "recipes"
 
 
-class RecipeParser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """A command line whose defaults a recipe may set: a recipe is written before the words that were typed.
 
     recipes/NAME.toml has `script`, `data` (a sentence on how to get the pictures, where there is no other default), the
@@ -124,9 +124,17 @@ def nearest(name: str, names: Sequence[str]) -> str:
     return f"; the nearest is {close[0]}." if close else "."
 
 
-def parser(doc: str, **defaults: object) -> RecipeParser:
-    """The options that every training script has; `doc` is the script's docstring, `defaults` are its own."""
-    parser = RecipeParser(description=doc.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+def parser(script: str, doc: str, **defaults: object) -> Parser:
+    """The options that every training script has.
+
+    Args:
+        script: its name without .py; by default its runs are in runs/script.
+        doc: its docstring.
+        defaults: its own values.
+    """
+    parser = Parser(
+        prog=f"{script}.py", description=doc.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     group = parser.add_argument_group("data")
     group.add_argument("--data", type=Path, help="data folder, or torchvision:NAME; without one, synthetic scenes")
     group.add_argument("--split-seed", type=int, default=0, help="decides which pictures train, choose and test")
@@ -146,14 +154,14 @@ def parser(doc: str, **defaults: object) -> RecipeParser:
     group.add_argument("--start-from", type=Path, metavar="CHECKPOINT", help="begin with the weights of this model")
     group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: the faster here")
     group = parser.add_argument_group("run")
-    group.add_argument("--out", type=Path, default=Path("runs") / Path(sys.argv[0]).stem, help="folder of the run")
+    group.add_argument("--out", type=Path, default=Path("runs") / script, help="folder of the run")
     group.add_argument("--resume", action="store_true", help="go on from the last saved epoch of --out")
     group.add_argument("--push", metavar="USER/NAME", help="publish the trained model on the Hugging Face Hub")
     parser.set_defaults(**defaults)
     return parser
 
 
-def add_classification(parser: RecipeParser, **defaults: object) -> None:
+def add_classification(parser: Parser, **defaults: object) -> None:
     """The options of the scripts that train classifiers; `defaults` are the script's own."""
     group = parser.add_argument_group("classification")
     group.add_argument("--per-class", type=int, nargs=2, metavar=("TRAIN", "VAL"), help="so many of each class")
@@ -166,7 +174,7 @@ def add_classification(parser: RecipeParser, **defaults: object) -> None:
     parser.set_defaults(**defaults)
 
 
-def add_cnn(parser: RecipeParser) -> None:
+def add_cnn(parser: Parser) -> None:
     """The options that choose a CNN of cvlab/models; what is not given is as it stands there."""
     switch = argparse.BooleanOptionalAction
     group = parser.add_argument_group("network", "What is not given is as cvlab/models/ has it.")

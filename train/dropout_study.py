@@ -38,7 +38,7 @@ BATCH_SIZE = 32  # fixed, as in evaluate.py
 
 
 def main() -> None:
-    parser = cli.RecipeParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--start", type=Path, default=Path("runs/sweep"), help="a run, or a sweep of runs")
     parser.add_argument("--dropout", nargs="+", default=["0", "0.01", "0.1", "0.25", "0.5"], metavar="P")
     parser.add_argument("--epochs", type=int, default=100, help="to train on")

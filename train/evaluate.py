@@ -50,7 +50,7 @@ BATCH_SIZE = 32  # fixed: the scores of a model do not depend on how it was aske
 
 
 def main() -> None:
-    parser = cli.RecipeParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", help="folder of a model, or its name on the Hub")
     parser.add_argument("--data", type=Path, help="data folder; without one, synthetic scenes (cvlab/data/shapes.py)")
     parser.add_argument("--part", choices=("test", "val", "train", "all"), default="test")

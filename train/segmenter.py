@@ -33,18 +33,25 @@ from cvlab.metrics import segmentation_counts, segmentation_scores
 from cvlab.transforms import resize_logits, to_uint8, whole_mask, whole_view
 
 
-def main() -> None:
-    parser = cli.parser(__doc__, image_size=64, epochs=8, batch_size=32, lr=3e-3, optimizer="adamw", weight_decay=0.01)
-    parser.add_argument("--class-names", nargs="+", help="names of the mask's classes, background left out")
-    parser.add_argument("--width", type=int, default=16, help="channels of the first encoder")
-    parser.add_argument("--depth", type=int, default=3, help="levels above the bottleneck")
+def parser() -> cli.Parser:
+    """The options of this script."""
+    options = cli.parser(
+        "segmenter", __doc__, image_size=64, epochs=8, batch_size=32, lr=3e-3, optimizer="adamw", weight_decay=0.01
+    )
+    options.add_argument("--class-names", nargs="+", help="names of the mask's classes, background left out")
+    options.add_argument("--width", type=int, default=16, help="channels of the first encoder")
+    options.add_argument("--depth", type=int, default=3, help="levels above the bottleneck")
     switch = argparse.BooleanOptionalAction
-    parser.add_argument("--batch-norm", action=switch, default=True, help="after every convolution")
-    parser.add_argument("--dropout", type=float, default=0.0)
+    options.add_argument("--batch-norm", action=switch, default=True, help="after every convolution")
+    options.add_argument("--dropout", type=float, default=0.0)
     zoom = "photos are made smaller or larger by a factor in between; beyond their edges they are mirrored"
-    parser.add_argument("--zoom", nargs=2, type=float, default=[0.714, 1.4], metavar=("LOW", "HIGH"), help=zoom)
-    parser.add_argument("--loss", choices=SEGMENTATION_LOSSES, default="bce+dice")
-    args = parser.parse_args()
+    options.add_argument("--zoom", nargs=2, type=float, default=[0.714, 1.4], metavar=("LOW", "HIGH"), help=zoom)
+    options.add_argument("--loss", choices=SEGMENTATION_LOSSES, default="bce+dice")
+    return options
+
+
+def main() -> None:
+    args = parser().parse_args()
     if not 0 < args.zoom[0] <= args.zoom[1]:
         raise ValueError("--zoom takes two factors above 0, the smaller one first: 1 1.4 only enlarges.")
     state = run.open_run(args)

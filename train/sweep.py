@@ -52,7 +52,7 @@ LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 def main() -> None:
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    parser = cli.RecipeParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("script", nargs="?", help=f"{', '.join(SCRIPTS)}, or the path of your own script like them")
     parser.add_argument("--data", type=Path, help="data folder of every run, as after --")
     parser.add_argument("--over", nargs="+", metavar="OPTION=VALUES", default=[], help=(

@@ -51,14 +51,15 @@ class Phase(NamedTuple):
     schedule: str
 
 
-def command_line() -> argparse.Namespace:
-    parser = cli.parser(
-        __doc__, epochs=20, batch_size=32, lr=1e-3, optimizer="adamw", weight_decay=0.01, schedule="cosine"
+def parser() -> cli.Parser:
+    """The options of this script."""
+    options = cli.parser(
+        "transfer", __doc__, epochs=20, batch_size=32, lr=1e-3, optimizer="adamw", weight_decay=0.01, schedule="cosine"
     )
-    cli.add_classification(parser)
+    cli.add_classification(options)
     views = "1: the photo as it is; more: so many crops, turned and coloured, the same ones again; 0: ever others"
-    parser.add_argument("--views", type=int, default=1, help=views)
-    group = parser.add_argument_group("network", "Image size and crop are the backbone's own where not given.")
+    options.add_argument("--views", type=int, default=1, help=views)
+    group = options.add_argument_group("network", "Image size and crop are the backbone's own where not given.")
     group.add_argument("--backbone", default="resnet18", help="a network of timm, with or without a tag")
     group.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors or .pth with timm's tensor names")
     pretrained = "begin with timm's weights, from the Hub where there is no --weights"
@@ -68,17 +69,17 @@ def command_line() -> argparse.Namespace:
     group.add_argument("--dropout", type=float, default=0.5, help="mlp, map: after each of these layers")
     group.add_argument("--channels", type=int, default=0, help="map: of a 1x1 convolution that narrows it, or 0")
     group.add_argument("--last-stage", help="map: the stage at which the backbone ends; by default its last one")
-    group = parser.add_argument_group("phase 2")
+    group = options.add_argument_group("phase 2")
     group.add_argument("--unfreeze", type=int, default=0, help="layers of the backbone that learn, counted by timm")
     group.add_argument("--finetune-epochs", type=int, default=0)
     group.add_argument("--finetune-lr", type=float, default=1e-4, help="of the head")
     group.add_argument("--finetune-schedule", choices=optim.SCHEDULES, default="cosine")
     group.add_argument("--layer-decay", type=float, default=1.0, help="a layer's rate is this much of the one above it")
-    return parser.parse_args()
+    return options
 
 
 def main() -> None:
-    args = command_line()
+    args = parser().parse_args()
     if args.backbone.split(".")[0] not in (known := timm.list_models()):
         raise ValueError(f"timm has no network {args.backbone!r}{cli.nearest(args.backbone, known)}")
     if args.unfreeze and not args.finetune_epochs:
