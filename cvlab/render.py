@@ -166,14 +166,20 @@ def curves(history: Sequence[dict]) -> Image.Image:
     return _drawn(figure)
 
 
-def many_curves(scores: dict[str, dict[int, float]], best: str | None = None) -> Image.Image:
-    """The validation scores of many runs by epoch, scores[run][epoch], in one picture; the best run drawn thick."""
+def many_curves(scores: dict[str, dict[int, float]], kept: dict[str, int], best: str | None = None) -> Image.Image:
+    """The validation scores of many runs by epoch, in one picture; the best run is drawn thick.
+
+    Args:
+        scores: scores[run][epoch].
+        kept: kept[run], the epoch whose weights the run kept; a dot marks it.
+    """
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots()
     colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.95, len(scores)))
     for (run, line), color in zip(scores.items(), colors, strict=True):
-        label, width = (f"{run}, best: {max(line.values()):.3f}", 3) if run == best else (run, 1)
-        axes.plot(line.keys(), line.values(), color=color, linewidth=width, label=label)
+        label, width = (f"{run}, best: {line[kept[run]]:.3f}", 3) if run == best else (run, 1)
+        dot = [list(line).index(kept[run])]
+        axes.plot(line.keys(), line.values(), color=color, linewidth=width, label=label, marker="o", markevery=dot)
     axes.set_xlabel("epoch")
     axes.set_title("score on validation")
     axes.grid(alpha=0.3)

@@ -116,7 +116,7 @@ def main() -> None:
     progress = {"epoch": 0, "best": -math.inf, "best_epoch": 0, "step": 0, "sums": [0.0, 0.0, 0.0]}
     if state:
         progress = run.load_state(accelerator, state)
-    history = run.read_history(args.out, progress["epoch"])
+    history = run.read_history(args.out)[: progress["epoch"]]  # a killed run may have written one more
     stop = run.Stop(accelerator)
     watched = torch.stack([val_views[i] for i in report.spread(val_set.labels, per_class=False)])
     frames = args.out / "report" / ("photos" if args.data else "") / "epochs"

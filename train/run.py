@@ -197,13 +197,10 @@ def load_state(accelerator: Accelerator, state: Path) -> dict:
     return json.loads((state / "progress.json").read_text())
 
 
-def read_history(out: Path, epochs: int) -> list[dict]:
-    """The first lines of history.jsonl, one an epoch; what a killed run wrote beyond `epochs` is dropped."""
-    path = out / "history.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    history = [json.loads(line) for line in lines[:epochs]]
-    write_history(out, history)
-    return history
+def read_history(folder: Path) -> list[dict]:
+    """The epochs of a run so far, as history.jsonl has them; [] before the first one."""
+    path = folder / "history.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def write_history(out: Path, history: list[dict]) -> None:

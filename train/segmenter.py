@@ -99,7 +99,7 @@ def main() -> None:
     progress = {"epoch": 0, "best_iou": -1.0, "best_epoch": 0, "step": 0, "sums": [0.0] * 6}
     if state:
         progress = run.load_state(accelerator, state)
-    history = run.read_history(args.out, progress["epoch"])
+    history = run.read_history(args.out)[: progress["epoch"]]  # a killed run may have written one more
     stop = run.Stop(accelerator)
     frames = args.out / "report" / ("photos" if args.data else "") / "epochs"
 

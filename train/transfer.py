@@ -141,7 +141,7 @@ def main() -> None:
     # Of the phase under way: its number and first epoch; of the epoch its steps, and its loss, right images and images.
     progress = {"phase": 0, "first": 1, "epoch": 0, "best": -math.inf, "best_epoch": 0, "step": 0, "sums": [0.0] * 3}
     progress |= cli.read_json(state / "progress.json") if state else {}
-    history = run.read_history(args.out, progress["epoch"])
+    history = run.read_history(args.out)[: progress["epoch"]]  # a killed run may have written one more
     stop = run.Stop(accelerator)
 
     for number in range(progress["phase"], 2):
