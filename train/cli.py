@@ -21,7 +21,7 @@ from run import peak_memory_mb
 from cvlab.checkpoint import card, hub
 from cvlab.data import public
 from cvlab.data.cache import Cache
-from cvlab.data.parts import PARTS, SHAPES, Parts, classification_parts, segmentation_parts
+from cvlab.data.parts import Parts
 from cvlab.files import write_text
 from cvlab.learning.optim import OPTIMIZERS, SCHEDULES
 from cvlab.memory import keep_freed_memory
@@ -225,33 +225,6 @@ def describe(parts: Parts, part_lengths: dict[str, int], cache: Cache | None = N
         print("  " + note)
     if len(parts.notes) > 20:
         print(f"  ... and {len(parts.notes) - 20} more.")
-
-
-def parts_of(model: Model, data: Path | None, part: str) -> tuple[Parts, int]:
-    """The parts that a trained model knows, and how many of the pictures it was trained on.
-
-    Args:
-        data: the data folder; None for a model of synthetic scenes.
-        part: the one that is needed, or "all": then samples["all"] are those of all parts.
-
-    Raises:
-        ValueError: no folder was given, or its classes are not the model's.
-    """
-    facts, size = model.config.get("data", {}), model.image_size
-    needed = () if part == "all" else (part,)
-    if data is None and facts.get("name") != SHAPES:
-        trained_on = facts.get("name", "pictures that it does not name")
-        raise ValueError(f"The model was trained on {trained_on}: give their folder with --data.")
-    if model.task == "classification":
-        cut = [facts.get(key) for key in ("split_seed", "per_class", "classes")]
-        parts = classification_parts(data, cut[0] or 0, cut[1], size, True, needed, cut[2])
-    else:
-        parts = segmentation_parts(data, facts.get("split_seed", 0), model.class_names, size, needed)
-    if parts.class_names != model.class_names:
-        raise ValueError(f"The classes of {data} are {parts.class_names}, the model's {model.class_names}.")
-    trained_on = parts.as_recorded(facts.get("fingerprints", {}))
-    parts.samples["all"] = [sample for name in PARTS for sample in parts.samples[name]]
-    return parts, trained_on
 
 
 def read_json(path: Path) -> dict:

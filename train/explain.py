@@ -27,7 +27,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
@@ -35,14 +34,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository r
 import cli
 
 from cvlab import checkpoint, render
+from cvlab.data.evaluation import parts_of, read_views
 from cvlab.data.folders import DataError
-from cvlab.data.parts import Parts
 from cvlab.explain import METHODS, check_stages, peak
 from cvlab.explain.many import MeanMaps, compared_stages, describe, every_map, explain_predictions, likeness
 from cvlab.files import write_bytes, write_text
 from cvlab.models import Model
 from cvlab.models.fused import for_serving
-from cvlab.transforms import square_view, to_float, to_uint8
+from cvlab.transforms import to_float
 
 MOST_ROWS = 20  # classes in a picture of mean maps
 
@@ -67,7 +66,7 @@ def main() -> None:
         )
     stages = check_stages(model, args.stages or model.stages)
 
-    parts, _ = cli.parts_of(model, args.data, args.part)
+    parts, _ = parts_of(model, args.data, args.part)
     samples = parts.samples[args.part]
     names = [file_name(sample, args.data) for sample in samples]
 
@@ -87,14 +86,18 @@ def main() -> None:
             continue
         batch = replace(parts, samples={args.part: samples[start : start + args.batch_size]}, notes=[])
         try:
-            explanation = explain_predictions(model, read(batch, args.part, model), stages, args.methods)
+            explanation = explain_predictions(
+                model, to_float(read_views(batch, args.part, model)[0]), stages, args.methods
+            )
         except DataError as error:  # no picture of the batch can be opened
             tqdm.write(str(error))
             continue
         tqdm.write("\n".join(batch.notes), end="\n" if batch.notes else "")
         lines = describe(model, explanation)
         if other:
-            theirs = explain_predictions(other, read(batch, args.part, other), [compared[1]], args.methods[:1])
+            theirs = explain_predictions(
+                other, to_float(read_views(batch, args.part, other)[0]), [compared[1]], args.methods[:1]
+            )
             mine, theirs_maps = explanation.maps[args.methods[0]], theirs.maps[args.methods[0]]
             correlations, differences = likeness(mine[compared[0]], theirs_maps[compared[1]])
             for i, (line, more) in enumerate(zip(lines, describe(other, theirs), strict=True)):
@@ -110,12 +113,6 @@ def main() -> None:
 def file_name(sample: object, folder: Path | None) -> str:
     """How the manifest calls a sample: by its path in the data folder, or its seed where there is none."""
     return f"scene {sample}" if folder is None else sample[0].relative_to(folder).as_posix()
-
-
-def read(batch: Parts, part: str, model: Model) -> Tensor:
-    """The pictures of a batch as a model sees them, (N, 3, S, S) in [0, 1]; those that cannot be opened are dropped."""
-    views, _ = batch.read(part, lambda image: to_uint8(square_view(image, model)))
-    return to_float(torch.stack(views))
 
 
 def summarise(out: Path, model: Model, stages: list[str], methods: list[str]) -> None:
