@@ -19,7 +19,7 @@ ROOMS = {
     "transforms": {"models"},
     "models": {"files"},
     "learning": {"models", "files"},
-    "data": {"transforms", "files"},
+    "data": {"models", "transforms", "files"},
     "explain": {"models"},
     "trust": {"explain", "models"},
     "report": {"render", "explain", "models", "transforms"},

@@ -13,10 +13,8 @@ from pathlib import Path
 import torch
 
 from cvlab.data import public
-from cvlab.data.parts import PARTS, SHAPES, Parts, classification_parts, segmentation_parts
 from cvlab.learning.optim import OPTIMIZERS, SCHEDULES
 from cvlab.memory import keep_freed_memory
-from cvlab.models import Model
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -192,29 +190,3 @@ def run(main: Callable[[], None]) -> None:
         if out_of_memory:
             sys.exit("Out of memory: make --batch-size or --image-size smaller. What was saved is safe.")
         sys.exit(f"{type(error).__name__}: {error}")
-
-
-def parts_of(model: Model, data: Path | None, part: str) -> tuple[Parts, int]:
-    """The parts as a model's training had them, and how many of the pictures it was trained on.
-
-    Args:
-        data: the data folder; None for a model of synthetic scenes.
-        part: the one that is needed, or "all": then samples["all"] holds the samples of all parts.
-
-    Raises:
-        ValueError: no folder was given, or its classes are not those of the model.
-    """
-    facts, size = model.config.get("data", {}), model.image_size
-    needed = () if part == "all" else (part,)
-    if data is None and facts.get("name") != SHAPES:
-        raise ValueError(f"Give the folder of the model's pictures ({facts.get('name', 'not named')}) with --data.")
-    if model.task == "classification":
-        cut = [facts.get(key) for key in ("split_seed", "per_class", "classes")]
-        parts = classification_parts(data, cut[0] or 0, cut[1], size, True, needed, cut[2])
-    else:
-        parts = segmentation_parts(data, facts.get("split_seed", 0), model.class_names, size, needed)
-    if parts.class_names != model.class_names:
-        raise ValueError(f"The classes of {data} are {parts.class_names}, the model's {model.class_names}.")
-    trained_on = parts.as_recorded(facts.get("fingerprints", {}))
-    parts.samples["all"] = [sample for name in PARTS for sample in parts.samples[name]]
-    return parts, trained_on

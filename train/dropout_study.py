@@ -19,7 +19,6 @@ import json
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -31,11 +30,12 @@ import cli
 from sweep_plan import NOT_FOR_RUNS, as_text, as_words
 
 from cvlab import checkpoint, models, render
+from cvlab.data.evaluation import note_test_read, parts_of, read_views
 from cvlab.explain import predict
 from cvlab.files import read_json, write_text
 from cvlab.metrics import confusion_matrix, wilson_interval
 from cvlab.models import Model
-from cvlab.transforms import square_view, to_float, to_uint8
+from cvlab.transforms import to_float
 
 BATCH_SIZE = 32  # fixed, as in evaluate.py
 
@@ -89,17 +89,15 @@ def study_of(start: Path, args: argparse.Namespace, name: str) -> list[dict]:
         raise ValueError(f"The training from {start} failed (see above); the same command continues it.")
 
     model = checkpoint.load(start)
-    parts, _ = cli.parts_of(model, options.get("data"), "test")
-    read = {part: parts.read(part, lambda image: to_uint8(square_view(image, model))) for part in ("val", "test")}
+    parts, _ = parts_of(model, options.get("data"), "test")
+    read = {part: read_views(parts, part, model) for part in ("val", "test")}
     rows = []
     for run, p in enumerate(args.dropout, 1):
         before = args.out / "before" / name / p
         checkpoint.save(with_dropout(model, float(p)), before, data=model.config["data"])
         folders = {"before": before, "after": after / f"{run:03}"}
         rows.append({"dropout": p, **{when: measured(folder, read) for when, folder in folders.items()}})
-    line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "data": parts.name, "command": sys.argv}
-    reads = args.out / "test_reads.jsonl"
-    write_text(reads, (reads.read_text() if reads.is_file() else "") + json.dumps(line) + "\n")
+    note_test_read(args.out, parts.name)
     return rows
 
 
@@ -124,11 +122,11 @@ def with_dropout(model: Model, p: float) -> Model:
     return other.eval()
 
 
-def measured(folder: Path, read: dict[str, tuple[list[Tensor], list[int]]]) -> dict[str, dict]:
+def measured(folder: Path, read: dict[str, tuple[Tensor, list[int]]]) -> dict[str, dict]:
     """Accuracy of a model on val and on test with its interval; the confusion matrix of test goes into its report."""
     model, scores = checkpoint.load(folder), {}
     for part, (views, labels) in read.items():
-        logits = torch.cat([predict(model, to_float(batch)) for batch in torch.stack(views).split(BATCH_SIZE)])
+        logits = torch.cat([predict(model, to_float(batch)) for batch in views.split(BATCH_SIZE)])
         matrix = confusion_matrix(torch.tensor(labels), logits.argmax(1), len(model.class_names))
         right = int(matrix.trace())
         low, high = wilson_interval(right, len(labels))

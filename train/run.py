@@ -209,8 +209,9 @@ class Run:
         card.write(self.out)
         data = f" --data {shlex.quote(str(self.args.data))}" if self.args.data else ""
         print(f"Best epoch {self.best_epoch}, {shown(self.history[self.best_epoch - 1], 'val')}: {self.out}")
-        print(f"Look at it:  python app.py {self.out}")
-        print(f"Measure it:  python train/evaluate.py {self.out}{data} --part test")
+        print(
+            f"Look at it:  python app.py {self.out}\nMeasure it:  python train/evaluate.py {self.out}{data} --part test"
+        )
         if self.args.push:
             card.write(self.out, self.args.push)
             print(f"Published:   {hub.push(self.out, self.args.push)}")
