@@ -69,9 +69,8 @@ def start_from(folder: Path, model: Model) -> None:
     """Gives a new model the weights of a trained one; ValueError if it is another network."""
     try:
         model.load_state_dict(checkpoint.load(folder).state_dict())
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise ValueError(f"--start-from {folder} is another network than the one asked for. {reason}") from error
+    except RuntimeError as error:  # its second line names a tensor
+        raise ValueError(f"--start-from {folder} is another network. {str(error).splitlines()[1].strip()}") from error
 
 
 class Run:
@@ -209,9 +208,8 @@ class Run:
         card.write(self.out)
         data = f" --data {shlex.quote(str(self.args.data))}" if self.args.data else ""
         print(f"Best epoch {self.best_epoch}, {shown(self.history[self.best_epoch - 1], 'val')}: {self.out}")
-        print(
-            f"Look at it:  python app.py {self.out}\nMeasure it:  python train/evaluate.py {self.out}{data} --part test"
-        )
+        print(f"Look at it:  python app.py {self.out}")
+        print(f"Measure it:  python train/evaluate.py {self.out}{data} --part test")
         if self.args.push:
             card.write(self.out, self.args.push)
             print(f"Published:   {hub.push(self.out, self.args.push)}")
