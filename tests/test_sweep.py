@@ -193,6 +193,17 @@ def test_a_process_that_slept_gives_its_run_up(script: Path) -> None:
     assert waiting.beat(1)
 
 
+def test_a_queue_that_was_cut_off_is_completed(tmp_path: Path) -> None:
+    """The first worker was killed before it had queued the last run."""
+    plan = {"runs": [{"lr": "1"}, {"lr": "2"}]}
+    run_queue.open_study(tmp_path, plan)
+    journal = tmp_path / "journal.log"
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:-1]))
+    queued = run_queue.latest(run_queue.open_study(tmp_path, plan))
+    assert {run: trial.user_attrs["options"] for run, trial in queued.items()} == {1: {"lr": "1"}, 2: {"lr": "2"}}
+    assert len(run_queue.open_study(tmp_path, plan).trials) == 2
+
+
 @pytest.mark.parametrize("sampler", sweep.SAMPLERS)
 def test_a_sampler_draws_so_many_runs_within_the_ranges(script: Path, sampler: str) -> None:
     ranges = ["lr=1e-4..1e-1", "width=2..8", "early=on,off"]

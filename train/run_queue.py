@@ -11,10 +11,12 @@ it may bind only the workers of one machine (sshfs, or NFS mounted with local_lo
 machine that crashed.
 """
 
+import errno
 import os
 import platform
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
@@ -38,26 +40,30 @@ def open_study(out: Path, plan: dict) -> optuna.Study:
     Raises:
         ValueError: the folder holds a sweep with another plan.
     """
-    journal = out / "journal.log"
-    if not journal.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        writing = out / f".journal.{platform.node()}.{os.getpid()}.tmp"
-        writing.unlink(missing_ok=True)
-        study = optuna.create_study(storage=_storage(writing), study_name="sweep", direction="maximize")
+    out.mkdir(parents=True, exist_ok=True)
+    storage = JournalStorage(JournalFileBackend(str(out / "journal.log")))
+    names = {"study_name": "sweep", "direction": "maximize", "load_if_exists": True}
+    with _locked(out):
+        study = optuna.create_study(storage=storage, pruner=optuna.pruners.MedianPruner(), **names)
+        if study.user_attrs.get("plan", plan) != plan:
+            raise ValueError(f"{out} holds the sweep of another command: choose another --out, or repeat that command.")
         study.set_user_attr("plan", plan)
+        queued = latest(study)  # all of them, unless the first worker was killed here
         for run, options in enumerate(plan["runs"], 1):
-            study.enqueue_trial({}, user_attrs={"run": run, "options": options})
-        with suppress(FileExistsError):  # if several workers start at once, the first journal is kept
-            os.link(writing, journal)
-        writing.unlink()
-    study = optuna.load_study(study_name="sweep", storage=_storage(journal), pruner=optuna.pruners.MedianPruner())
-    if study.user_attrs["plan"] != plan:
-        raise ValueError(f"{out} holds the sweep of another command: choose another --out, or repeat that command.")
+            if run not in queued:
+                study.enqueue_trial({}, user_attrs={"run": run, "options": options})
     return study
 
 
-def _storage(journal: Path) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(journal)))
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """One worker at a time, on network folders too."""
+    lock = JournalFileOpenLock(str(out / "queue"))
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def latest(study: optuna.Study) -> dict[int, FrozenTrial]:
@@ -80,9 +86,7 @@ class RunQueue:
 
     def take(self) -> optuna.Trial | None:
         """The next waiting run, for this worker alone; None if no run is waiting."""
-        lock = JournalFileOpenLock(str(self.out / "queue"))
-        lock.acquire()
-        try:
+        with _locked(self.out):
             for run, trial in latest(self.study).items():
                 died = trial.state == TrialState.RUNNING and self._is_dead(run)
                 if died:
@@ -96,8 +100,6 @@ class RunQueue:
             trial = self.study.ask()
             write_text(self.folder(trial.user_attrs["run"]) / "heartbeat", self.worker)
             return trial
-        finally:
-            lock.release()
 
     def folder(self, run: int) -> Path:
         """The folder of a run."""
@@ -130,8 +132,6 @@ class RunQueue:
 def _process_exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # of another user
-        return True
+    except OSError as error:
+        return error.errno != errno.ESRCH  # "no such process"; another user's must not be asked
     return True
