@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository r
 import cli
 import run
 
-from cvlab import checkpoint, models, render, report
+from cvlab import checkpoint, models, render
 from cvlab.checkpoint import card
 from cvlab.data.cache import Cache
 from cvlab.data.parts import classification_parts
@@ -118,7 +118,7 @@ def main() -> None:
         progress = run.load_state(accelerator, state)
     history = run.read_history(args.out, progress["epoch"])
     stop = run.Stop(accelerator)
-    watched = torch.stack([val_views[i] for i in report.spread(val_set.labels, per_class=False)])
+    watched = torch.stack([val_views[i] for i in render.spread(val_set.labels, per_class=False)])
     frames = args.out / "report" / ("photos" if args.data else "") / "epochs"
 
     for epoch in range(progress["epoch"] + 1, args.epochs + 1):
@@ -189,7 +189,7 @@ def main() -> None:
                 checkpoint.save(kept, args.out, data=parts.facts, precision=args.precision)
             run.write_history(args.out, history)
             render.save_png(render.curves(history), args.out / "report" / "curves.png")
-            frame = report.training_frame(kept, watched, f"epoch {epoch}")
+            frame = render.training_frame(kept, watched, f"epoch {epoch}")
             render.save_png(frame, frames / f"epoch-{epoch:03}.png")
         run.save_state(accelerator, args.out, epoch * len(train_loader), progress)
         run.print_epoch(line, args.epochs, best)

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository r
 import cli
 import run
 
-from cvlab import checkpoint, models, render, report
+from cvlab import checkpoint, models, render
 from cvlab.checkpoint import card
 from cvlab.data.cache import Cache
 from cvlab.data.parts import segmentation_parts
@@ -166,7 +166,7 @@ def main() -> None:
                 checkpoint.save(bare_model, args.out, data=parts.facts, precision=args.precision)
             run.write_history(args.out, history)
             render.save_png(render.curves(history), args.out / "report" / "curves.png")
-            frame = report.training_frame(bare_model, torch.stack(val_images[:2]), f"epoch {epoch}", val_masks)
+            frame = render.training_frame(bare_model, torch.stack(val_images[:2]), f"epoch {epoch}", val_masks)
             render.save_png(frame, frames / f"epoch-{epoch:03}.png")
         run.save_state(accelerator, args.out, epoch * len(train_loader), progress)
         run.print_epoch(line, args.epochs, best)
