@@ -145,8 +145,11 @@ def save_animation(frames: Sequence[Path], path: Path, seconds: float = 12) -> N
     write_bytes(path, buffer.getvalue())
 
 
-def curves(history: Sequence[dict]) -> Image.Image:
-    """Loss and score of training and validation by epoch; the epoch with the best validation score is marked."""
+def curves(history: Sequence[dict], kept: int | None = None) -> Image.Image:
+    """Loss and score of training and validation over the epochs; the score of the epoch `kept` is marked.
+
+    Without `kept`, the epoch with the best validation score.
+    """
     score = "accuracy" if "val_accuracy" in history[0] else "iou"
     epochs = [line["epoch"] for line in history]
     figure = Figure(figsize=(9, 3.4), layout="constrained")
@@ -157,8 +160,14 @@ def curves(history: Sequence[dict]) -> Image.Image:
         axes.set_title(name)
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    best = max(history, key=lambda line: line[f"val_{score}"])
-    axes.plot(best["epoch"], best[f"val_{score}"], "o", color="#0072b2", label=f"best: {best[f'val_{score}']:.3f}")
+    best = history[kept - 1] if kept else max(history, key=lambda line: line[f"val_{score}"])
+    axes.plot(
+        best["epoch"],
+        best[f"val_{score}"],
+        "o",
+        color="#0072b2",
+        label=f"{'kept' if kept else 'best'}: {best[f'val_{score}']:.3f}",
+    )
     axes.legend()
     return _drawn(figure)
 
@@ -171,8 +180,7 @@ def many_curves(scores: dict[str, dict[int, float]], best: str | None = None) ->
     for (run, line), color in zip(scores.items(), colors, strict=True):
         label, width = (f"{run}, best: {max(line.values()):.3f}", 3) if run == best else (run, 1)
         axes.plot(line.keys(), line.values(), color=color, linewidth=width, label=label)
-    axes.set_xlabel("epoch")
-    axes.set_title("score on validation")
+    axes.set(xlabel="epoch", title="score on validation")
     axes.grid(alpha=0.3)
     axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside right upper", fontsize=8, ncols=1 + len(scores) // 20)
@@ -190,8 +198,7 @@ def confusion_picture(matrix: Tensor, class_names: Sequence[str]) -> Image.Image
         axes.text(j, i, int(matrix[i, j]), ha="center", va="center", color="white" if share[i, j] > 0.6 else "black")
     axes.set_xticks(range(len(class_names)), class_names, rotation=60, ha="right")
     axes.set_yticks(range(len(class_names)), class_names)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    axes.set(xlabel="predicted", ylabel="true")
     figure.colorbar(drawn, label="share of the true class", shrink=0.8)
     return _drawn(figure)
 
@@ -204,8 +211,7 @@ def reliability_picture(bins: np.ndarray) -> Image.Image:
     axes.plot([0, 1], [0, 1], "--", color="#7a7a7a", label="perfectly calibrated")
     colors = [(0, 0.45, 0.7, 0.25 + 0.75 * share) for share in count / count.max()]
     axes.bar(confidence, accuracy, width=0.9 / len(bins), color=colors)
-    axes.set_xlabel("confidence of the prediction")
-    axes.set_ylabel("share that is right")
+    axes.set(xlabel="confidence of the prediction", ylabel="share of right predictions")
     axes.set_title("reliability (darker: more images)")
     axes.legend()
     return _drawn(figure)
@@ -217,8 +223,7 @@ def threshold_picture(thresholds: Sequence[float], ious: Sequence[float], chosen
     axes = figure.subplots()
     axes.plot(thresholds, ious, color="#0072b2")
     axes.axvline(chosen, color="#7a7a7a", linestyle="--", label=f"in use: {chosen:g}")
-    axes.set_xlabel("threshold")
-    axes.set_ylabel("iou on val")
+    axes.set(xlabel="threshold", ylabel="iou on val")
     axes.grid(alpha=0.3)
     axes.legend()
     return _drawn(figure)
