@@ -7,16 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from photos import PHOTOS, needs_photos
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from cvlab.data.duplicates import fingerprint
-from cvlab.data.folders import DataError
+from cvlab.data.folders import DataError, class_pictures
 from cvlab.data.masks import read_mask
 from cvlab.data.parts import PARTS, Parts, classification_parts, segmentation_parts
 from cvlab.transforms import to_uint8, whole_mask
-
-PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def noise(seed: int, height: int = 4, width: int = 5) -> np.ndarray:
@@ -120,7 +119,7 @@ def test_small_classes_are_named_and_a_single_one_refused(tmp_path: Path) -> Non
         save_pictures(tmp_path / name, count, seed)
     assert classification_parts(tmp_path).notes == ["Classes of fewer than 20 pictures: dog (19)."]
     shutil.rmtree(tmp_path / "dog")
-    with pytest.raises(DataError, match="one class only, 'cat'"):
+    with pytest.raises(DataError, match="one class only, “cat”"):
         classification_parts(tmp_path)
 
 
@@ -136,6 +135,18 @@ def test_given_parts_are_kept(tmp_path: Path, val: str) -> None:
             assert paths_of(parts, part) == set((tmp_path / folder).glob("*/*.png"))
         assert labels_of(parts, "test") == {"cat": 3, "dog": 4}
         assert parts.notes == ["Classes of fewer than 20 pictures: cat (10), dog (13)."]
+
+
+def test_the_classes_are_the_folders_of_train(tmp_path: Path) -> None:
+    for part, name in (("train", "cat"), ("train", "dog"), ("valid", "cat"), ("valid", "parrot")):
+        save_pictures(tmp_path / part / name, 2, seed=0)
+    (tmp_path / "train" / ".cache").mkdir()
+    found = class_pictures(tmp_path)
+    assert {part: list(classes) for part, classes in found.items()} == {
+        part: ["cat", "dog"] for part in ("train", "val")
+    }
+    assert found["val"] == {"cat": [tmp_path / "valid" / "cat" / f"00{i}.png" for i in range(2)], "dog": []}
+    assert list(class_pictures(tmp_path / "train")) == ["all"]
 
 
 def test_without_a_test_part_one_is_cut_from_train(tmp_path: Path) -> None:
@@ -393,17 +404,17 @@ def test_without_a_folder_the_parts_are_scenes() -> None:
 # --- photographs ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not (PHOTOGRAPHS / "horses").is_dir(), reason=f"needs photographs in {PHOTOGRAPHS}")
+@needs_photos("horses")
 def test_horses() -> None:
-    parts = segmentation_parts(PHOTOGRAPHS / "horses")
+    parts = segmentation_parts(PHOTOS / "horses")
     assert parts.class_names == ["foreground"]
     assert [len(parts.samples[part]) for part in PARTS] == [194, 42, 42]
     assert parts.notes == []
 
 
-@pytest.mark.skipif(not (PHOTOGRAPHS / "flower_photos").is_dir(), reason=f"needs photographs in {PHOTOGRAPHS}")
+@needs_photos("flower_photos")
 def test_flower_photos() -> None:
-    parts = classification_parts(PHOTOGRAPHS / "flower_photos")
+    parts = classification_parts(PHOTOS / "flower_photos")
     names = ["daisy", "dandelion", "roses", "sunflowers", "tulips"]
     assert parts.class_names == names
     for part, count in {"train": 280, "val": 60, "test": 60}.items():
