@@ -1,10 +1,12 @@
-"""Ends a training script by a signal at random moments, goes on with --resume each time, and lets it finish at last.
+"""Ends a training script by signals at random moments, resumes it each time, and lets it finish at last.
 
-    python tests/interrupt.py SIGKILL 20 classifier --out DIR [options of the script]
+    python tests/interrupt.py SIGKILL,SIGTERM 20 classifier --out DIR [options of the script]
 
-Every run is forked from one process that has imported everything, so that a moment is seldom spent on imports.
+The signals take turns. Every run is forked from one process that has imported everything, so that moments are seldom
+spent on imports.
 """
 
+import itertools
 import os
 import random
 import runpy
@@ -36,7 +38,8 @@ def start(script: str, words: list[str]) -> int:
 
 
 def main() -> None:
-    name, times, script, *words = sys.argv[1:]
+    names, times, script, *words = sys.argv[1:]
+    signals = itertools.cycle(getattr(signal, name) for name in names.split(","))
     rng = random.Random(0)
     begun = time.time()
     os.waitpid(start(script, [*words, "--out", words[words.index("--out") + 1] + "-whole"]), 0)
@@ -45,7 +48,7 @@ def main() -> None:
     for _ in range(int(times)):
         child = start(script, [*words, "--resume"])
         time.sleep(rng.uniform(0.05, 0.5) * whole)
-        os.kill(child, getattr(signal, name))
+        os.kill(child, next(signals))
         ended += os.waitpid(child, 0)[1] != 0
     _, status = os.waitpid(start(script, [*words, "--resume"]), 0)
     print(f"ended early: {ended}, at last: {status}")

@@ -1,10 +1,12 @@
 """Batches that a DataLoader draws from images in memory: whole, unchanged, or augmented by seed, epoch and index."""
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from cvlab.data.augment import mixing
 from cvlab.data.sets import AugmentedImages, AugmentedPairs, EvaluationSet, channel_statistics, channels_last
 
 
@@ -98,3 +100,19 @@ def test_a_shuffled_loader_keeps_labels_with_their_images() -> None:
     views, shuffled = train_set.__getitems__([5, 0, 3])
     assert shuffled.tolist() == [5, 0, 3]
     assert (views.std(dim=(1, 2, 3)) < 1e-3).all()  # nothing of another image in it
+
+
+@pytest.mark.parametrize("alphas", [(0.4, 0.0), (0.0, 1.0), (0.4, 1.0), (0.0, 0.0)])
+def test_targets_say_what_a_mixed_image_is_made_of(alphas: tuple[float, float]) -> None:
+    """Images of the grey value of their class, 0 or 1: the share of class 1 is the mean of a mixed image."""
+    np.random.seed(0)  # timm draws from NumPy
+    labels = torch.tensor([0, 1, 0, 1])  # mixed with their reverse
+    images = labels.float().view(4, 1, 1, 1).expand(4, 3, 16, 16).contiguous()
+    shares = []
+    for _ in range(20):
+        mixed, targets = mixing(*alphas, num_classes=2)(images.clone(), labels)
+        torch.testing.assert_close(targets.sum(1), torch.ones(4))
+        torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), targets[:, 1])
+        shares.append(targets[:, 1])
+    mixed_at_all = any(((share > 0) & (share < 1)).any() for share in shares)
+    assert mixed_at_all == any(alphas)

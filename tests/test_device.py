@@ -9,7 +9,7 @@ from timm.data import Mixup
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cvlab.data.sets import AugmentedImages, AugmentedPairs, EvaluationSet
+from cvlab.data.sets import AugmentedImages, AugmentedPairs, EvaluationSet, onto_gpu, to_device_if_small
 from cvlab.learning.losses import SEGMENTATION_LOSSES
 from cvlab.metrics import segmentation_counts
 from cvlab.models import build
@@ -41,6 +41,20 @@ def test_batches_are_made_where_the_images_were_brought(name: str) -> None:
     assert {each.device.type for each in data_set.__getitems__([0, 2])} == {"cpu"}
     data_set.to("cuda")
     assert {each.device.type for each in data_set.__getitems__([0, 2])} == {"cuda"}
+
+
+@pytest.mark.parametrize(("most", "where"), [(2 * 4 * 3 * SIDE * SIDE, "cuda"), (2 * 4 * 3 * SIDE * SIDE - 1, "cpu")])
+def test_pictures_are_kept_on_a_gpu_that_has_room_for_both_parts(most: int, where: str) -> None:
+    """Two sets of four pictures, 3 x 32 x 32 bytes each."""
+    data_sets = [SETS["classifier"](*decoded()), SETS["evaluation"](*decoded())]
+    to_device_if_small(torch.device("cuda"), most, *data_sets)
+    assert {each.device.type for data_set in data_sets for each in data_set.__getitems__([0, 1])} == {where}
+
+
+def test_without_a_gpu_they_stay() -> None:
+    data_set = SETS["classifier"](*decoded())
+    onto_gpu(torch.device("cpu"), data_set)
+    assert {each.device.type for each in data_set.__getitems__([0, 1])} == {"cpu"}
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -6,21 +6,17 @@ Weights are random: nothing is downloaded. The networks named test_* are timm's 
 import importlib
 import json
 import math
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
+import runs
 import timm
 import torch
 import torch.nn.functional as F
 from lite_weights import in_timms_names
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from runs import here, history
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cvlab import checkpoint
@@ -32,10 +28,7 @@ from cvlab.models import build
 from cvlab.models.timm import load_backbone, read_weights
 from cvlab.models.timm_head import BackboneWithHead
 
-TRAIN = Path(__file__).resolve().parents[1] / "train"
-RECIPES = [
-    path.stem for path in sorted((TRAIN / "recipes").glob("*.toml")) if 'script = "transfer"' in path.read_text()
-]
+RECIPES = [path.stem for path in runs.RECIPES if 'script = "transfer"' in path.read_text()]
 SMALL = ["--backbone", "test_resnet", "--no-pretrained", "--image-size", 32, "--batch-size", 4, "--precision", "fp32"]
 TWO_PHASES = ["--epochs", 1, "--unfreeze", 1, "--finetune-epochs", 2]
 
@@ -272,35 +265,12 @@ def test_weights_are_carried_over_by_position() -> None:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for path in (root / name / f"{i}.png" for name in "abc" for i in range(8)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(path)
-    return root
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
-    """train/transfer.py in this process, as importing torch takes longer than a run."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.syspath_prepend(TRAIN)
-
-    def run_script(*words: object) -> None:
-        monkeypatch.setattr(sys, "argv", ["train/transfer.py", *map(str, words)])
-        importlib.import_module("transfer").main()
-
-    yield run_script
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-def history(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    return runs.noise(tmp_path_factory.mktemp("data") / "photos")
 
 
 @pytest.mark.parametrize("views", [0, 1, 2])
-def test_two_phases_leave_a_folder_that_timm_opens(views: int, run: Callable, photos: Path, tmp_path: Path) -> None:
-    run(*SMALL, *TWO_PHASES, "--views", views, "--data", photos, "--out", tmp_path)
+def test_two_phases_leave_a_folder_that_timm_opens(views: int, photos: Path, tmp_path: Path) -> None:
+    here("transfer", *SMALL, *TWO_PHASES, "--views", views, "--data", photos, "--out", tmp_path)
     lines = history(tmp_path)
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     assert all(math.isfinite(line["train_loss"] + line["val_loss"]) for line in lines)
@@ -313,13 +283,13 @@ def test_two_phases_leave_a_folder_that_timm_opens(views: int, run: Callable, ph
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_takes_two_steps(name: str, run: Callable, photos: Path, tmp_path: Path) -> None:
+def test_a_recipe_takes_two_steps(name: str, photos: Path, tmp_path: Path) -> None:
     options = importlib.import_module("cli").read_recipe(name)["options"]
     size = 80 if "inception" in options["backbone"] else 32
     few = ["--image-size", size, "--batch-size", 8, "--no-pretrained", "--precision", "fp32"]
     few += ["--epochs", min(options.get("epochs", 1), 1)] + ["--finetune-epochs", 1] * ("finetune_epochs" in options)
     few += ["--per-class", 3, 1] * ("per_class" in options)
-    run("--recipe", name, *few, "--data", photos, "--out", tmp_path)
+    here("transfer", "--recipe", name, *few, "--data", photos, "--out", tmp_path)
     assert all(math.isfinite(line["train_loss"] + line["val_loss"]) for line in history(tmp_path))
     config = json.loads((tmp_path / "config.json").read_text())["cvlab"]
     assert config["arguments"]["architecture"] == options["backbone"].split(".")[0]
@@ -335,29 +305,24 @@ def test_a_recipe_takes_two_steps(name: str, run: Callable, photos: Path, tmp_pa
         (["--backbone", "test_resnet", "--weights", "nowhere.pth"], "nowhere.pth"),
     ],
 )
-def test_what_cannot_be_done_is_said(words: list, sentence: str, run: Callable, photos: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_done_is_said(words: list, sentence: str, photos: Path, tmp_path: Path) -> None:
     with pytest.raises((ValueError, OSError), match=sentence):
-        run(*words, "--data", photos, "--out", tmp_path)
+        here("transfer", *words, "--data", photos, "--out", tmp_path)
 
 
 def test_weights_that_cannot_be_reached_can_be_given_as_a_file(
-    run: Callable, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(OSError, match=r"cannot be reached.*--weights"):
-        run("--backbone", "test_resnet", "--data", photos, "--out", tmp_path)
+        here("transfer", "--backbone", "test_resnet", "--data", photos, "--out", tmp_path)
 
 
-def test_a_run_ended_at_random_moments_ends_with_the_same_bits(photos: Path, tmp_path: Path) -> None:
-    """In both phases, with dropout under way."""
-    words = [*SMALL, *TWO_PHASES, "--head", "map", "--channels", 4, "--dropout", 0.5, "--views", 2, "--data", photos]
-    command = [sys.executable, TRAIN.parent / "tests" / "interrupt.py", "SIGTERM", 2, "transfer", *words]
-    command += ["--out", tmp_path / "run"]
-    answer = subprocess.run(list(map(str, command)), cwd=TRAIN.parent, capture_output=True, text=True, check=False)
-    assert "at last: 0" in answer.stdout, answer.stderr[-2000:]
-    assert [{**line, "seconds": 0} for line in history(tmp_path / "run")] == [
-        {**line, "seconds": 0} for line in history(tmp_path / "run-whole")
-    ]
-    found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "run-whole"))
-    assert all(tensor.equal(found[name]) for name, tensor in expected.items())
+@pytest.mark.parametrize("more", [[], ["--views", 0]], ids=["features", "pictures"])
+def test_a_second_phase_trains_in_bf16_what_the_first_one_trained(more: list, photos: Path, tmp_path: Path) -> None:
+    """The first phase trains the part that learns in any phase, and the second phase cuts it again, or trains it."""
+    words = [*SMALL, *TWO_PHASES, "--backbone", "resnet18", "--head", "map", "--channels", 16, "--precision", "bf16"]
+    runs.as_process("transfer", *words, *more, "--data", photos, "--out", tmp_path)
+    assert [line["epoch"] for line in history(tmp_path)] == [1, 2, 3]
+    assert checkpoint.load(tmp_path).config["precision"] == "bf16"

@@ -125,6 +125,7 @@ class Run:
                     break
                 loader.set_epoch(self.epoch + 1)
                 yield self.epoch + 1
+                self.started = time.time()
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -176,7 +177,6 @@ class Run:
         self.epoch, self.step = self.epoch + 1, 0
         self.sums.zero_()
         line = {"epoch": self.epoch, **line, "seconds": round(time.time() - self.started, 2)}
-        self.started = time.time()
         self.history.append(line)
         if better := score > self.best:
             self.best, self.best_epoch = score, self.epoch

@@ -1,6 +1,7 @@
 """What surrounds a training loop: numeric precision, one or several processes, and a state that can be resumed."""
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -36,7 +37,9 @@ def accelerator_for(
         resume: use the recorded choice.
         seed: of the order of the training pictures.
     """
-    recorded, processes = state / "precision.txt", PartialState()
+    # Without a GPU accelerate ignores torchrun unless it is told to use the CPU.
+    cpu = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
+    recorded, processes = state / "precision.txt", PartialState(cpu=cpu)
     with processes.main_process_first():
         known = resume or not processes.is_main_process
         if precision == "auto" and known and recorded.is_file():
@@ -49,7 +52,8 @@ def accelerator_for(
         if processes.is_main_process:
             write_text(recorded, precision + "\n")
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=seed)
-    return Accelerator(mixed_precision="no" if precision == "fp32" else "bf16", dataloader_config=loading)
+    mixed = "no" if precision == "fp32" else "bf16"
+    return Accelerator(mixed_precision=mixed, dataloader_config=loading, cpu=cpu)
 
 
 def fastest_precision(model: Model, images: Tensor, criterion: Callable[[Tensor], Tensor], repeats: int = 3) -> str:
