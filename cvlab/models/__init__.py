@@ -17,7 +17,8 @@ NETWORKS = {
     "unet": ("unet", "UNet"),
     "timm": ("timm", "TimmClassifier"),
     "timm_head": ("timm_head", "BackboneWithHead"),
-    "resnet_unet": ("smp", "ResNetUNet"),
+    "smp": ("smp", "SmpUNet"),
+    "resnet_unet": ("smp", "SmpUNet"),  # its name in folders that were saved when only ResNets could be encoders
 }
 
 
