@@ -51,7 +51,7 @@ class SmpUNet(Model):
     ) -> None:
         super().__init__()
         if not is_encoder(encoder):
-            raise ValueError(f"segmentation_models.pytorch has no encoder “{encoder}”")
+            raise ValueError(f"segmentation_models.pytorch has no encoder {_shown(encoder)}")
         if len(decoder_channels) not in DEPTHS:
             raise ValueError("decoder_channels must be a list of 3 to 5 numbers, one for each decoder block")
 
@@ -202,4 +202,5 @@ def from_smp_config(config: dict) -> dict:
 
 
 def _shown(value: object) -> str:
-    return f"“{str(value)[:60]}”"
+    """At most 60 characters of an entry; a stranger's text may hold control characters."""
+    return ascii(str(value)[:60])

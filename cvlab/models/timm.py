@@ -130,7 +130,7 @@ def timm_network(
         ValueError: timm has no such architecture.
     """
     if not is_model(architecture):
-        raise ValueError(f"timm has no network “{architecture}”; see timm.list_models()")
+        raise ValueError(f"timm has no network {architecture[:60]!a}; see timm.list_models()")
     size = {"input_size": (3, image_size, image_size)}
     if fixed_input_size is not None:
         size["fixed_input_size"] = fixed_input_size
@@ -150,7 +150,7 @@ def from_timm_config(config: dict) -> dict:
     """
     architecture, view = config.get("architecture"), config.get("pretrained_cfg", config)  # older ones are flat
     if not isinstance(architecture, str) or not is_model(architecture):
-        raise ValueError(f"timm has no network “{str(architecture)[:60]}”")
+        raise ValueError(f"timm has no network {str(architecture)[:60]!a}")
     if not isinstance(view, dict):
         raise ValueError("pretrained_cfg is not an object")
     num_classes = config.get("num_classes", view.get("num_classes"))
