@@ -1,13 +1,13 @@
-"""Two networks that are explained in milliseconds, with BatchNorm statistics as a training leaves them."""
+"""Two networks that take milliseconds to explain, with BatchNorm statistics as after training."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cvlab.models import build
+from cvlab.models import Model, build
 
 
-def tiny(network: str) -> nn.Module:
+def tiny(network: str) -> Model:
     torch.manual_seed(0)
     if network == "convnet":
         model = build("convnet", ["cat", "dog", "fox"], 16, {"widths": [4, 8], "depth": 2, "dropout": 0.5})
@@ -23,19 +23,19 @@ def tiny(network: str) -> nn.Module:
 
 
 @pytest.fixture
-def classifier() -> nn.Module:
+def classifier() -> Model:
     """16 x 16 pixels, three classes, stage1 (4, 8, 8) and stage2 (8, 4, 4)."""
     return tiny("convnet")
 
 
 @pytest.fixture
-def segmenter() -> nn.Module:
+def segmenter() -> Model:
     """16 x 16 pixels, two classes, five stages from (4, 16, 16) to the bottleneck's (16, 4, 4)."""
     return tiny("unet")
 
 
 @pytest.fixture(params=["convnet", "unet"])
-def model(request: pytest.FixtureRequest) -> nn.Module:
+def model(request: pytest.FixtureRequest) -> Model:
     """The classifier, then the segmenter."""
     return tiny(request.param)
 

@@ -40,7 +40,7 @@ def test_explanations_are_timed(tmp_path):
     assert 0 < figures["bf16"] < 1
     assert all(0 < value["loaded"] <= value["peak"] for found in figures["memory"].values() for value in found.values())
     names = [row[0] for row in rows(text)]
-    assert names.count("cvlab, folded") == 2
+    assert names.count("cvlab, fused") == 2
     assert names.count("cvlab") == 3
     for name in explain.QUICK:
         assert text.count(f"| {name}, ") == (4 if name in figures["memory"] else 2)

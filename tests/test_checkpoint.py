@@ -1,4 +1,4 @@
-"""cvlab.checkpoint, atomic and card: a folder rebuilds itself to the bit or is refused; files are whole."""
+"""cvlab.checkpoint and cvlab.files: a folder opens with bit-equal logits or is refused; files are written whole."""
 
 import json
 import subprocess
@@ -15,7 +15,8 @@ from cvlab import checkpoint
 from cvlab.checkpoint import CheckpointError, card
 from cvlab.checkpoint.config import FORMAT, MAX_CONFIG_BYTES
 from cvlab.files import new_folder, write_text
-from cvlab.models import build
+from cvlab.models import Model, build
+from cvlab.models.fused import for_serving
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = {"name": "pets: of the [yard]", "split_seed": 0, "fingerprints": {"test": ["1f", "2e"]}}
@@ -66,6 +67,19 @@ def test_a_process_of_its_own_gives_the_same_logits_to_the_bit(classifier, image
     files = [tmp_path / name for name in ("model", "images", "logits")]
     subprocess.run([sys.executable, "-c", IN_A_PROCESS_OF_ITS_OWN, *files], cwd=ROOT, check=True)
     assert torch.equal(load_file(tmp_path / "logits")["logits"], classifier(images))
+
+
+PROMISED = ("task", "class_names", "image_size", "crop_pct", "interpolation", "threshold", "config", "source")
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in ROOT.glob("checkpoints/*/config.json")), ids=str)
+def test_a_loaded_model_and_its_fused_copy_have_all_that_a_model_promises(folder):
+    model = checkpoint.load(folder)
+    assert model.source == str(folder)
+    for each in (model, for_serving(model)):
+        assert isinstance(each, Model)
+        assert {name: getattr(each, name) for name in PROMISED} == {name: getattr(model, name) for name in PROMISED}
+        assert list(each.stages) == model.config["stages"]
 
 
 def test_saving_again_what_was_loaded_changes_nothing(model, tmp_path):

@@ -346,7 +346,7 @@ def test_nothing_is_left_behind_when_the_score_fails(model, images):
         grad_cam(model, images, class_idx=7)
     assert_no_trace(model, before)
     for way in WAYS.values():  # the forward pass itself
-        with pytest.raises(ValueError, match="images are"):
+        with pytest.raises(ValueError, match="images must be"):
             way(model, images[:, :2])
         assert_no_trace(model, before)
 
@@ -515,7 +515,7 @@ def test_an_unknown_stage_or_method_is_refused(model, images):
 @pytest.mark.parametrize("way", [*WAYS.values(), predict])
 def test_what_is_no_batch_of_images_is_refused(model, images, way):
     for wrong in (images[0], images[:, :1], images[:, 0], (images * 255).byte()):
-        with pytest.raises(ValueError, match="images are"):
+        with pytest.raises(ValueError, match="images must be"):
             way(model, wrong)
 
 

@@ -272,6 +272,26 @@ HOSTILE = {
 }
 
 
+SMP = {"_model_class": "Unet", "encoder_name": "resnet18", "classes": 1}
+
+
+def smp_config(**entries):
+    return content("config.json", json.dumps(SMP | entries).encode())
+
+
+HOSTILE |= {
+    "smp: a function": (ours, smp_config(_model_class="from_pretrained")),
+    "smp: a foreign encoder": (ours, smp_config(encoder_name="\x1b[2J../../evil")),
+    "smp: an encoder of the Hub": (ours, smp_config(encoder_name="tu-hf-hub:evil/evil")),
+    "smp: an encoder of a folder": (ours, smp_config(encoder_name="tu-local-dir:/etc")),
+    "smp: the largest encoder": (ours, smp_config(encoder_name="tu-convnextv2_huge", encoder_depth=5)),
+    "smp: a file of its own": (ours, smp_config(checkpoint_path="/etc/passwd")),
+    "smp: a class for a layer": (ours, smp_config(decoder_use_norm={"type": "evil"})),
+    "smp: a decoder beyond any memory": (ours, smp_config(decoder_channels=[10**6] * 5)),
+    "smp: a million blocks": (ours, smp_config(encoder_depth=10**6, decoder_channels=[1] * 10**6)),
+}
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("hostile")

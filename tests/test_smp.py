@@ -1,8 +1,11 @@
-"""Folders of segmentation_models.pytorch: a U-Net on a ResNet is rebuilt under its tensor names, others are refused."""
+"""Folders of segmentation_models.pytorch: U-Nets on any encoder open with the same logits, the rest is refused."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 from safetensors.torch import save_file
 
@@ -10,6 +13,11 @@ from cvlab import checkpoint
 from cvlab.checkpoint import CheckpointError
 from cvlab.explain import explain, grad_cam, region_score
 from cvlab.models import build
+from cvlab.models.fused import fused
+from cvlab.models.smp import from_smp_config
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "bench"))
+from conformance import as_trained
 
 CONFIG = {  # as save_pretrained of version 0.6 writes it
     "_model_class": "Unet", "activation": None, "aux_params": None, "classes": 2, "decoder_attention_type": None,
@@ -35,14 +43,71 @@ def images_of(height=64, width=64):
     return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
-def test_a_folder_of_theirs_gives_the_same_logits(tmp_path):
-    theirs = pytest.importorskip("segmentation_models_pytorch")
+ENCODERS = {
+    "resnet34": [2, 3, 4, 5],
+    "vgg11": [2, 3, 4, 5],
+    "mobilenet_v2": [2, 3, 4, 5],
+    "efficientnet-b0": [2, 3, 4, 5],
+    "mit_b0": [3, 4, 5],  # transformers begin at a quarter of the resolution
+    "tu-test_resnet": [2, 3, 4, 5],
+    "tu-mobilenetv3_small_050": [2, 3, 4, 5],
+    "tu-test_mambaout": [3, 4, 5],  # (N, h, w, C)
+}
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_folder_of_theirs_gives_the_same_logits_and_a_map_at_every_stage(encoder, tmp_path):
     torch.manual_seed(0)
-    network = theirs.Unet("resnet34", encoder_weights=None, classes=3, decoder_channels=(32, 16, 16, 8, 8)).eval()
-    network.save_pretrained(tmp_path)
+    theirs = smp.Unet(encoder, encoder_weights=None, classes=3, decoder_channels=(32, 16, 16, 8, 8)).eval()
+    theirs.save_pretrained(tmp_path)
     ours, images = checkpoint.load(tmp_path), images_of(64, 96)
     with torch.no_grad():
-        assert torch.equal(ours(images), network(ours.normalize(images)))
+        assert torch.equal(ours(images), theirs(ours.normalize(images)))
+    found = explain(ours, images, region_score(torch.ones(64, 96, dtype=torch.bool)))
+    down = {f"encoder{i}": 2 ** (i - 1) for i in ENCODERS[encoder]}
+    up = {f"decoder{i}": 2 ** (i - 1) for i in range(5, 0, -1)}
+    sides = {name: tuple(attribution.shape[2:]) for name, attribution in found.maps["grad_cam"].items()}
+    assert sides == {name: (64 // n, 96 // n) for name, n in (down | {"bottleneck": 32} | up).items()}
+    assert list(sides) == [*down, "bottleneck", *up]
+    assert all(attribution.any() for attribution in found.maps["grad_cam"].values())
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-test_mambaout"])
+def test_a_fused_copy_has_the_same_maps(encoder):
+    torch.manual_seed(0)
+    model, images = as_trained(build("smp", ["a"], 64, {"encoder": encoder})), images_of()
+    region = torch.zeros(64, 64, dtype=torch.bool)
+    region[8:40, 16:50] = True
+    expected, found = (explain(m, images, region_score(region)).maps["grad_cam"] for m in (model, fused(model)))
+    for stage, attribution in expected.items():
+        assert (found[stage] - attribution).abs().max() <= 1e-3 * attribution.abs().max(), stage
+
+
+@pytest.mark.parametrize("depth", [3, 4])
+def test_an_encoder_of_fewer_levels(depth, tmp_path):
+    torch.manual_seed(0)
+    channels = [32, 16, 8, 8][:depth]
+    theirs = smp.Unet("resnet18", depth, None, classes=1, decoder_channels=channels).eval()
+    theirs.save_pretrained(tmp_path)
+    ours, images = checkpoint.load(tmp_path), images_of()
+    with torch.no_grad():
+        assert torch.equal(ours(images), theirs(ours.normalize(images)))
+    down, up = [f"encoder{i}" for i in range(2, depth + 1)], [f"decoder{i}" for i in range(depth, 0, -1)]
+    assert list(ours.stages) == [*down, "bottleneck", *up]
+
+
+def test_an_encoder_of_one_size_only_is_shown_that_size(folder):
+    config = CONFIG | {"encoder_name": "tu-swin_tiny_patch4_window7_224"}
+    assert from_smp_config(config)["image_size"] == 224
+    assert from_smp_config(CONFIG)["image_size"] == 256
+
+
+def test_a_folder_saved_under_the_name_resnet_unet_opens(folder):
+    model = unet()
+    assert model.config["network"] == "resnet_unet"
+    checkpoint.save(model, folder / "ours")
+    with torch.no_grad():
+        assert torch.equal(checkpoint.load(folder / "ours")(images_of()), model(images_of()))
 
 
 def test_it_is_opened_and_saved_as_ours(folder):
@@ -73,8 +138,16 @@ def test_stages_have_the_resolution_of_their_number(folder):
     [
         {"_model_class": "os.system"},
         {"_model_class": "FPN"},
-        {"encoder_name": "tu-resnet18"},
+        {"encoder_name": "resnet17"},
+        {"encoder_name": "tu-resnet18"},  # its tensors have other names
+        {"encoder_name": "tu-vit_tiny_patch16_224"},  # no pyramid of features
+        {"encoder_name": "tu-hf-hub:user/name"},
+        {"encoder_name": "tu-resnet18.../../name"},
+        {"encoder_name": "../resnet18"},
         {"encoder_name": ["resnet18"]},
+        {"encoder_name": None},
+        {"checkpoint_path": "/etc/passwd"},
+        {"output_stride": 16},
         {"encoder_depth": 4},
         {"in_channels": 1},
         {"decoder_use_norm": {"type": "os.system"}},
@@ -98,6 +171,9 @@ def test_what_is_not_built_here_is_refused(folder, entries):
     assert str(folder) in str(caught.value)
 
 
-def test_a_side_that_cannot_be_halved_five_times():
-    with pytest.raises(ValueError, match="multiples of 32"):
-        unet()(images_of(48, 64))
+def test_sides_that_cannot_be_halved_five_times_are_seen_as_smp_sees_them():
+    model, images = unet(), images_of(48, 70)
+    theirs = smp.Unet("resnet18", encoder_weights=None, classes=2, decoder_channels=CONFIG["decoder_channels"]).eval()
+    theirs.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(model(images), theirs(model.normalize(images)))

@@ -1,4 +1,4 @@
-"""A model as a folder: saved, opened strictly, fetched from the Hub, published, described by a card."""
+"""Models as folders: saving, loading with checks, the Hub, and the model card."""
 
 from cvlab.checkpoint.config import CheckpointError
 from cvlab.checkpoint.folder import load, save

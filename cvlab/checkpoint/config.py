@@ -1,4 +1,4 @@
-"""config.json of a model's folder: what it may say, checked entry by entry. The folder may come from a stranger."""
+"""Reads config.json of a model folder and checks every entry: the folder may come from a stranger."""
 
 import json
 import os
@@ -23,8 +23,8 @@ REQUIRED = {
     "crop_pct": float,
     "threshold": float,
 }
-# What may be asked of timm, and of which type. Other keyword arguments of timm's networks name files or code.
-ALLOWED = {
+# Arguments of the networks that other libraries build, with their types. Any other one could name files or code.
+ALLOWED_ARGUMENTS = {
     "timm": {
         "architecture": str,
         "global_pool": str,
@@ -41,35 +41,39 @@ ALLOWED = {
         "hidden": list,  # of numbers
         "dropout": float,
     },
+    "smp": {"encoder": str, "decoder_channels": list},
+    "resnet_unet": {"encoder": str, "decoder_channels": list},
 }
 OPTIONAL = {"interpolation": str, "stages": list, "data": dict, "precision": str, "versions": dict}
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 MAX_CONFIG_BYTES = 4 * 2**20
 MAX_IMAGE_SIZE = 4096
 MAX_ARGUMENT = 8192  # channels, mostly
-MAX_DEPTH = 32  # modules are built one by one before any shape can be compared
+MAX_DEPTH = 32  # also of lists: modules are built one by one before any shape can be compared
 MAX_NAME = 300  # characters of a class name
+BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they change the reading direction
 
 
 class CheckpointError(ValueError):
-    """A folder that is no model; the message says what is wrong with which file, and what to do."""
+    """The folder cannot be opened as a model; the message names the file, what is wrong with it, and what to do."""
 
 
 @contextmanager
 def opened(path: Path, limit: int) -> Iterator[BinaryIO]:
-    """The one opening of a file of the folder: what was checked is what is read, whatever becomes of the name.
+    """Opens a file of the folder once, and checks the open file: replacing it on disk afterwards changes nothing.
 
     Raises:
-        CheckpointError: it is missing, no plain file, a link that leads out of the folder, or over the limit in bytes.
+        CheckpointError: it is missing, not a plain file, a link to outside the folder, or larger than `limit` bytes.
     """
     folder = path.parent.resolve()
     here = Path(os.path.realpath(path))  # not resolve(): a link to itself raises there
-    # In the Hugging Face cache the files are links into the repository's blobs.
-    homes = [folder] + [folder.parents[1] / "blobs"] * (folder.parent.name == "snapshots")
+    homes = [folder]
+    if folder.parent.name == "snapshots":  # in the Hugging Face cache the files are links into the repository's blobs
+        homes.append(folder.parents[1] / "blobs")
     if not any(here.is_relative_to(home) for home in homes):
         raise CheckpointError(f"{path} is a link that leads out of its folder. Put the file itself there.")
     try:
-        # Not blocking: a pipe would keep us waiting for its writer.
+        # Non-blocking: opening a pipe would wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path.parent} is not a model folder: it has no {path.name}.") from error
@@ -86,21 +90,26 @@ def opened(path: Path, limit: int) -> Iterator[BinaryIO]:
 
 
 def read_config(path: Path) -> dict:
-    """The entry 'cvlab' of a config, or the same made of timm's keys, with every entry within its limits."""
+    """The entry "cvlab" of config.json, or the same entries made from timm's or smp's, each one checked.
+
+    Raises:
+        CheckpointError: the file cannot be read, or an entry is missing, malformed or beyond its limits.
+    """
     with opened(path, MAX_CONFIG_BYTES) as file:
         content = file.read(MAX_CONFIG_BYTES + 1)
     try:
         config = json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number of a million digits
-        raise CheckpointError(f"{path} is not valid JSON. Fetch or train the model again.") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of a million digits
+        raise CheckpointError(f"{path} is not valid JSON. Download or train the model again.") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds no entries: it is not a model's configuration.")
+        raise CheckpointError(f"{path} is not a JSON object, so it is not a model's configuration.")
     if "cvlab" in config:
         block = config["cvlab"]
         if not isinstance(block, dict):
-            raise CheckpointError(f"{path}: the entry 'cvlab' is not an object.")
+            raise CheckpointError(f"{path}: the entry “cvlab” is not an object.")
         if block.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is of format {block.get('format')!r}; this version of cvlab reads {FORMAT}.")
+            found = str(block.get("format"))[:60]
+            raise CheckpointError(f"{path} has the format {found!a}; this version of cvlab reads {FORMAT}.")
     elif "architecture" in config or "_model_class" in config:
         try:
             block = _from_other_library(config)
@@ -108,10 +117,11 @@ def read_config(path: Path) -> dict:
             raise CheckpointError(f"{path}: {error}.") from error
     else:
         raise CheckpointError(
-            f"{path} was written neither by cvlab nor by timm or segmentation_models.pytorch: it cannot be opened."
+            f"{path} was not written by cvlab, timm or segmentation_models.pytorch: it cannot be opened."
         )
     if "architecture" in config and config["architecture"] != _architecture(block):
-        raise CheckpointError(f"{path} names two networks: {config['architecture']!r} and {_architecture(block)!r}.")
+        both = " and ".join(ascii(str(name)[:60]) for name in (config["architecture"], _architecture(block)))
+        raise CheckpointError(f"{path} names two networks: {both}.")
     _check_types(block, path)
     _check_arguments(block, path)
     _check_class_names(block["class_names"], path)
@@ -120,7 +130,7 @@ def read_config(path: Path) -> dict:
 
 
 def _from_other_library(config: dict) -> dict:
-    # Imported here: the page need not wait for timm and torchvision until a model asks for them.
+    # Imported here: the page starts faster without timm and torchvision.
     if "architecture" in config:
         from cvlab.models.timm import from_timm_config
 
@@ -139,27 +149,28 @@ def _check_types(block: dict, path: Path) -> None:
     for key, kind in (REQUIRED | OPTIONAL).items():
         if key not in block and key in OPTIONAL:
             continue
-        # JSON writes 1.0 as 1 in other hands; a bool is an int to Python only.
+        # Other JSON writers write 1.0 as 1; to Python, a bool is an int.
         kinds = (int, float) if kind is float else kind
         if not isinstance(block.get(key), kinds) or isinstance(block.get(key), bool):
-            raise CheckpointError(f"{path}: {key!r} is missing or is not of type {kind.__name__}.")
+            raise CheckpointError(f"{path}: “{key}” is missing or is not of type {kind.__name__}.")
 
 
 def _check_arguments(block: dict, path: Path) -> None:
+    """Types for the networks of other libraries; for all of them numbers and lists of numbers within the limits."""
+    allowed = ALLOWED_ARGUMENTS.get(block["network"])
     for key, value in block["arguments"].items():
-        if block["network"] in ALLOWED:
-            kind = ALLOWED[block["network"]].get(key)
+        if allowed is not None:
+            kind = allowed.get(key)
             if kind is None:
-                raise CheckpointError(f"{path}: the argument {key[:60]!r} of a network of timm is not allowed.")
+                raise CheckpointError(f"{path}: the argument {key[:60]!a} of {block['network']} is not allowed.")
             if not isinstance(value, (int, float) if kind is float else kind):
-                raise CheckpointError(f"{path}: the argument {key!r} is not of type {kind.__name__}.")
+                raise CheckpointError(f"{path}: the argument “{key}” is not of type {kind.__name__}.")
             if isinstance(value, str | bool):
-                continue
-        if key == "encoder" and isinstance(value, str):
-            continue  # one of a list, or refused by the network
-        values, limit = value if isinstance(value, list) else [value], MAX_DEPTH if key == "depth" else MAX_ARGUMENT
+                continue  # names are looked up by the network itself
+        limit = MAX_DEPTH if key == "depth" else MAX_ARGUMENT
+        values = value if isinstance(value, list) else [value]
         if len(values) > MAX_DEPTH or not all(isinstance(v, int | float) and abs(v) <= limit for v in values):
-            raise CheckpointError(f"{path}: the argument {key!r} is no number, or is too large to be a network's.")
+            raise CheckpointError(f"{path}: the argument {key[:60]!a} is not a number, or is too large.")
 
 
 def _check_class_names(names: list, path: Path) -> None:
@@ -169,27 +180,24 @@ def _check_class_names(names: list, path: Path) -> None:
         raise CheckpointError(f"{path}: there are {len(names):,} class_names, and the limit is {MAX_CLASSES:,}.")
     if len(set(names)) < len(names):
         twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise CheckpointError(f"{path}: the class name {twice[:60]!r} is there twice.")
+        raise CheckpointError(f"{path}: the class name {twice[:60]!a} is there twice.")
     for name in names:
         if not name.strip() or len(name) > MAX_NAME:
             raise CheckpointError(f"{path}: a class name is empty or longer than {MAX_NAME} characters.")
-        # Line ends and terminal codes, halves of characters, and marks that turn the reading direction around.
-        if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in TURNING_MARKS for c in name):
-            raise CheckpointError(f"{path}: the class name {name[:60]!a} holds characters that control a display.")
-
-
-TURNING_MARKS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+        # Line ends and terminal codes, halves of surrogate pairs, and changes of the reading direction.
+        if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in BIDI_CONTROLS for c in name):
+            raise CheckpointError(f"{path}: the class name {name[:60]!a} contains control characters.")
 
 
 def _check_numbers(block: dict, path: Path) -> None:
     if not 1 <= block["image_size"] <= MAX_IMAGE_SIZE:
-        raise CheckpointError(f"{path}: image_size {block['image_size']} is not within 1 and {MAX_IMAGE_SIZE}.")
+        raise CheckpointError(f"{path}: image_size {block['image_size']} is not between 1 and {MAX_IMAGE_SIZE}.")
     for key in ("mean", "std"):
-        # Python's JSON knows NaN and Infinity: both fail the comparison.
-        fine = [isinstance(value, int | float) and abs(value) < 1000 for value in block[key]]
-        if fine != [True] * 3:
-            raise CheckpointError(f"{path}: {key} must be three numbers below 1000, one a channel.")
+        # Python's JSON reads NaN and Infinity: both fail the comparison.
+        numbers = [value for value in block[key] if isinstance(value, int | float) and abs(value) < 1000]
+        if not len(numbers) == len(block[key]) == 3:
+            raise CheckpointError(f"{path}: {key} must be three numbers below 1000, one per channel.")
     if not 0 < block["crop_pct"] <= 1 or not 0 < block["threshold"] < 1 or min(block["std"]) <= 0:
         raise CheckpointError(f"{path}: crop_pct, threshold or std is outside its range.")
     if block["interpolation"] not in INTERPOLATIONS:
-        raise CheckpointError(f"{path}: the interpolation {block['interpolation'][:60]!r} is not known.")
+        raise CheckpointError(f"{path}: the interpolation {block['interpolation'][:60]!a} is not known.")

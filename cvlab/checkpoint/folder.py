@@ -1,12 +1,13 @@
-"""A model as a folder that rebuilds itself: config.json and model.safetensors, strict and without pickles.
+"""Saves a model as config.json and model.safetensors, and loads it from them.
 
-A folder may come from a stranger. Each file is opened once, is a plain file inside the folder and is no larger than it
-may be; the config is checked entry by entry; the network is measured on the meta device, where it takes no memory, and
-its shapes are compared with the file's before a weight is read. Nothing of the folder is ever executed.
+A folder may come from a stranger. Each file is opened once, and must be a plain file inside the folder of limited size.
+Every entry of the config is checked. The network is first built on the meta device, where it takes no memory, and its
+shapes are compared with the file's before any weight is read. Nothing in the folder is ever executed.
 """
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -26,7 +27,7 @@ from cvlab.models import Model, build
 
 MAX_HEADER_BYTES = 8 * 2**20  # of model.safetensors: names and shapes
 MAX_PARAMETERS = hub.MAX_WEIGHTS_BYTES // 4  # with buffers, in float32
-MAX_ACTIVATIONS = 2**31  # numbers that the layers put out for one image: 8 GiB
+MAX_ACTIVATIONS = 2**31  # numbers in the outputs of all layers for one image: 8 GiB
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32")
 
 Shapes = dict[str, tuple[int, ...]]
@@ -35,19 +36,19 @@ Shapes = dict[str, tuple[int, ...]]
 def save(model: Model, folder: str | Path, **facts: object) -> None:
     """Writes config.json and model.safetensors, each whole or not at all.
 
-    A network of timm is written so that timm opens it without cvlab, by "local-dir:FOLDER" or, published, by
-    "hf-hub:user/name": its own keys beside ours, and its own tensor names.
+    timm opens a saved network of timm without cvlab, as "local-dir:FOLDER" or, once published, as "hf-hub:user/name":
+    the config also has timm's own entries, and tensors have timm's names.
 
     Args:
-        model: one made by `cvlab.models.build` or `load`.
-        folder: made if it is not there.
+        model: made by `cvlab.models.build` or `load`.
+        folder: created if it does not exist.
         facts: further entries of the config, such as data={"name", "split_seed", "fingerprints"} or precision="bf16".
     """
     folder = Path(folder)
     versions = {name: version(name) for name in ("torch", "torchvision", "timm", "captum")}
     block = {**model.config, **facts, "format": FORMAT, "threshold": model.threshold, "versions": versions}
     keys_of_timm = model.timm_config() if model.config["network"] == "timm" else {}
-    config = json.dumps({**keys_of_timm, "cvlab": block}, indent=1) + "\n"  # may fail: before anything is written
+    config = json.dumps({**keys_of_timm, "cvlab": block}, indent=1) + "\n"  # first, because it may fail
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored(model).state_dict().items()}
     write_bytes(folder / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
     write_text(folder / "config.json", config)
@@ -56,12 +57,12 @@ def save(model: Model, folder: str | Path, **facts: object) -> None:
 def load(folder_or_id: str | Path) -> Model:
     """The model of a folder or of a Hub name "user/name[@revision]", in eval mode, on the CPU.
 
-    It knows task, class_names, image_size, crop_pct, interpolation, threshold, stages, config and `source`: the folder,
-    or user/name@commit. Classifiers of timm and U-Nets of segmentation_models.pytorch are opened like our own.
+    It has all attributes of `Model`; `source` is the folder, or user/name@commit. Folders of timm's classifiers and of
+    U-Nets of segmentation_models.pytorch open in the same way.
 
     Raises:
-        CheckpointError: with a sentence for each thing that can be wrong.
-        cvlab.hub.HubError: the name cannot be had from the Hub.
+        CheckpointError: the folder is missing, damaged or not allowed; the message says what is wrong.
+        cvlab.checkpoint.hub.HubError: the model cannot be downloaded from the Hub.
     """
     folder = Path(folder_or_id)
     if not folder.is_dir():
@@ -83,9 +84,9 @@ def load(folder_or_id: str | Path) -> Model:
     model = build(**arguments)
     try:
         if misfit:
-            weights = _in_todays_names(model, weights)
+            weights = _in_current_names(model, weights)
         _stored(model).load_state_dict(weights)
-    except Exception as error:  # timm's converters meet tensors that they do not expect: KeyError, IndexError ...
+    except Exception as error:  # timm's converters fail in many ways on tensors of another network
         reason = misfit or str(error).split("\n")[0]
         raise CheckpointError(f"{weights_file} does not fit config.json: {reason}.") from error
     model.config = {**config, "stages": list(model.stages)}
@@ -94,18 +95,18 @@ def load(folder_or_id: str | Path) -> Model:
 
 
 def _stored(model: Model) -> Model:
-    """The module whose tensors are in the file: of a network of timm only timm's, without a prefix."""
+    """The module whose tensors are in the file: timm's own network, so that names have no prefix, or the model."""
     return model.backbone if model.config["network"] == "timm" else model
 
 
-# --- the network, without memory --------------------------------------------------------------------------------------
+# --- the network on the meta device -----------------------------------------------------------------------------------
 
 
 def _measured(arguments: dict, task: str, path: Path) -> Shapes:
-    """The shapes of the tensors that the network needs; it may be neither too large nor another than the config says.
+    """The shapes of the network's tensors.
 
     Raises:
-        CheckpointError: it cannot be built, is for another task, or would take too much memory.
+        CheckpointError: the network cannot be built, is for another task, or would take too much memory.
     """
     with _building(path), torch.device("meta"):
         model = build(**arguments).eval()
@@ -129,13 +130,13 @@ def _measured(arguments: dict, task: str, path: Path) -> Shapes:
 def _building(path: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # the constructors of a thousand networks meet arguments that they do not expect
+    except Exception as error:  # the constructors of a thousand networks fail in many ways
         reason = (str(error).split("\n")[0] or type(error).__name__)[:300].rstrip(".")  # torch adds its C++ stack
         raise CheckpointError(f"{path} describes a model that cannot be built: {reason}.") from error
 
 
 def _count_activations(model: Model, images: Tensor) -> int:
-    """How many numbers the layers without layers inside put out in one forward pass."""
+    """How many numbers the outputs of all innermost layers hold in one forward pass."""
     count = 0
 
     def add(module: nn.Module, inputs: tuple, output: object) -> None:
@@ -154,13 +155,15 @@ def _count_activations(model: Model, images: Tensor) -> int:
 
 
 def _read_header(file: BinaryIO, path: Path) -> tuple[bytes, Shapes]:
-    """The first bytes of a safetensors file, up to where the numbers begin, and the shapes that they announce."""
+    """The bytes of a safetensors file before the numbers begin, and the shapes that they state."""
     length = file.read(8)
     header_bytes = int.from_bytes(length, "little")
     if header_bytes > MAX_HEADER_BYTES and length.startswith((b"PK", b"\x80")):
         raise CheckpointError(f"{path} is a pickle or an archive under another name: such files can run code.")
     if len(length) < 8 or header_bytes > os.fstat(file.fileno()).st_size - 8:
-        raise CheckpointError(f"{path} is damaged or cut off: it is shorter than it says. Fetch or train it again.")
+        raise CheckpointError(
+            f"{path} is damaged or cut off: it is shorter than its header states. Download or train it again."
+        )
     if header_bytes > MAX_HEADER_BYTES:
         raise CheckpointError(f"{path} has a header of {header_bytes:,} bytes; the limit is {MAX_HEADER_BYTES:,}.")
     header = file.read(header_bytes)
@@ -171,17 +174,17 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[bytes, Shapes]:
         dtypes = {str(entry["dtype"]) for entry in entries.values()}
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} is damaged: its header is none of safetensors. Fetch or train it again."
+            f"{path} is damaged: its header is not one of safetensors. Download or train it again."
         ) from error
     if foreign := sorted(dtypes - set(DTYPES)):
-        raise CheckpointError(f"{path} holds numbers of type {foreign[0][:20]!r}; a network has {', '.join(DTYPES)}.")
+        raise CheckpointError(f"{path} has numbers of type {foreign[0][:20]!a}; allowed are {', '.join(DTYPES)}.")
     return length + header, shapes
 
 
 def _misfit(needed: Shapes, found: Shapes) -> str:
-    """What is wrong with the shapes of a file; empty where they are what the network needs."""
+    """What is wrong with the shapes of a file; empty where they fit the network."""
     for name in sorted(needed.keys() | found.keys()):
-        if name not in found and not name.endswith(".num_batches_tracked"):  # older files are without, torch adds it
+        if name not in found and not name.endswith(".num_batches_tracked"):  # older files do not have it, torch adds it
             return f"{name} is missing from the weights"
         if name not in needed:
             return f"the network has no {name[:100]}"
@@ -195,17 +198,16 @@ def _read_tensors(file: BinaryIO, start: bytes, path: Path) -> dict[str, Tensor]
         weights = from_safetensors(start + file.read(hub.MAX_WEIGHTS_BYTES))
     except (SafetensorError, ValueError, RuntimeError) as error:
         reason = str(error).split("\n")[0][:200]
-        raise CheckpointError(f"{path} is damaged or cut off ({reason}). Fetch or train it again.") from error
+        raise CheckpointError(f"{path} is damaged or cut off ({reason}). Download or train it again.") from error
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
-            raise CheckpointError(f"{path} is spoiled: {name} holds values that are not finite.")
+            raise CheckpointError(f"{path} is damaged: {name} has values that are not finite.")
     return weights
 
 
-def _in_todays_names(model: Model, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of an older timm, or of a network's authors, in today's tensor names, by timm's own converter."""
-    from timm import model_entrypoint  # as above
+def _in_current_names(model: Model, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of an older timm, or of a network's authors, in timm's current tensor names, by timm's own converter."""
+    from timm.models import model_entrypoint  # here, because the page starts faster without timm
 
-    entrypoint = model_entrypoint(model.backbone.pretrained_cfg["architecture"])
-    convert = entrypoint.__globals__["checkpoint_filter_fn"]
-    return convert(weights, model.backbone)
+    make = model_entrypoint(model.backbone.pretrained_cfg["architecture"])
+    return sys.modules[make.__module__].checkpoint_filter_fn(weights, model.backbone)

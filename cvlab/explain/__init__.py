@@ -1,4 +1,4 @@
-"""Why a model decided as it did: maps of evidence for a score, at any stage of a network."""
+"""Why a model made its prediction: maps of the evidence for a score, at any stage of a network."""
 
 from cvlab.explain.maps import (
     METHODS,

@@ -1,7 +1,6 @@
-"""Looking into a model without a trace: whoever looks is alone with it, and nothing of the look stays behind.
+"""Records activations and gradients of a model in eval mode.
 
-One thread at a time looks into a model, in eval mode; afterwards no hook, gradient or mode is left, also when something
-failed on the way.
+One thread at a time; hooks and training modes are always restored, also after an error, and no gradients are stored.
 """
 
 import threading
@@ -21,12 +20,12 @@ _locks_guard = threading.Lock()
 
 @dataclass(frozen=True)
 class Passes:
-    """What one forward and one backward pass gave.
+    """The results of one forward and one backward pass.
 
     Attributes:
         logits: (N, C) or (N, C, H, W), detached.
         scores: (N,), detached.
-        activations, gradients: by the name of each module its output, and the score's gradient with respect to it.
+        activations, gradients: each module's output by name, and the score's gradient with respect to it.
     """
 
     logits: Tensor
@@ -36,23 +35,23 @@ class Passes:
 
 
 def passes(model: Model, images: Tensor, score: Callable[[Tensor], Tensor], modules: dict[str, nn.Module]) -> Passes:
-    """One forward and one backward pass, and what was seen of them at some modules.
+    """One forward and one backward pass, with the outputs and gradients of some modules.
 
     Args:
         images: (N, 3, S, S) in [0, 1].
-        score: logits to (N,), one number an image, each depending on its own image only.
-        modules: by a name of the caller's choice.
+        score: logits to (N,), one number per image that depends on this image only.
+        modules: by any name.
 
     Raises:
-        ValueError: the score has no gradient at all, or as `forward`.
+        ValueError: the score has no gradient at all, or the images do not fit the model (see `forward`).
     """
     with alone_with(model), differentiable(images) as images:
         with graph_from(modules.values()), recorded_outputs(modules) as outputs:
             logits = forward(model, images)
         scores = score(logits)
         if not scores.requires_grad:
-            raise ValueError("The score has no gradient: it, or the model, detaches or rounds what it is made of.")
-        # Materialised: a module that is cut off from the score has a gradient of zero, which `diagnose` can explain.
+            raise ValueError("The score has no gradient: the score or the model detaches or rounds its inputs.")
+        # Materialised: a module that does not influence the score gets a gradient of 0, which `diagnose` explains.
         wanted = [outputs[name] for name in modules]
         gradients = torch.autograd.grad(scores.sum(), wanted, allow_unused=True, materialize_grads=True)
     activations = {name: outputs[name].detach() for name in modules}
@@ -63,29 +62,29 @@ def forward(model: Model, images: Tensor) -> Tensor:
     """The model's logits of images (N, 3, S, S) in [0, 1].
 
     Raises:
-        ValueError: tensors of another shape or type, or of a size that the model cannot take.
+        ValueError: another shape or type, or an image size that the model cannot take.
     """
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         found = f"{tuple(images.shape)} of {str(images.dtype).removeprefix('torch.')}"
-        raise ValueError(f"images are (N, 3, H, W) of floats in [0, 1], and not {found}: see cvlab.transforms.view")
+        raise ValueError(f"images must be (N, 3, H, W) of floats in [0, 1], not {found}: see cvlab.transforms.view")
     try:
         return model(images)
     except (RuntimeError, AssertionError) as error:
         height, width = images.shape[-2:]
-        made_for = getattr(model, "image_size", height)
-        if height == width == made_for:
+        side = model.image_size
+        if height == width == side:
             raise
-        raise ValueError(f"the model is for {made_for}x{made_for} pixels and cannot take {height}x{width}") from error
+        raise ValueError(f"the model is for {side}x{side} pixels and cannot take {height}x{width}") from error
 
 
 @contextmanager
 def alone_with(model: Model) -> Iterator[None]:
-    """One thread at a time (hooks are seen by every thread that runs the model); eval mode, restored afterwards."""
+    """A lock, because hooks act on every thread that runs the model; and eval mode, restored afterwards."""
     with _locks_guard:
         lock = _locks.setdefault(model, threading.RLock())
     with lock:
         training = [module for module in model.modules() if module.training]
-        if training:  # a walk over all modules, which of a small network takes longer than its prediction
+        if training:  # model.eval() visits all modules: for a small network that takes longer than predicting
             model.eval()
         try:
             yield
@@ -96,19 +95,19 @@ def alone_with(model: Model) -> Iterator[None]:
 
 @contextmanager
 def differentiable(images: Tensor) -> Iterator[Tensor]:
-    """Gradients on, and a copy of the images that requires them: so stages of a frozen model have gradients too."""
+    """Gradients on, and a copy of the images that requires them, so that stages of frozen models have gradients too."""
     with torch.inference_mode(False), torch.enable_grad():
-        yield images.detach().clone().requires_grad_(images.is_floating_point())  # others are refused by `forward`
+        yield images.detach().clone().requires_grad_(images.is_floating_point())  # `forward` refuses others
 
 
 @contextmanager
 def graph_from(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Gradients on from the first of these modules that has run: of what lies below autograd keeps nothing."""
+    """Switches gradients on after the first of these modules: autograd stores nothing for earlier layers."""
 
     def switch_on(module: nn.Module, inputs: tuple, output: object) -> None:
         torch.set_grad_enabled(True)
 
-    with torch.no_grad():  # restores the mode in the end, whatever the hooks made of it
+    with torch.no_grad():  # restores the mode at the end, whatever the hooks did
         handles = [module.register_forward_hook(switch_on, prepend=True) for module in modules]
         try:
             yield
@@ -119,13 +118,13 @@ def graph_from(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def recorded_outputs(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """What each module puts out, by name. The network goes on with a clone: an in-place ReLU would overwrite it."""
+    """Each module's output by name. The network continues with a clone, which an in-place ReLU may overwrite."""
     outputs: dict[str, Tensor] = {}
 
     def recorder(name: str) -> Callable:
         def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-            # A view: nn.Identity puts out its very input, whose gradient would mix in what else is made of it. Unlike
-            # view_as, [...] leaves a single image in channels last, which saves a fourth of the time of a folded U-Net.
+            # A view: nn.Identity returns its input itself, whose gradient would include its other uses. Unlike view_as,
+            # [...] keeps a single image in channels-last format, which saves a fourth of the time of a fused U-Net.
             outputs[name] = output[...]
             if not output.requires_grad:  # the graph begins here
                 outputs[name].requires_grad_()

@@ -1,14 +1,11 @@
-"""Why a model decided as it did: class activation maps at any of its stages.
-
-What is explained is a score, a small function of the logits: a class (`class_score`), why one class rather than another
-(`contrast_score`), or the pixels of a region (`region_score`). How it is explained is apart from that:
+"""Class activation maps at any stage of a model, for any score (scores.py), by two methods:
 
     grad_cam   a stage's activation, each channel weighted by the mean of its gradient
                (Selvaraju et al., "Grad-CAM", 2017; for segmentation Vinogradova et al., "Seg-Grad-CAM", 2020)
     hires_cam  activation times gradient at every pixel, summed over channels (Draelos and Carin, "HiResCAM", 2020)
 
-Maps are raw and signed: negative values speak against the score. `heatmap` keeps the positive part at image size. One
-thread at a time explains a model, and leaves no trace in it (hooks.py).
+Maps are raw and signed: negative values are evidence against the score. `heatmap` resizes the positive part to the
+image. One thread at a time explains a model, and hooks and modes are always restored (hooks.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -32,12 +29,12 @@ METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Explanation:
-    """What one forward and one backward pass gave.
+    """The results of one forward and one backward pass.
 
     Attributes:
         logits: (N, C) or (N, C, H, W), detached.
         scores: (N,), what was explained.
-        maps: maps[method][stage] is signed, (N, 1, h, w) float32 at the stage's own resolution.
+        maps: maps[method][stage] is a signed map (N, 1, h, w), float32, at the stage's own resolution.
     """
 
     logits: Tensor
@@ -46,7 +43,7 @@ class Explanation:
 
 
 def predict(model: Model, images: Tensor) -> Tensor:
-    """Logits in eval mode without gradients, while nobody else explains the same model."""
+    """Logits in eval mode without gradients, while no other thread explains the same model."""
     with alone_with(model), torch.no_grad():
         return forward(model, images)
 
@@ -58,20 +55,19 @@ def grad_cam(
 
     Args:
         images: (N, 3, S, S) in [0, 1].
-        class_idx: the class to explain; by default the predicted one. Of a segmenter the mean logit over the predicted
-            mask of this class is explained.
+        class_idx: the class to explain; by default the predicted one. For a segmenter the score is the mean logit over
+            the predicted mask of this class, by default class 0.
         stage: a key of model.stages; by default `default_stage(model)`.
 
     Returns:
         logits (N, C) or (N, C, H, W), and the signed map (N, 1, h, w).
 
     Raises:
-        ValueError: a stage or class that the model does not have, an empty predicted mask, or images that it cannot
-            take.
+        ValueError: an unknown stage or class, an empty predicted mask, or images that do not fit the model.
     """
     (stage,) = check_stages(model, [stage or default_stage(model)])
     score, place, recorded = predicted_score(model, class_idx), model.stages[stage], []
-    if place.to_map is not identity:  # LayerGradCam would take tokens for channels
+    if place.to_map is not identity:  # LayerGradCam would treat tokens as channels
         explanation = explain(model, images, score, [stage])
         return explanation.logits, explanation.maps["grad_cam"][stage]
 
@@ -97,43 +93,40 @@ def explain(
 
     Args:
         images: (N, 3, S, S) in [0, 1].
-        score: logits to (N,), one number an image, each depending on its own image only.
+        score: logits to (N,), one number per image that depends on this image only.
         stages: keys of model.stages; by default all.
         methods: keys of METHODS.
 
     Raises:
-        ValueError: a stage, class or method that is not there, an empty region, or images that the model cannot take.
+        ValueError: an unknown stage, class or method, an empty region, or images that do not fit the model.
     """
     known = model.stages
     stages = check_stages(model, stages or known)
     if unknown := [m for m in methods if m not in METHODS]:
-        raise ValueError(f"unknown method {unknown[0]!r}; known are {', '.join(METHODS)}")
-    seen = passes(model, images, score, {name: known[name].module for name in stages})
+        raise ValueError(f"unknown method “{unknown[0]}”; known are {', '.join(METHODS)}")
+    found = passes(model, images, score, {name: known[name].module for name in stages})
     maps: dict[str, dict[str, Tensor]] = {method: {} for method in methods}
     for name in stages:
         to_map = known[name].to_map
-        activation, gradient = to_map(seen.activations[name]), to_map(seen.gradients[name])
+        activation, gradient = to_map(found.activations[name]), to_map(found.gradients[name])
         for method in methods:
             maps[method][name] = METHODS[method](activation, gradient).float()
-    return Explanation(seen.logits, seen.scores, maps)
+    return Explanation(found.logits, found.scores, maps)
 
 
 def default_stage(model: Model) -> str:
-    """Where a single Grad-CAM says most: a U-Net's bottleneck, else the last stage before the decision."""
+    """The stage of a single Grad-CAM: a U-Net's bottleneck, else the last stage."""
     stages = list(model.stages)
     return "bottleneck" if "bottleneck" in stages else stages[-1]
 
 
-# --- reading maps -----------------------------------------------------------------------------------------------------
-
-
 def heatmap(attribution: Tensor, size: Sequence[int]) -> Tensor:
-    """The evidence for the score at image size: negative values to 0, bilinear to `size` (H, W). (N, 1, H, W) >= 0."""
+    """The evidence for the score at image size: the positive part, resized to `size` (H, W): (N, 1, H, W)."""
     return F.interpolate(attribution.relu(), tuple(size), mode="bilinear", align_corners=False)
 
 
 def peak(attribution: Tensor) -> Tensor:
-    """(N,): the largest evidence of each map times h*w, 0 where there is none.
+    """The largest value of each map times h*w, (N,); 0 where no value is positive.
 
     Raw Grad-CAM shrinks with the number of positions of its stage; times h*w, peaks of different stages can be compared
     within one model and one score. Peaks of different models cannot.
@@ -142,16 +135,16 @@ def peak(attribution: Tensor) -> Tensor:
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """(N,): Pearson's r between the maps of each pair, (N, 1, h, w) both; 0 where one of them is flat."""
-    a, b = a.flatten(1).double(), b.flatten(1).double()  # squares of tiny float32 numbers would be 0
+    """Pearson's r between the maps of each pair, (N, 1, h, w) both: (N,); 0 where one of them is constant."""
+    a, b = a.flatten(1).double(), b.flatten(1).double()  # in float32 the squares of tiny numbers would be 0
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     norms = a.norm(dim=1) * b.norm(dim=1)
     return torch.where(norms > 0, (a * b).sum(1) / norms, 0.0).float()
 
 
 def check_stages(model: Model, stages: Sequence[str]) -> list[str]:
-    """The names as a list; a ValueError for one that the model does not have."""
+    """The names as a list; ValueError for a stage that the model does not have."""
     known = model.stages
     if unknown := [stage for stage in stages if stage not in known]:
-        raise ValueError(f"this model has no stage {unknown[0]!r}; it has {', '.join(known)}")
+        raise ValueError(f"this model has no stage “{unknown[0]}”; it has {', '.join(known)}")
     return list(stages)

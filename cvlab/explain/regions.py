@@ -1,8 +1,7 @@
-"""Regions of a view that a person asks about, as boolean tensors (H, W) for `cvlab.explain.region_score`.
+"""Regions that a user selects, as boolean tensors (H, W) for `cvlab.explain.region_score`.
 
 Coordinates are pixels of the view that the network saw: x to the right and y down, (0, 0) is the pixel at the top left.
-A region without a pixel is a ValueError that says why. Evidence for the background is that against a region:
-`against(region_score(region))`.
+An empty region raises a ValueError that says why. `against(region_score(region))` asks for the background.
 """
 
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ def whole(mask: Tensor) -> Tensor:
     Raises:
         ValueError: it is empty.
     """
-    return _with_pixels(mask, "the mask is empty: the model found nothing to ask about")
+    return _with_pixels(mask, "the mask is empty: the model found nothing here")
 
 
 def component(mask: Tensor, x: int, y: int) -> Tensor:
@@ -32,7 +31,7 @@ def component(mask: Tensor, x: int, y: int) -> Tensor:
     """
     _check_inside(mask.shape, x, y)
     if not mask[y, x]:
-        raise ValueError(f"there is no mask at x {x}, y {y}: click on what the model found")
+        raise ValueError(f"there is no mask at x {x}, y {y}: click on something that the model found")
     parts, _ = ndimage.label(mask.cpu().numpy(), NEIGHBOURS)
     return torch.from_numpy(parts == parts[y, x])
 
@@ -50,12 +49,13 @@ def pixel(size: Sequence[int], x: int, y: int) -> Tensor:
 
 
 def box(size: Sequence[int], first: tuple[int, int], second: tuple[int, int]) -> Tensor:
-    """The pixels between two opposite corners (x, y), both included; what lies outside the view is cut off.
+    """The pixels between two opposite corners (x, y), both included; parts outside the view are cut off.
 
     Raises:
-        ValueError: nothing of it is in the view.
+        ValueError: it lies outside the view.
     """
-    (left, right), (top, bottom) = (sorted(ends) for ends in zip(first, second, strict=True))
+    left, right = sorted((first[0], second[0]))
+    top, bottom = sorted((first[1], second[1]))
     region = torch.zeros(tuple(size), dtype=torch.bool)
     region[max(top, 0) : max(bottom + 1, 0), max(left, 0) : max(right + 1, 0)] = True
     return _with_pixels(region, "the box lies outside the picture")
@@ -65,7 +65,7 @@ def brush(size: Sequence[int], points: Sequence[tuple[float, float]], radius: fl
     """A brush stroke: pixels whose centre is at most `radius` from the line through the points (x, y).
 
     Raises:
-        ValueError: no point, or nothing of the stroke is in the view.
+        ValueError: there is no point, or the stroke lies outside the view.
     """
     region = torch.zeros(tuple(size), dtype=torch.bool)
     y, x = torch.meshgrid(*(torch.arange(side) for side in size), indexing="ij")
@@ -78,24 +78,24 @@ def brush(size: Sequence[int], points: Sequence[tuple[float, float]], radius: fl
 
 
 def false_positives(predicted: Tensor, true: Tensor) -> Tensor:
-    """Pixels that were found and should not have been; both masks (H, W) bool, the true one of the view's size.
+    """Pixels that were predicted and are not in the true mask; both masks are (H, W) bool.
 
     Raises:
         ValueError: there are none, or the masks differ in size.
     """
     _check_same_size(predicted, true)
-    return _with_pixels(predicted & ~true, "there is no false positive: all that was found is in the true mask")
+    return _with_pixels(predicted & ~true, "there is no false positive: the whole predicted mask is in the true mask")
 
 
 def false_negatives(predicted: Tensor, true: Tensor) -> Tensor:
-    """Pixels that should have been found and were not, as in `false_positives`."""
+    """Pixels of the true mask that were not predicted; arguments and errors as in `false_positives`."""
     _check_same_size(predicted, true)
-    return _with_pixels(true & ~predicted, "there is no false negative: all of the true mask was found")
+    return _with_pixels(true & ~predicted, "there is no false negative: the whole true mask was predicted")
 
 
-def _with_pixels(region: Tensor, sentence: str) -> Tensor:
+def _with_pixels(region: Tensor, message: str) -> Tensor:
     if not region.any():
-        raise ValueError(sentence)
+        raise ValueError(message)
     return region
 
 
@@ -106,5 +106,7 @@ def _check_inside(size: Sequence[int], x: int, y: int) -> None:
 
 def _check_same_size(predicted: Tensor, true: Tensor) -> None:
     if predicted.shape != true.shape:
-        found, given = ("x".join(map(str, mask.shape)) for mask in (predicted, true))
-        raise ValueError(f"the predicted mask is {found} pixels and the true one {given}: bring it to the view's size")
+        (height, width), (true_height, true_width) = predicted.shape, true.shape
+        raise ValueError(
+            f"the predicted mask has {height}x{width} pixels and the true one {true_height}x{true_width}: resize it"
+        )

@@ -1,7 +1,7 @@
-"""What is explained: a score, a small function of the logits, one number an image.
+"""What to explain: a score, a function of the logits that gives one number per image.
 
-A class (`class_score`), why one class rather than another (`contrast_score`), or the pixels of a region
-(`region_score`). How it is explained is apart from that (maps.py).
+It may ask about a class (`class_score`), about one class rather than another (`contrast_score`) or about the pixels of
+a region (`region_score`). maps.py explains it.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,13 +15,13 @@ Score = Callable[[Tensor], Tensor]
 
 
 def class_score(class_idx: int | Tensor) -> Score:
-    """The logit of a class, (N, C) -> (N,). A tensor of N indices asks another class of each image."""
+    """The logit of a class, (N, C) -> (N,). A tensor of N indices gives each image its own class."""
 
     def score(logits: Tensor) -> Tensor:
         if isinstance(class_idx, int):
             _check_classes([class_idx], logits)
             return logits[:, class_idx]
-        # A clone: autograd refuses to keep a tensor that was made in inference mode.
+        # A clone: autograd cannot save a tensor that was made in inference mode.
         index = torch.as_tensor(class_idx, device=logits.device).clone().expand(len(logits))
         _check_classes(index.tolist(), logits)
         return logits.gather(1, index[:, None])[:, 0]
@@ -30,13 +30,13 @@ def class_score(class_idx: int | Tensor) -> Score:
 
 
 def contrast_score(a: int | Tensor, b: int | Tensor) -> Score:
-    """Why class a rather than class b: the difference of their logits, (N, C) -> (N,)."""
+    """Class a rather than class b: the difference of their logits, (N, C) -> (N,)."""
     score_a, score_b = class_score(a), class_score(b)
     return lambda logits: score_a(logits) - score_b(logits)
 
 
 def against(score: Score) -> Score:
-    """The evidence against what a score asks for: its negative. Of a region it is the evidence for background."""
+    """The evidence against a score: its negative. For a region this is the evidence for background."""
     return lambda logits: -score(logits)
 
 
@@ -50,10 +50,10 @@ def region_score(region: Tensor, class_idx: int = 0) -> Score:
         region: bool, (H, W) for all images or (N, H, W) or (N, 1, H, W).
 
     Raises:
-        ValueError: the region is not boolean, does not fit the logits, or has no pixel.
+        ValueError: the region is not boolean, has another size than the logits, or is empty.
     """
     if region.dtype != torch.bool:
-        raise ValueError(f"a region is a boolean mask, not {str(region.dtype).removeprefix('torch.')}")
+        raise ValueError(f"a region must be a boolean mask, not {str(region.dtype).removeprefix('torch.')}")
 
     def score(logits: Tensor) -> Tensor:
         _check_classes([class_idx], logits)
@@ -66,17 +66,17 @@ def region_score(region: Tensor, class_idx: int = 0) -> Score:
             raise ValueError(f"there are {len(inside)} regions for {len(chosen)} images")
         pixels = inside.sum((1, 2))
         if not pixels.all():
-            raise ValueError("the region is empty: no pixel to explain")
+            raise ValueError("the region is empty: there is no pixel to explain")
         return (chosen * inside).sum((1, 2)) / pixels
 
     return score
 
 
 def predicted_score(model: Model, class_idx: int | Tensor | None = None) -> Score:
-    """What the model itself says: the logit of a class, or the mean logit over the predicted mask of a class.
+    """The model's own prediction: the logit of a class, or the mean logit over the predicted mask of a class.
 
     Args:
-        class_idx: by default a classifier's top class, or a segmenter's class 0.
+        class_idx: by default a classifier's predicted class, or a segmenter's class 0.
     """
 
     def score(logits: Tensor) -> Tensor:
@@ -97,4 +97,4 @@ def predicted_masks(model: Model, logits: Tensor) -> Tensor:
 def _check_classes(indices: Sequence[int], logits: Tensor) -> None:
     for index in indices:
         if not 0 <= index < logits.shape[1]:
-            raise ValueError(f"there is no class {index}: the model has {logits.shape[1]}, counted from 0")
+            raise ValueError(f"there is no class {index}: the model has {logits.shape[1]} classes, counted from 0")

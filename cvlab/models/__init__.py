@@ -8,8 +8,8 @@ from cvlab.models.model import Model, Stage
 
 __all__ = ["NETWORKS", "Model", "Stage", "build", "network_class"]
 
-# Module and class. Each is imported when it is asked for: timm and torchvision, which the last three need, take as long
-# as torch itself.
+# Module and class. Each is imported when it is first built: importing timm and torchvision, which the last four need,
+# takes as long as importing torch itself.
 NETWORKS = {
     "convnet": ("convnet", "ConvNet"),
     "plain": ("plain", "PlainNet"),
@@ -17,7 +17,8 @@ NETWORKS = {
     "unet": ("unet", "UNet"),
     "timm": ("timm", "TimmClassifier"),
     "timm_head": ("timm_head", "BackboneWithHead"),
-    "resnet_unet": ("smp", "ResNetUNet"),
+    "smp": ("smp", "SmpUNet"),
+    "resnet_unet": ("smp", "SmpUNet"),  # its name in folders that were saved when only ResNets could be encoders
 }
 
 
@@ -38,31 +39,31 @@ def build(
     threshold: float = 0.5,
     interpolation: str = "bilinear",
 ) -> Model:
-    """A freshly initialised model.
+    """A model with random weights.
 
     Args:
         network: a key of `NETWORKS`.
         class_names: one name per class, in the order of the logits.
         image_size: side of the square view that the model sees, pixels.
         arguments: keyword arguments of the network itself (its widths and the like).
-        mean, std: per channel, of images in [0, 1]; they become the model's first layer.
+        mean, std: per channel, of images in [0, 1]; the model's first layer normalises with them.
         crop_pct: a classifier's view is the centre crop of a photo whose shorter side is image_size / crop_pct.
         threshold: a segmenter's mask is where the probability exceeds it.
-        interpolation: how the photos of its training were resized, by Pillow's name in lower case.
+        interpolation: how photos are resized, as in its training: Pillow's name in lower case.
 
     Raises:
-        ValueError: an unknown network, or an argument that it does not take.
+        ValueError: the network is unknown or does not take an argument.
     """
     if network not in NETWORKS:
-        raise ValueError(f"unknown network {network!r}; known are {', '.join(NETWORKS)}")
+        raise ValueError(f"unknown network “{network}”; known are {', '.join(NETWORKS)}")
     arguments = dict(arguments or {})
     make = network_class(network)
     parameters = inspect.signature(make).parameters
-    said = {"num_classes": len(class_names), "image_size": image_size, "mean": mean, "std": std}
-    known = set(parameters) - set(said)
+    given = {"num_classes": len(class_names), "image_size": image_size, "mean": mean, "std": std}
+    known = set(parameters) - set(given)
     if unknown := sorted(set(arguments) - known):
-        raise ValueError(f"network {network!r} takes no argument {unknown[0]!r}; it takes {', '.join(sorted(known))}")
-    model = make(**arguments, **{key: value for key, value in said.items() if key in parameters})
+        raise ValueError(f"network “{network}” takes no argument “{unknown[0]}”; it takes {', '.join(sorted(known))}")
+    model = make(**arguments, **{key: value for key, value in given.items() if key in parameters})
     model.class_names = list(class_names)
     model.image_size = image_size
     model.crop_pct = crop_pct

@@ -2,9 +2,9 @@
 
     images -> normalize -> stem -> stage1 -> ... -> stageN -> global average pooling -> dropout -> linear -> logits
 
-Every stage doubles what a pixel stands for: a 2x2 max pooling (from the second on), then `depth` residual blocks of two
+Every stage halves the resolution by 2x2 max pooling (the first one does not), then has `depth` residual blocks of two
 3x3 convolutions (He et al., "Deep Residual Learning for Image Recognition", 2015). The pooled features enter one linear
-layer, so the raw Grad-CAM of the last stage adds up to logit - bias: nothing of the decision is outside the map.
+layer, so the raw Grad-CAM of the last stage adds up to logit - bias: the map shows all the evidence.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def conv_bn(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Seq
 class ResidualBlock(nn.Module):
     """relu(shortcut(x) + f(x)) with two 3x3 convolutions in f; a 1x1 shortcut where the channels change.
 
-    `dropout` stands after the first of them.
+    `dropout` is applied after the first of them.
     """
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0) -> None:
@@ -43,7 +43,7 @@ class ConvNet(Model):
 
     Args:
         num_classes: length of the logits.
-        widths: channels of each stage; their number is the number of stages.
+        widths: channels of each stage; one entry per stage.
         depth: residual blocks per stage.
         dropout: probability, before the linear layer.
         mean, std: of the images in [0, 1].
@@ -62,7 +62,7 @@ class ConvNet(Model):
     ) -> None:
         super().__init__()
         self.normalize = Normalize(mean, std)
-        # The stem halves the resolution: full-size feature maps cost most of the time and say least.
+        # The stem halves the resolution: full-size feature maps cost the most time and add little.
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
         )

@@ -1,4 +1,4 @@
-"""What every network is: a `Model` that takes RGB images in [0, 1], and declares the stages that can be explained."""
+"""`Model`, the base class of all networks: it takes RGB images in [0, 1] and declares the stages to explain."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ MAX_CLASSES = 50_000  # of a classifier; the largest ImageNet has 21,843
 
 
 def identity(activation: Tensor) -> Tensor:
-    """The activation of a convolutional stage is a map already: (N, C, h, w)."""
+    """For convolutional stages, whose activation already is a map (N, C, h, w)."""
     return activation
 
 
@@ -21,7 +21,7 @@ class Stage:
     Attributes:
         module: the module whose output is the stage's activation.
         to_map: rearranges that output into (N, C, h, w). It may permute, reshape or drop entries (the CLS token of a
-            transformer), nothing else: the gradient is brought into the same form by the same function.
+            transformer), nothing else, because it is applied to the gradient too.
     """
 
     module: nn.Module
@@ -29,11 +29,11 @@ class Stage:
 
 
 class Normalize(nn.Module):
-    """(images - mean) / std per channel, inside the model, so that training and serving cannot differ."""
+    """(images - mean) / std per channel, as part of the model, so that training and serving cannot differ."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        # Not persistent: mean and std are written once, in config.json.
+        # Not persistent: mean and std are stored in config.json only.
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
@@ -42,18 +42,18 @@ class Normalize(nn.Module):
 
 
 class Model(nn.Module):
-    """A network that knows what it was made for: images (N, 3, S, S) in [0, 1] to logits (N, C) or (N, C, H, W).
+    """A network from images (N, 3, S, S) in [0, 1] to logits (N, C) or (N, C, H, W), with what is needed to use it.
 
-    A subclass sets `task`, normalises in `forward`, and declares its `stages`; `cvlab.models.build` sets the rest.
+    A subclass sets `task`, normalises in `forward` and declares its `stages`; `cvlab.models.build` sets the rest.
 
     Attributes:
         task: "classification" or "segmentation".
-        class_names: one a class, in the order of the logits.
+        class_names: one name per class, in the order of the logits.
         image_size: S, side of the square view that the model sees, pixels.
         crop_pct: a classifier's view is the centre crop of a photo whose shorter side is image_size / crop_pct.
-        interpolation: how the photos of its training were resized, by Pillow's name in lower case.
+        interpolation: how photos are resized, as in its training: Pillow's name in lower case.
         threshold: a segmenter's mask is where the probability exceeds it.
-        config: what rebuilds the model, and what config.json holds of it.
+        config: what is needed to build it again; config.json holds it under "cvlab".
         source: where it was loaded from: a folder, or user/name@commit on the Hub; empty for a model just built.
     """
 

@@ -1,4 +1,4 @@
-"""Convolutional networks without shortcuts, as courses and the years around 2014 have them, with VGG's module names.
+"""Convolutional networks without shortcuts, as taught in courses and common around 2014, with VGG's module names.
 
     images -> normalize -> features: block1 -> ... -> blockN -> flatten -> classifier: hidden layers -> linear -> logits
 
@@ -17,7 +17,7 @@ from cvlab.models.model import Model, Normalize, Stage
 
 
 class PlainNet(Model):
-    """A classifier from scratch, made for one image size: its first linear layer reads every position.
+    """A classifier from scratch for one image size: its first linear layer reads every position.
 
     Args:
         num_classes: length of the logits.
@@ -26,15 +26,15 @@ class PlainNet(Model):
         depth: convolutions per block.
         hidden: lengths of the linear layers before the last one.
         pools: how many blocks, from the first, end in max pooling; by default all.
-        pool_to: after the last block the map is averaged to so many rows and columns; 0 leaves it as it is.
-        padding: a border of zeros keeps height and width; without it every convolution takes two of each.
+        pool_to: rows and columns to which the last map is averaged; 0 leaves it as it is.
+        padding: zeros around each map keep height and width; without them every convolution makes both 2 smaller.
         batch_norm: batch normalisation after every convolution.
-        dropout: probability, before the second convolution.
-        head_dropout: probabilities, one before each linear layer, hidden ones first; by default none.
+        dropout: its probability before the second convolution.
+        head_dropout: one probability for the dropout before each linear layer; by default none.
         mean, std: of the images in [0, 1].
 
     Raises:
-        ValueError: the images are too small for so many blocks, or head_dropout is of another length.
+        ValueError: the images are too small for so many blocks, or head_dropout has another length.
     """
 
     task = "classification"
@@ -67,7 +67,9 @@ class PlainNet(Model):
             for _ in range(depth):
                 convs.append(len(layers))
                 layers.append(nn.Conv2d(channels, width, 3, padding=int(padding)))
-                layers += [nn.BatchNorm2d(width)] * batch_norm + [nn.ReLU()]
+                if batch_norm:
+                    layers.append(nn.BatchNorm2d(width))
+                layers.append(nn.ReLU())
                 channels, side = width, side if padding else side - 2
             if pools is None or block < pools:
                 layers.append(nn.MaxPool2d(2))
@@ -79,7 +81,7 @@ class PlainNet(Model):
             side = pool_to
         self.features = nn.Sequential(*layers)
         self.last_convs = convs[depth - 1 :: depth]
-        # Not a layer of features: weights fit the same network with and without dropout.
+        # Outside of `features`: the tensor names are the same with and without dropout.
         self.dropout, self.dropout_before = nn.Dropout(dropout), convs[1:2]
         sizes = [channels * side**2, *hidden, num_classes]
         head = [nn.Flatten()]

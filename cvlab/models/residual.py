@@ -1,9 +1,9 @@
-"""A residual network that keeps its resolution: every block sees the photo at half its size.
+"""A residual network without downsampling: every block has half the resolution of the image.
 
     images -> normalize -> stem -> block1 -> ... -> blockN -> global average pooling -> linear -> logits
 
-The stem is a 3x3 convolution, batch normalisation, ReLU and 2x2 max pooling; blocks are those of convnet.py, of stride
-1. The linear layer reads the mean of the last block, so its raw Grad-CAM adds up to logit - bias.
+The stem is a 3x3 convolution, batch normalisation, ReLU and 2x2 max pooling; the blocks are those of convnet.py. The
+linear layer reads the mean of the last block, so its raw Grad-CAM adds up to logit - bias.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class ResidualNet(Model):
     Args:
         num_classes: length of the logits.
         widths: channels of the stem, then of each block.
-        dropout: probability, after each block's first convolution and its batch normalisation.
+        dropout: its probability after each block's first convolution and batch normalisation.
         mean, std: of the images in [0, 1].
     """
 

@@ -1,57 +1,41 @@
-"""A U-Net on the stages of a ResNet, as the library segmentation_models.pytorch builds it, under its tensor names.
+"""U-Nets of the library segmentation_models.pytorch (smp) on any of its encoders, under smp's tensor names.
 
-    images -> stem (encoder2) ------------ skip -----------> decoder2 -> decoder1 -> head -> logits
-                 layer1 (encoder3) ------- skip ------> decoder3
-                    layer2 (encoder4) ---- skip -> decoder4
-                       layer3 (encoder5) - skip -> decoder5
-                            layer4 (bottleneck)
+    images -> normalize -> encoder -> features -> skips -> decoder -> segmentation_head -> logits
 
-The ResNet (He et al., 2015) halves the resolution five times, its stem the first time. Each decoder doubles it by
-nearest neighbour, takes the skip of its resolution, and is two 3x3 convolutions with batch normalisation; the head is a
-3x3 convolution. A number says the same resolution on both sides: decoder1 is as large as the image, and has no skip.
+The encoder is a classifier's backbone, of smp itself ("resnet34", "efficientnet-b0") or of timm ("tu-" and timm's
+name). It halves the resolution `depth` times. Each decoder block doubles it and adds the features of that resolution.
+Stages of equal number have equal resolution: encoder2 and decoder2 are half as large as the image, decoder1 is as large
+as the image, and the encoder's last features are the bottleneck.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
-import torchvision
+from segmentation_models_pytorch import Unet
+from segmentation_models_pytorch.encoders import encoders
+from timm.models import get_pretrained_cfg, is_model, is_model_pretrained
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from cvlab.models.model import Model, Normalize, Stage
 
-ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+DECODER_CHANNELS = (256, 128, 64, 32, 16)  # smp's default
+DEPTHS = (3, 4, 5)
 
 
-def conv_bn_relu(in_channels: int, out_channels: int) -> nn.Sequential:
-    """3x3 convolution that keeps height and width, batch normalisation, ReLU."""
-    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
-
-
-class DecoderBlock(nn.Module):
-    """Twice the height and width, the skip beside it, two convolutions."""
-
-    def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv1 = conv_bn_relu(in_channels + skip_channels, out_channels)
-        self.conv2 = conv_bn_relu(out_channels, out_channels)
-
-    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
-        x = F.interpolate(x, scale_factor=2, mode="nearest")
-        if skip is not None:
-            x = torch.cat([x, skip], dim=1)
-        return self.conv2(self.conv1(x))
-
-
-class ResNetUNet(Model):
+class SmpUNet(Model):
     """A segmenter: one sigmoid channel per class.
 
     Args:
         num_classes: channels of the logits.
-        encoder: one of ENCODERS.
-        decoder_channels: channels of decoder5, decoder4, decoder3, decoder2 and decoder1.
+        image_size: side of the square view.
+        encoder: a key of `segmentation_models_pytorch.encoders.encoders`, or "tu-" and the name of a network of timm.
+        decoder_channels: one number per decoder block, the coarsest first; their count is the encoder's depth, 3 to 5.
         mean, std: of the images in [0, 1]; by default those with which ImageNet's weights were trained.
+
+    Raises:
+        ValueError: there is no such encoder, smp cannot use it, or decoder_channels has another length.
     """
 
     task = "segmentation"
@@ -59,89 +43,164 @@ class ResNetUNet(Model):
     def __init__(
         self,
         num_classes: int,
+        image_size: int,
         encoder: str = "resnet34",
-        decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
+        decoder_channels: Sequence[int] = DECODER_CHANNELS,
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
     ) -> None:
         super().__init__()
-        if encoder not in ENCODERS:
-            raise ValueError(f"there is no encoder {encoder!r}; known are {', '.join(ENCODERS)}")
-        if len(decoder_channels) != 5:
-            raise ValueError("decoder_channels are five numbers, one for each decoder")
+        if not is_encoder(encoder):
+            raise ValueError(f"segmentation_models.pytorch has no encoder {_shown(encoder)}")
+        if len(decoder_channels) not in DEPTHS:
+            raise ValueError("decoder_channels must be a list of 3 to 5 numbers, one for each decoder block")
+
+        def make() -> Unet:
+            with _LinspaceOnCpu():
+                return Unet(
+                    encoder_name=encoder,
+                    encoder_depth=len(decoder_channels),
+                    encoder_weights=None,
+                    decoder_channels=decoder_channels,
+                    classes=num_classes,
+                )
+
+        unet = make()
         self.normalize = Normalize(mean, std)
-        self.encoder = getattr(torchvision.models, encoder)(weights=None)
-        bottleneck = self.encoder.fc.in_features
-        del self.encoder.fc, self.encoder.avgpool
-        skips = [bottleneck // 2, bottleneck // 4, bottleneck // 8, 64, 0]
-        widths = [bottleneck, *decoder_channels]
-        self.decoder = nn.Module()
-        self.decoder.blocks = nn.ModuleList(DecoderBlock(widths[i], skips[i], widths[i + 1]) for i in range(5))
-        self.segmentation_head = nn.Sequential(nn.Conv2d(widths[-1], num_classes, 3, padding=1))
+        self.encoder, self.decoder, self.segmentation_head = unet.encoder, unet.decoder, unet.segmentation_head
+        # Nothing is computed here: a place to read features that no module of the encoder returns as they are.
+        self.skips = nn.ModuleList(nn.Identity() for _ in decoder_channels)
+        with torch.device("meta"):  # a twin without memory shows which module returns which features
+            self._sources = feature_sources(make().encoder.eval(), torch.empty(1, 3, image_size, image_size))
 
     @property
     def stages(self) -> dict[str, Stage]:
-        resnet = self.encoder
-        down = {f"encoder{i}": layer for i, layer in enumerate((resnet.relu, resnet.layer1, resnet.layer2), start=2)}
-        down |= {"encoder5": resnet.layer3, "bottleneck": resnet.layer4}
-        up = {f"decoder{5 - i}": block for i, block in enumerate(self.decoder.blocks)}
-        return {name: Stage(module) for name, module in (down | up).items()}
+        """The encoder's stages are the modules that return its features; where none does, the skips to the decoder.
+
+        The gradient at such a module has two parts, through the skip and through the deeper layers. At a skip, which is
+        used for most networks of (N, h, w, C) or of tokens, it has the first part only. At the bottleneck both are one.
+        """
+        depth = len(self.skips)
+        found = {}
+        for level, source in self._sources.items():
+            name = "bottleneck" if level == depth else f"encoder{level + 1}"
+            found[name] = Stage(self.encoder.get_submodule(source) if source else self.skips[level - 1])
+        for i, block in enumerate(self.decoder.blocks):
+            found[f"decoder{depth - i}"] = Stage(block)
+        return found
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.shape[-2] % 32 or images.shape[-1] % 32:
-            size = f"{images.shape[-2]}x{images.shape[-1]}"
-            raise ValueError(f"this U-Net takes images whose sides are multiples of 32, not {size}")
-        resnet = self.encoder
-        skips = [resnet.relu(resnet.bn1(resnet.conv1(self.normalize(images))))]  # (N, 64, H/2, W/2)
-        skips.append(resnet.layer1(resnet.maxpool(skips[-1])))  # (N, C/8, H/4, W/4), C the channels of the bottleneck
-        skips.append(resnet.layer2(skips[-1]))  # (N, C/4, H/8, W/8)
-        skips.append(resnet.layer3(skips[-1]))  # (N, C/2, H/16, W/16)
-        x = resnet.layer4(skips[-1])  # (N, C, H/32, W/32)
-        for block, skip in zip(self.decoder.blocks, [*reversed(skips), None], strict=True):
-            x = block(x, skip)
-        return self.segmentation_head(x)  # (N, num_classes, H, W)
+        first, *features = self.encoder(self.normalize(images))  # features[i]: (N, C_i, H / 2^(i+1), W / 2^(i+1))
+        features = [skip(each) for skip, each in zip(self.skips, features, strict=True)]
+        return self.segmentation_head(self.decoder([first, *features]))  # (N, num_classes, H, W)
+
+
+def is_encoder(name: str) -> bool:
+    """Whether smp knows an encoder of this name, its own or timm's."""
+    of_timm = name.removeprefix("tu-") if name.startswith("tu-") else ""
+    known_tag = "." not in of_timm or is_model_pretrained(of_timm)
+    return name in encoders or (is_model(of_timm) and known_tag)
+
+
+def feature_sources(encoder: nn.Module, images: Tensor) -> dict[int, str]:
+    """Which module of an encoder returns the features of each level, found in one forward pass.
+
+    Returns:
+        By level, from 1 on, the module's name; "" where no module returns exactly these features. Levels that the
+        encoder leaves out (smp fills them with features of 0 channels) are not in it.
+    """
+    outputs: list[tuple[str, Tensor, int]] = []  # in the order of the forward pass
+    calls: Counter[str] = Counter()
+
+    def recorder(name: str) -> Callable:
+        def hook(module: nn.Module, inputs: tuple, output: object) -> None:
+            calls[name] += 1
+            if isinstance(output, Tensor):
+                outputs.append((name, output, output._version))
+
+        return hook
+
+    for name, module in encoder.named_modules():
+        module.register_forward_hook(recorder(name))
+    with torch.no_grad():
+        features = encoder(images)
+    found = {}
+    for level, feature in enumerate(features[1:], start=1):
+        source = ""
+        for name, output, version in outputs:
+            # An output of an earlier version was changed in place afterwards, by a ReLU for example.
+            same = output is feature and version == feature._version and calls[name] == 1
+            # The first such module, or the block that it ends. Later ones are identities of deeper layers.
+            if same and (not source or source.startswith(f"{name}.")):
+                source = name
+        if feature.shape[1]:
+            found[level] = source
+    return found
+
+
+class _LinspaceOnCpu(TorchFunctionMode):
+    """torch.linspace makes numbers even on the meta device: smp's mit_* encoders read their dropout rates from it."""
+
+    def __torch_function__(
+        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        return func(*args, **(kwargs or {}) | ({"device": "cpu"} if func is torch.linspace else {}))
+
+
+# What config.json may say beside classes, encoder_name, encoder_depth and decoder_channels. All else is refused: smp
+# would build another network from it.
+ALLOWED = {
+    "_model_class": ("Unet",),
+    "in_channels": (3,),
+    "decoder_use_norm": (True, "batchnorm"),
+    "decoder_use_batchnorm": (True, None),
+    "decoder_attention_type": (None,),
+    "decoder_interpolation": ("nearest",),
+    "activation": (None, "identity", "sigmoid"),  # cvlab's models return logits
+    "aux_params": (None,),
+}
+READ = ("classes", "encoder_name", "encoder_depth", "decoder_channels", "encoder_weights")  # the last has no effect
 
 
 def from_smp_config(config: dict) -> dict:
-    """What the config.json of segmentation_models.pytorch says, as the entries of our own.
+    """The entries of cvlab's config.json from smp's.
 
-    It says nothing of class names, of the size of the training images and of their normalisation: the classes are
-    numbered, the views are 256 pixels, mean and std are ImageNet's, as that library's own preprocessing has them.
+    smp's says nothing of class names, image size and normalisation. Classes are numbered. The view has 256 pixels, or
+    the only size that the encoder takes. mean and std are ImageNet's, or those that timm states for its network.
 
     Raises:
-        ValueError: another architecture than a U-Net on a ResNet, or one with parts that are not built here.
+        ValueError: the config asks for something other than a U-Net that cvlab can open.
     """
-    if config["_model_class"] != "Unet" or config.get("encoder_name") not in ENCODERS:
-        found = f"{str(config['_model_class'])[:60]!r} on {str(config.get('encoder_name'))[:60]!r}"
-        raise ValueError(f"of segmentation_models.pytorch cvlab opens Unet on {', '.join(ENCODERS)}, not {found}")
-    plain = {
-        "encoder_depth": (5,),
-        "in_channels": (3,),
-        "decoder_use_norm": (True, "batchnorm"),
-        "decoder_use_batchnorm": (True, None),
-        "decoder_attention_type": (None,),
-        "decoder_interpolation": ("nearest",),
-        "activation": (None, "identity", "sigmoid"),
-        "aux_params": (None,),
-    }
-    for key, allowed in plain.items():
-        if config.get(key, allowed[0]) not in allowed:
-            raise ValueError(f"{key} {str(config[key])[:60]!r} of segmentation_models.pytorch is not built by cvlab")
-    num_classes = config.get("classes", 1)
+    for key, value in config.items():
+        if key not in READ and (key not in ALLOWED or value not in ALLOWED[key]):
+            raise ValueError(f"{_shown(key)} {_shown(value)} of segmentation_models.pytorch cannot be opened by cvlab")
+    encoder, num_classes = config.get("encoder_name", "resnet34"), config.get("classes", 1)
+    channels = config.get("decoder_channels", list(DECODER_CHANNELS))
+    if not isinstance(encoder, str) or not is_encoder(encoder):
+        raise ValueError(f"segmentation_models.pytorch has no encoder {_shown(encoder)}")
     if type(num_classes) is not int or not 1 <= num_classes <= 1000:
-        raise ValueError(f"classes is {str(num_classes)[:60]}: a segmenter has 1 to 1,000")
+        raise ValueError(f"classes is {_shown(num_classes)}: a segmenter has 1 to 1,000")
+    if not isinstance(channels, list) or config.get("encoder_depth", 5) != len(channels):
+        raise ValueError("encoder_depth is not the length of decoder_channels")
+    image_size, mean, std = 256, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    if encoder.startswith("tu-"):
+        known = get_pretrained_cfg(encoder.removeprefix("tu-"))
+        image_size = known.input_size[-1] if known.fixed_input_size else image_size
+        mean, std = list(known.mean), list(known.std)
     return {
         "task": "segmentation",
-        "network": "resnet_unet",
-        "arguments": {
-            "encoder": config["encoder_name"],
-            "decoder_channels": config.get("decoder_channels", [256, 128, 64, 32, 16]),
-        },
+        "network": "smp",
+        "arguments": {"encoder": encoder, "decoder_channels": channels},
         "class_names": [f"class {i}" for i in range(num_classes)] if num_classes > 1 else ["foreground"],
-        "image_size": 256,
-        "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225],
+        "image_size": image_size,
+        "mean": mean,
+        "std": std,
         "crop_pct": 1.0,
         "interpolation": "bilinear",
         "threshold": 0.5,
     }
+
+
+def _shown(value: object) -> str:
+    """At most 60 characters of an entry; a stranger's text may hold control characters."""
+    return ascii(str(value)[:60])

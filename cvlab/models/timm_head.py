@@ -1,39 +1,38 @@
-"""A backbone of timm under a head of our own: what transfer learning trains first, on features of a frozen network.
+"""A backbone of timm with a head of its own, for transfer learning on the features of a frozen network.
 
     images -> normalize -> backbone -> pooled vector (D)                                  -> head -> logits
     images -> normalize -> backbone -> map (C, h, w) -> narrow: 1x1 convolution, flatten  -> head -> logits
 
-The head is a perceptron: Linear, ReLU, Dropout for each of `hidden`, then a Linear layer with one output a class.
+The head is a perceptron: Linear, ReLU, Dropout for each of `hidden`, then a Linear layer with one output per class.
 """
 
 from collections.abc import Sequence
 
-import timm
 import torch
-from timm.models import is_model
 from torch import Tensor, nn
 
 from cvlab.models.model import Model, Normalize, Stage, identity
-from cvlab.models.timm import maps_of
+from cvlab.models.timm import timm_network
+from cvlab.models.timm_stages import maps_of
 
 
 class BackboneWithHead(Model):
-    """A backbone of timm, freshly initialised and without its own head, and a perceptron on its features.
+    """A backbone of timm with random weights and without timm's head, and a perceptron on its features.
 
     Args:
         num_classes: length of the logits.
         image_size: side of the square view.
         architecture: one of `timm.list_models()`.
-        pool: the perceptron reads the backbone's pooled vector; else its map, flattened.
+        pool: whether the perceptron reads the backbone's pooled vector, or else its flattened map.
         last_stage: without `pool`: a module of timm's feature_info at whose output the backbone ends, such as
             "features.35" of vgg19, its last convolution with ReLU; by default the last one.
-        channels: without `pool`: of a 1x1 convolution that narrows the map; 0 leaves it out.
-        hidden: lengths of the layers before the last one.
+        channels: without `pool`: of a 1x1 convolution before the perceptron; 0 leaves it out.
+        hidden: lengths of the hidden layers.
         dropout: after each of them.
         mean, std: of the images in [0, 1].
 
     Raises:
-        ValueError: no such architecture or stage, or features that are no map.
+        ValueError: no such architecture or stage, or features that are not a map where one is needed.
     """
 
     task = "classification"
@@ -52,18 +51,15 @@ class BackboneWithHead(Model):
         std: Sequence[float] = (0.229, 0.224, 0.225),
     ) -> None:
         super().__init__()
-        if not is_model(architecture):
-            raise ValueError(f"timm has no network {architecture!r}; see timm.list_models()")
         if pool and (channels or last_stage):
-            raise ValueError("a 1x1 convolution and a last stage are for features that are not pooled")
+            raise ValueError("a 1x1 convolution and a last stage need features that are not pooled")
 
         def make() -> nn.Module:
-            size = {"input_size": (3, image_size, image_size)}
-            network = timm.create_model(architecture, num_classes=0, pretrained_cfg_overlay=size)
+            network = timm_network(architecture, image_size, num_classes=0)
             if not pool:
                 modules = [feature["module"] for feature in network.feature_info]
                 if last_stage and last_stage not in modules:
-                    raise ValueError(f"{architecture} has no stage {last_stage!r}; it has {', '.join(modules)}")
+                    raise ValueError(f"{architecture} has no stage “{last_stage}”; it has {', '.join(modules)}")
                 end = modules.index(last_stage) if last_stage else len(modules) - 1
                 network.prune_intermediate_layers([end], prune_head=True)
                 network.feature_info = network.feature_info[: end + 1]
@@ -71,12 +67,12 @@ class BackboneWithHead(Model):
 
         self.normalize = Normalize(mean, std)
         self.backbone = make()
-        with torch.device("meta"):  # a twin without memory shows what comes out where
+        with torch.device("meta"):  # a twin without memory shows which shapes the modules return
             twin, images = make().eval(), torch.empty(1, 3, image_size, image_size)
             shape = twin(images).shape
             self._maps = maps_of(twin, images)
         if not pool and (len(shape) != 4 or getattr(twin, "output_fmt", "NCHW") != "NCHW"):
-            raise ValueError(f"the features of {architecture} are no map (C, h, w): take them pooled")
+            raise ValueError(f"the features of {architecture} are not a map (C, h, w): use them pooled")
         self.narrow = nn.Conv2d(shape[1], channels, 1) if channels else nn.Identity()
         lengths = [(channels or shape[1]) * shape[2:].numel(), *hidden]
         layers = [nn.Flatten()]

@@ -62,10 +62,10 @@ class UNet(Model):
             double_conv(channels, widths[level], batch_norm, dropout)
             for level, channels in enumerate([3, *widths[: depth - 1]])
         )
-        # Nothing is computed here: the skip is a place of its own, apart from the way down, where it can be looked at.
+        # These compute nothing: they are places to read a skip apart from the path down to the bottleneck.
         self.skips = nn.ModuleList(nn.Identity() for _ in range(depth))
         self.bottleneck = double_conv(widths[depth - 1], widths[depth], batch_norm, dropout)
-        # Index 0 of both lists is decoder1, the uppermost; the way up runs through them from the end.
+        # Index 0 of both lists is decoder1, the finest; the forward pass runs through them from the end.
         self.ups = nn.ModuleList(
             nn.ConvTranspose2d(widths[level + 1], widths[level], 2, stride=2) for level in range(depth)
         )

@@ -1,13 +1,13 @@
-"""Is every family of timm explained, and as Captum does? The smallest network of each of timm's modules is asked.
+"""Are the maps of every family of timm equal to Captum's? Tries the smallest network of each of timm's modules.
 
 python tests/bench/conformance.py                     all of them, about fifteen minutes; nothing is downloaded
 python tests/bench/conformance.py --json FILE         also into FILE, module by module; a second run goes on from there
 python tests/bench/conformance.py --write             also the summary into README.md
 python tests/bench/conformance.py --modules resnet swin_transformer
 
-Weights are random. Of every stage the map that `cvlab.explain.explain` gives is compared with captum.attr.LayerGradCam
-on the stage's (N, C, h, w) form, of the default stage that of `grad_cam` too. A module passes if they differ by at most
-1e-5 of the map's largest absolute value, and every map is finite and not constant.
+Weights are random. At every stage the map of `cvlab.explain.explain` is compared with captum.attr.LayerGradCam on the
+stage's (N, C, h, w) form, at the default stage that of `grad_cam` too. A module passes if they differ by at most 1e-5
+of the map's largest absolute value, and every map is finite and not constant.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository root: cvlab needs no installation
 
 from cvlab.explain import class_score, default_stage, explain, grad_cam
-from cvlab.models import build
+from cvlab.models import Model, build
 from cvlab.models.timm import default_view
 
 MARK = "bench-conformance"
@@ -39,8 +39,8 @@ class Probe(nn.Identity):
     """Where Captum reads: the stage's output in the form (N, C, h, w), inside the network."""
 
 
-def captum_map(model: nn.Module, images: Tensor, stage: str, class_idx: int) -> Tensor:
-    """LayerGradCam on the (N, C, h, w) form: the output is taken apart by to_map, and put together behind the probe."""
+def captum_map(model: Model, images: Tensor, stage: str, class_idx: int) -> Tensor:
+    """LayerGradCam on the (N, C, h, w) form: to_map rearranges the output for the probe, and back after it."""
     module, to_map = model.stages[stage].module, model.stages[stage].to_map
     probe = Probe()
 
@@ -56,8 +56,8 @@ def captum_map(model: nn.Module, images: Tensor, stage: str, class_idx: int) -> 
         handle.remove()
 
 
-def as_trained(model: nn.Module) -> nn.Module:
-    """Random weights as a training could leave them: fresh variances are all 1, some fresh heads and factors all 0."""
+def as_trained(model: Model) -> Model:
+    """Random weights as after training: before it all variances are 1, and some heads and factors are 0."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 0.5, 1.5)
@@ -78,11 +78,11 @@ def smallest(module: str) -> str:
     return min(timm.list_models(module=module), key=parameters)
 
 
-def differences(model: nn.Module, images: Tensor) -> dict[str, float]:
-    """How far each stage's map is from Captum's, as a share of its largest absolute value.
+def differences(model: Model, images: Tensor) -> dict[str, float]:
+    """The difference of each stage's map from Captum's, as a share of its largest absolute value.
 
     Raises:
-        ValueError: a map that is not finite, or constant.
+        ValueError: a map is constant or not finite.
     """
     explanation = explain(model, images, class_score(1))
     found = dict(explanation.maps["grad_cam"])
@@ -130,7 +130,7 @@ def row(cells: list) -> str:
 
 
 def cells(line: dict) -> list:
-    """What the table says of a module."""
+    """A module's row of the table."""
     difference = "" if line["difference"] is None else f"{line['difference']:.1e}"
     return [
         *(line[key] for key in ("module", "network", "pixels")),
@@ -141,7 +141,7 @@ def cells(line: dict) -> list:
 
 
 def summary(lines: list[dict]) -> str:
-    """How many modules pass, and which do not, for what reason."""
+    """How many modules pass, and why the others do not."""
     passed = [line for line in lines if not line["reason"]]
     stages = sum(len(line["stages"]) for line in passed)
     largest = max((line["difference"] for line in passed), default=0.0)

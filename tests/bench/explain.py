@@ -40,8 +40,8 @@ sys.path.insert(0, str(ROOT))  # the repository root: cvlab needs no installatio
 
 from cvlab.explain import default_stage, explain, grad_cam, heatmap, predict, predicted_masks, predicted_score
 from cvlab.explain.many import explain_predictions
-from cvlab.models import build
-from cvlab.models.fused import folded
+from cvlab.models import Model, build
+from cvlab.models.fused import fused
 
 MARK = "bench-explain"
 SHORTEST = 0.05  # seconds: what is faster is repeated within a round
@@ -52,7 +52,7 @@ FORWARD = "plain forward"
 IMAGENET = [str(i) for i in range(1000)]
 SHAPES = ["circle", "cross", "square", "star", "triangle"]
 DEEP = {"widths": [64, 128, 256, 512], "depth": 2, "batch_norm": True, "pool_to": 4}  # train/recipes/caltech256-deep-*
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
+NETWORKS: dict[str, Callable[[], Model]] = {
     "ResNet-18, 224 px": lambda: build("timm", IMAGENET, 224, {"architecture": "resnet18"}),
     "ResNet-50, 224 px": lambda: build("timm", IMAGENET, 224, {"architecture": "resnet50"}),
     "VGG-16, 224 px": lambda: build("timm", IMAGENET, 224, {"architecture": "vgg16"}),
@@ -71,7 +71,7 @@ BATCH_ROUNDS = 3
 QUICK = list(NETWORKS)[7:]
 
 
-def network(name: str) -> tuple[nn.Module, Tensor]:
+def network(name: str) -> tuple[Model, Tensor]:
     """A network in eval mode and one image; a segmenter finds half of it to be its object."""
     torch.manual_seed(0)
     model = NETWORKS[name]().eval()
@@ -89,12 +89,12 @@ def network(name: str) -> tuple[nn.Module, Tensor]:
 # size, of the default stage of a classifier or of all stages of a segmenter.
 
 
-def stages_of(model: nn.Module) -> list[str]:
-    """What is asked for: the last stage of a classifier, all stages of a segmenter."""
+def stages_of(model: Model) -> list[str]:
+    """The stages to explain: the last one of a classifier, all of a segmenter."""
     return [default_stage(model)] if model.task == "classification" else list(model.stages)
 
 
-def plain(model: nn.Module, images: Tensor) -> Callable:
+def plain(model: Model, images: Tensor) -> Callable:
     """The forward pass alone."""
 
     def call() -> None:
@@ -104,7 +104,7 @@ def plain(model: nn.Module, images: Tensor) -> Callable:
     return call
 
 
-def cvlab(model: nn.Module, images: Tensor) -> Callable:
+def cvlab(model: Model, images: Tensor) -> Callable:
     """One forward and one backward pass for everything."""
     size = images.shape[-2:]
 
@@ -128,7 +128,7 @@ def cvlab(model: nn.Module, images: Tensor) -> Callable:
     return one if model.task == "classification" else all_of_them
 
 
-def by_grad_cam(model: nn.Module, images: Tensor) -> Callable:
+def by_grad_cam(model: Model, images: Tensor) -> Callable:
     """pytorch-grad-cam: the object is made once for a layer, and of several layers it gives only the mean map."""
     layers = [model.stages[stage].module for stage in stages_of(model)]
     if model.task == "classification":
@@ -150,7 +150,7 @@ def by_grad_cam(model: nn.Module, images: Tensor) -> Callable:
     return each
 
 
-def by_torchcam(model: nn.Module, images: Tensor) -> Callable:
+def by_torchcam(model: Model, images: Tensor) -> Callable:
     """torchcam: the object is made once for a list of layers; maps stay at the resolution of their stage."""
     modules = {module: name for name, module in model.named_modules()}
     names = [modules[model.stages[stage].module] for stage in stages_of(model)]
@@ -170,7 +170,7 @@ def by_torchcam(model: nn.Module, images: Tensor) -> Callable:
     return one if model.task == "classification" else several
 
 
-def by_captum(model: nn.Module, images: Tensor) -> Callable:
+def by_captum(model: Model, images: Tensor) -> Callable:
     """Captum: a forward pass for the prediction, and LayerGradCam once for each layer."""
     layers, size = [model.stages[stage].module for stage in stages_of(model)], images.shape[-2:]
 
@@ -190,18 +190,18 @@ def by_captum(model: nn.Module, images: Tensor) -> Callable:
     return one if model.task == "classification" else each
 
 
-def on_folded(contender: Callable, dtype: torch.dtype) -> Callable:
+def on_fused(contender: Callable, dtype: torch.dtype) -> Callable:
     """The same on a copy prepared for serving."""
-    return lambda model, images: contender(folded(model, dtype), images)
+    return lambda model, images: contender(fused(model, dtype), images)
 
 
-CONTENDERS: dict[str, Callable[[nn.Module, Tensor], Callable]] = {
+CONTENDERS: dict[str, Callable[[Model, Tensor], Callable]] = {
     FORWARD: plain,
-    "forward, folded": on_folded(plain, torch.float32),
-    "forward, folded, bf16": on_folded(plain, torch.bfloat16),
+    "forward, fused": on_fused(plain, torch.float32),
+    "forward, fused, bf16": on_fused(plain, torch.bfloat16),
     "cvlab": cvlab,
-    "cvlab, folded": on_folded(cvlab, torch.float32),
-    "cvlab, folded, bf16": on_folded(cvlab, torch.bfloat16),
+    "cvlab, fused": on_fused(cvlab, torch.float32),
+    "cvlab, fused, bf16": on_fused(cvlab, torch.bfloat16),
     "torchcam": by_torchcam,
     "Captum": by_captum,
     "grad-cam": by_grad_cam,
@@ -255,7 +255,7 @@ def print_memory(name: str, contender: str) -> None:
 
 
 def mebibytes(key: str) -> float:
-    """What Linux says of this process's memory."""
+    """A line of /proc/self/status: this process's memory, on Linux."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)]
     return int(line.split()[1]) / 2**10
 
@@ -264,12 +264,12 @@ def difference_in_bf16(name: str) -> float:
     """The largest difference of a map in bfloat16, as a share of its largest absolute value."""
     model, images = network(name)
     score = predicted_score(model)
-    expected, found = (explain(m, images, score).maps["grad_cam"] for m in (model, folded(model, torch.bfloat16)))
+    expected, found = (explain(m, images, score).maps["grad_cam"] for m in (model, fused(model, torch.bfloat16)))
     return max(((found[key] - expected[key]).abs().max() / expected[key].abs().max()).item() for key in expected)
 
 
 def measure(quick: bool, path: Path | None) -> dict:
-    """Everything the tables are made of; what the file at `path` has already is taken from there."""
+    """All figures of the tables; those that the file at `path` already has are read from it."""
     names = QUICK if quick else [*CLASSIFIERS, SEGMENTER]
     batches = dict.fromkeys(QUICK, 2) if quick else BATCHES
     contenders = [FORWARD, "cvlab"] if quick else list(CONTENDERS)
@@ -302,7 +302,7 @@ def measure(quick: bool, path: Path | None) -> dict:
 
 
 def ratios(found: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Of every contender and round: seconds as multiples of the plain forward pass in the same round."""
+    """By contender and round, seconds as multiples of the plain forward pass in the same round."""
     return {
         key: [one / forward for one, forward in zip(values, found[FORWARD], strict=True)]
         for key, values in found.items()
@@ -330,7 +330,7 @@ def batches_table(figures: dict) -> str:
 
 
 def memory_table(figures: dict) -> str:
-    """What a contender takes beyond the loaded model, and the whole process, as multiples of a forward pass."""
+    """A contender's memory beyond the loaded model, and of its whole process, as multiples of a forward pass's."""
     found = figures["memory"]
     beyond = {name: {key: of["peak"] - of["loaded"] for key, of in each.items()} for name, each in found.items()}
     whole = {name: {key: of["peak"] for key, of in each.items()} for name, each in found.items()}
@@ -349,15 +349,15 @@ def page(figures: dict) -> str:
     parts = [
         f"Prediction and explanation as multiples of the plain forward pass (eval mode, no gradients), medians of "
         f"n interleaved rounds with quartiles, on {figures['hardware']}, {versions}. Of a classifier the last stage is "
-        "explained, of the U-Net its mask at all seven stages. *Folded* is `cvlab.fold.folded`: batch normalisation "
-        "folded into the convolutions, channels last.",
+        "explained, of the U-Net its mask at all seven stages. *Fused* is `cvlab.models.fused.fused`: batch "
+        "normalisation fused into the convolutions, channels last.",
         times_table(figures),
         "Images a second over a data set:",
         batches_table(figures),
         "Peak resident memory as multiples of the plain forward pass, one image, one process each:",
         memory_table(figures),
         f"Maps of {list(figures['times'])[-1].split(',')[0]} in bfloat16 differ by at most {figures['bf16']:.1e} of "
-        "their largest value; folded in float32 they are equal within 1e-5, but where rounding tips a ReLU "
+        "their largest value; fused in float32 they are equal within 1e-5, except where rounding flips a ReLU "
         "(cvlab/models/fused.py). "
         f"`{command}` measures all of this; peers are used as in their READMEs, and torchcam's maps are not resized to "
         "the image.",

@@ -1,4 +1,4 @@
-"""cvlab.fold: a folded copy says the same and sees the same, and the model that it was made of stays as it was."""
+"""cvlab.models.fused: a fused copy has the same logits and maps, and the model it is made from stays as it was."""
 
 from copy import deepcopy
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from cvlab.explain import class_score, correlation, explain, grad_cam, region_score
 from cvlab.models import Stage
-from cvlab.models.fused import folded, for_serving
+from cvlab.models.fused import for_serving, fused
 
 REGION = torch.zeros(16, 16, dtype=torch.bool)
 REGION[3:9, 2:10] = True
@@ -37,7 +37,7 @@ def assert_same(model, copy, images, score, tolerance=1e-5):
 def test_logits_and_maps_are_the_same(model, images):
     weights = deepcopy(model.state_dict())
     model.train()
-    copy = folded(model)
+    copy = fused(model)
     assert not norms(copy)
     assert not copy.training
     assert all(module.training for module in model.modules())
@@ -47,17 +47,17 @@ def test_logits_and_maps_are_the_same(model, images):
 
 
 @pytest.mark.parametrize("architecture", ["test_resnet", "mobilenetv3_small_050", "regnetx_002", "test_byobnet"])
-def test_networks_of_timm_are_folded(architecture):
+def test_networks_of_timm_are_fused(architecture):
     """The last three have batch normalisation and activation in one module."""
     model = tiny(architecture)
-    copy = folded(model)
+    copy = fused(model)
     assert len(norms(copy)) < len(norms(model)) / 2
     assert_same(model, copy, images_of(64), class_score(1))
 
 
 def test_the_layout_is_that_of_the_copy_while_it_is_explained(segmenter, images):
     """Channels last all the way: where a hook loses it, every convolution converts its input."""
-    copy, layouts = folded(segmenter), []
+    copy, layouts = fused(segmenter), []
     for module in copy.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             module.register_forward_pre_hook(
@@ -70,12 +70,12 @@ def test_the_layout_is_that_of_the_copy_while_it_is_explained(segmenter, images)
 
 def test_a_network_without_batch_normalisation_stays_what_it_is():
     model = tiny("test_vit")
-    assert_same(model, folded(model), images_of(64), class_score(1))
+    assert_same(model, fused(model), images_of(64), class_score(1))
 
 
 def test_a_convolution_that_is_a_stage_keeps_its_own_activation(classifier, images):
     classifier.__class__ = type("Stem", (type(classifier),), {"stages": property(lambda m: {"stem": Stage(m.stem[0])})})
-    copy = folded(classifier)
+    copy = fused(classifier)
     assert len(norms(copy)) == 1
     assert_same(classifier, copy, images, class_score(0))
 
@@ -101,31 +101,31 @@ class Fork(nn.Module):
         return (F.relu(self.norm(x)) + x).mean((2, 3))
 
 
-def test_a_network_that_cannot_be_folded_is_refused_and_serves_as_it_is(classifier):
+def test_a_network_that_cannot_be_fused_is_refused_and_serves_as_it_is(classifier):
     fork = Fork().eval()
-    with pytest.raises(ValueError, match="cannot be folded"):
-        folded(fork)
+    with pytest.raises(ValueError, match="cannot be fused"):
+        fused(fork)
     assert for_serving(fork) is fork
     assert not norms(for_serving(classifier))
 
 
 class Between(Fork):
-    """An activation in place stands between the convolution and its normalisation: another network than a fold's."""
+    """An in-place activation stands between convolution and normalisation: they cannot be fused."""
 
     def forward(self, images):
         return self.norm(F.relu_(self.conv(self.normalize(images)))).mean((2, 3))
 
 
-def test_what_an_activation_parts_is_not_folded():
+def test_what_an_activation_parts_is_not_fused():
     model = Between().eval()
-    copy = folded(model)
+    copy = fused(model)
     assert len(norms(copy)) == 1
     assert_same(model, copy, torch.rand(2, 3, 8, 8), class_score(1))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_bfloat16_is_close(model, images, method):
-    copy = folded(model, torch.bfloat16)
+    copy = fused(model, torch.bfloat16)
     score = region_score(REGION) if model.task == "segmentation" else class_score(1)
     expected, found = (explain(m, images, score, methods=[method]) for m in (model, copy))
     assert (found.logits - expected.logits).abs().max() < 0.02 * expected.logits.abs().max()
@@ -135,5 +135,5 @@ def test_bfloat16_is_close(model, images, method):
 
 
 def test_what_bfloat16_says_is_float32(classifier, images):
-    logits, attribution = grad_cam(folded(classifier, torch.bfloat16), images, 1, "stage1")
+    logits, attribution = grad_cam(fused(classifier, torch.bfloat16), images, 1, "stage1")
     assert logits.dtype == attribution.dtype == torch.float32

@@ -1,0 +1,111 @@
+"""Where heatmaps can be read in a network of timm: the module of each stage, and how its output becomes a map.
+
+timm states where each of its networks changes resolution (feature_info). These places become the stages: convolutional
+ones as they are, (N, h, w, C) ones permuted, the tokens of vision transformers as the grid of their patches, without
+the CLS token. Of a transformer's block the output of its first norm is taken: where only the CLS token is read at the
+end, no gradient reaches the patches that leave the last block, but it does reach those that enter it.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from cvlab.models.model import identity
+
+ToMap = Callable[[Tensor], Tensor]
+
+
+def tokens_to_map(activation: Tensor, prefix_tokens: int) -> Tensor:
+    """(N, prefix + h*w, C) -> (N, C, h, w), h = w: patch tokens as their grid, without CLS and other prefix tokens."""
+    patches = activation[:, prefix_tokens:]
+    side = math.isqrt(patches.shape[1])
+    return patches.transpose(1, 2).unflatten(2, (side, side))
+
+
+def channels_last_to_map(activation: Tensor) -> Tensor:
+    """(N, h, w, C) -> (N, C, h, w)."""
+    return activation.permute(0, 3, 1, 2)
+
+
+def windows_to_map(activation: Tensor, reroll: nn.Module, block: int) -> Tensor:
+    """(N, h*w, C) -> (N, C, h, w) for Hiera, whose tokens lie in the order of its windows."""
+    return channels_last_to_map(reroll(activation.contiguous(), block))
+
+
+def maps_of(backbone: nn.Module, images: Tensor) -> dict[str, ToMap]:
+    """By the name of each stage's module its to_map, found from the shapes of one forward pass.
+
+    Args:
+        backbone: a network of timm in eval mode; it keeps the hooks, so give a copy on the meta device.
+        images: (1, 3, S, S).
+    """
+    shapes = _output_shapes(backbone, images)
+    image_size, channels_last = images.shape[-1], getattr(backbone, "output_fmt", "NCHW") == "NHWC"
+    found: dict[str, ToMap] = {}
+    for i in range(len(backbone.feature_info)):
+        name, reduction = backbone.feature_info[i]["module"], backbone.feature_info[i]["reduction"]
+        if hasattr(backbone, "reroll"):
+            block = int(name.removeprefix("blocks."))
+            found[name] = partial(windows_to_map, reroll=backbone.reroll, block=block)
+            continue
+        of_module, of_norm = (
+            _to_map(shapes.get(each, ()), image_size, reduction, channels_last) for each in (name, f"{name}.norm1")
+        )
+        if of_norm is not None and of_module is not identity:
+            found[f"{name}.norm1"] = of_norm
+        elif of_module is not None:
+            found[name] = of_module
+    return found or _last_of_each_resolution(shapes)
+
+
+def _output_shapes(backbone: nn.Module, images: Tensor) -> dict[str, torch.Size]:
+    """The output's shape by module, in the order of the forward pass, for modules that run once and return a tensor."""
+    shapes: dict[str, torch.Size] = {}
+    calls: Counter[str] = Counter()
+
+    def recorder(name: str) -> Callable:
+        def hook(module: nn.Module, inputs: tuple, output: object) -> None:
+            calls[name] += 1
+            if isinstance(output, Tensor):
+                shapes[name] = output.shape
+
+        return hook
+
+    for name, module in backbone.named_modules():
+        module.register_forward_hook(recorder(name))
+    with torch.no_grad():
+        backbone(images)
+    return {name: shape for name, shape in shapes.items() if calls[name] == 1}
+
+
+def _to_map(shape: Sequence[int], image_size: int, reduction: int, channels_last: bool) -> ToMap | None:
+    """How an output of this shape becomes (N, C, h, w), h = w; None where it is no map.
+
+    `channels_last` decides where there are as many channels as rows and columns.
+    """
+    if len(shape) == 4 and shape[1] == shape[2] and (channels_last or shape[2] != shape[3]):
+        return channels_last_to_map
+    if len(shape) == 4 and shape[2] == shape[3]:
+        return identity
+    if len(shape) == 3:
+        for side in (math.ceil(image_size / reduction), image_size // reduction):
+            if shape[1] >= side**2:
+                return partial(tokens_to_map, prefix_tokens=shape[1] - side**2)
+    return None
+
+
+def _last_of_each_resolution(shapes: dict[str, torch.Size]) -> dict[str, ToMap]:
+    """For networks whose feature_info names no module with one tensor as its output."""
+    grids: dict[int, tuple[str, ToMap]] = {}  # by their side
+    tokens: dict[int, tuple[str, ToMap]] = {}
+    for name, shape in shapes.items():
+        if len(shape) == 4 and shape[2] == shape[3] > 1:
+            grids[shape[2]] = name, identity
+        elif len(shape) == 3 and name.endswith(("norm1", "norm_out")):
+            side = math.isqrt(shape[1])
+            tokens[side] = name, partial(tokens_to_map, prefix_tokens=shape[1] - side**2)
+    return dict(last for _, last in sorted((tokens or grids).items(), reverse=True))
