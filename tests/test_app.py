@@ -321,9 +321,9 @@ def test_what_is_asked_changes_the_map_and_how_it_is_drawn_the_picture(page: Pag
     choose(page, "Rather than", "cross")
     seen.append(picture(page, "Heatmap: Evidence for “triangle” rather than “cross” at stage4"))
     page.get_by_label("Show the evidence against it instead").check()
-    seen.append(picture(page, "Heatmap: Evidence against 'triangle' rather than “cross” at stage4"))
+    seen.append(picture(page, "Heatmap: Evidence against “triangle” rather than “cross” at stage4"))
     choose(page, "Read at the stage", "stage2")
-    seen.append(picture(page, "Heatmap: Evidence against 'triangle' rather than “cross” at stage2"))
+    seen.append(picture(page, "Heatmap: Evidence against “triangle” rather than “cross” at stage2"))
     choose(page, "Method", "HiResCAM")
     expect(figures(page).nth(1)).to_contain_text("HiResCAM at stage2")
     seen.append(picture(page, re.compile("^Heatmap")))
@@ -620,10 +620,10 @@ def test_the_page_asks_nobody_else(browser: Browser, url: str) -> None:
     page.close()
 
 
-def test_the_command_starts_a_server_that_answers(scene: Path) -> None:
+def test_the_command_starts_a_server_that_answers_and_leaves_nothing_behind(scene: Path, tmp_path: Path) -> None:
     """`python app.py` as the README says, in a process of its own."""
-    command = [sys.executable, "app.py", "--port", "7931"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, bufsize=1) as server:
+    command, env = [sys.executable, "app.py", "--port", "7931"], os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, bufsize=1) as server:
         try:
             assert any("7931" in line for line in server.stdout)
             client = Client("http://127.0.0.1:7931", verbose=False)
@@ -631,3 +631,12 @@ def test_the_command_starts_a_server_that_answers(scene: Path) -> None:
             assert answer["label"] == shapes.CLASS_NAMES[shapes.scene(4003).label]
         finally:
             server.terminate()
+    assert list(tmp_path.glob("cvlab-*")) == []  # what the page writes for itself goes with it
+
+
+def test_the_page_starts_without_the_libraries_that_it_needs_later() -> None:
+    lines = (
+        "import sys, app; print([name for name in ('timm', 'torchvision', 'scipy', 'sklearn') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", lines], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
