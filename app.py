@@ -38,7 +38,7 @@ from cvlab.page.gallery import explain_files
 from cvlab.page.html import paragraph
 from cvlab.page.models import Models, model_facts, offered_models
 from cvlab.page.panels import METHOD_NAMES, draw, sentence_of
-from cvlab.page.question import COLORMAPS, Question, from_query, picked
+from cvlab.page.question import COLORMAPS, REGIONS, Question, from_query, picked
 from cvlab.page.upload import MAX_UPLOAD_MB, UPLOADS, photo_input
 from cvlab.page.visit import Answer, Visits
 
@@ -52,15 +52,7 @@ FIRST = ("notes", "look")  # the panels that depend on photo and model alone
 REDRAWN = ("grad_cam", "picker", "stages", "contributions", "errors", "link", "code")  # those that the question changes
 ROWS = {"no.": 60, "file": 180, "prediction": 130, "share": 90, "peak": 90, "what to know": 260}  # pixels wide
 METHOD_CHOICES = [(name + (" (slow)" if key not in METHODS else ""), key) for key, name in METHOD_NAMES.items()]
-REGION_CHOICES = [
-    ("the whole mask", "mask"),
-    ("the part of the mask that I click", "part"),
-    ("the pixel that I click", "pixel"),
-    ("a box", "box"),
-    ("a brush stroke", "stroke"),
-    ("what was wrongly found (needs the true mask)", "false positives"),
-    ("what was missed (needs the true mask)", "false negatives"),
-]
+REGION_CHOICES = [(label, region) for region, label in REGIONS.items()]
 COLORMAP_CHOICES = [(f"{name} (as in older reports)" if name == "jet" else name, name) for name in COLORMAPS]
 
 # System fonts, as the default theme asks a font server; and greys and blues that can be read on their background.
@@ -228,19 +220,20 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
             return answer_to(photo, name, mask, Question(*values))
 
     def begin(request: gr.Request, fresh: bool, photo: str | None, name: str, mask: str | None, *values) -> dict:
-        query, before = dict(request.query_params) if fresh else {}, answer_of(photo, name, mask, *values)
-        name = query.get("model") or name
-        question = Question(**{key: getattr(before.given, key) for key in KEPT})
-        answer = answer_to(photo, name, mask, from_query(query) if fresh else question)
-        shown = {"model": name, "facts": None, "label": None, "believe": ""}
+        query, before = dict(request.query_params) if fresh else {}, answer_of(photo, name, mask, *values).given
+        question = from_query(query) if fresh else Question(**{key: getattr(before, key) for key in KEPT})
+        linked = {"model": query["model"]} if query.get("model") else {}
+        answer = answer_to(photo, linked.get("model", name), mask, question)
+        shown = linked | {"facts": None, "label": None, "believe": ""}
         with suppress(ValueError, OSError):  # the panel "notes" says it
             shown |= {"facts": model_facts(answer.model)} | settings_for(answer.model, answer.given)
             label, heading = ("Share of the photo", False) if answer.segments else ("Probability", True)
             shown["label"] = gr.Label(value=answer.prediction.shares, label=label, show_heading=heading)
         return {at.fresh: False} | by_widget(shown | draw(answer, (*FIRST, *REDRAWN)))
 
-    def redraw(*inputs: object) -> dict:
-        return by_widget(draw(answer_of(*inputs), REDRAWN) | {"believe": ""})
+    def drawing(*names: str, **shown: object) -> Callable:
+        """The function of an event that draws panels, and shows what else is given."""
+        return lambda *inputs: by_widget(draw(answer_of(*inputs), names) | shown)
 
     def pick(event: gr.EventData, photo: str | None, name: str, mask: str | None, *values: object) -> dict:
         answer = answer_of(photo, name, mask, *values)
@@ -250,18 +243,9 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
         chosen = {"region": answer.given.region, "points": answer.given.points, "believe": ""}
         return by_widget(chosen | draw(answer, REDRAWN))
 
-    def recolour(*inputs: object) -> dict:
-        return by_widget(draw(answer_of(*inputs), REDRAWN))  # the check hides the same places as before
-
     def work_out(*inputs: object) -> None:
         with suppress(ValueError, OSError):  # the panel of the maps says it
             answer_of(*inputs).work_out_paths()
-
-    def show_stages(*inputs: object) -> dict:
-        return by_widget(draw(answer_of(*inputs), ("stages", "contributions")))
-
-    def show_believe(*inputs: object) -> dict:
-        return by_widget(draw(answer_of(*inputs), ("believe",)))
 
     def show_compared(other: str, second: str | None, photo: str | None, name: str, *values: object) -> dict:
         beside = answer_of(second or photo, other or name, None, *values)
@@ -289,13 +273,14 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     touched = [widget.input for name, widget in settings.items() if name not in ("points", *COLOURS)]
     answers = [
         when(begun, begin, [at.fresh, *asked], [at.fresh, *everything], **waiting),
-        when([*touched, at.points.submit, at.mask.change], redraw, asked, redrawn),
+        when([*touched, at.points.submit, at.mask.change], drawing(*REDRAWN, believe=""), asked, redrawn),
         when([at.picker.select], pick, asked, [at.region, at.points, *redrawn]),
     ]
-    for each in answers:  # what takes more passes follows, and is drawn apart: the stages may have changed meanwhile
-        each.then(work_out, asked, None, **quietly).then(show_stages, asked, [at.stages, at.contributions], **quietly)
-    when([getattr(at, name).input for name in COLOURS], recolour, asked, redrawn)
-    when([at.check.click], show_believe, asked, [at.believe])
+    paths = drawing("stages", "contributions")
+    for each in answers:  # what takes more passes follows, and is drawn apart: the question may have changed meanwhile
+        each.then(work_out, asked, None, **quietly).then(paths, asked, [at.stages, at.contributions], **quietly)
+    when([getattr(at, name).input for name in COLOURS], drawing(*REDRAWN), asked, redrawn)  # the check stays as it is
+    when([at.check.click], drawing("believe"), asked, [at.believe])
     both = [at.other, at.second, at.photo, at.model, *settings.values()]
     when([at.other.input, at.second.change], show_compared, both, [at.compared])
     when([at.report.select, at.model.input], show_record, [at.model], [at.record])
@@ -347,9 +332,11 @@ def main() -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="a folder, or a name on the Hub (user/name)")
     parser.add_argument("--port", type=int, help="by default the first free one from 7860 on")
     args = parser.parse_args()
-    named = [name.strip() for name in os.environ.get("CVLAB_MODELS", "").split(",") if name.strip()]
+    named, owners = (
+        [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]
+        for variable in ("CVLAB_MODELS", "CVLAB_ALLOW")
+    )
     offered = offered_models(ROOT, [*args.models, *named])
-    owners = [owner.strip() for owner in os.environ.get("CVLAB_ALLOW", "").split(",") if owner.strip()]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # an orderly end, which deletes the files of the page
     launch(build_page(Models(offered, owners, fetch_with_progress)), server_port=args.port)
 

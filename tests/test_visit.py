@@ -178,6 +178,7 @@ def test_the_faster_copy_makes_the_maps_of_the_code_tab(name: str, photo: str, t
     answer = Visits(Models({name: str(folder)})).get(photo, name).ask(Question())
     model = checkpoint.load(folder)
     assert sum(type(module) is nn.BatchNorm2d for module in answer.model.modules()) == 0  # it is fused
+    assert not any(module.training for module in answer.model.modules())
     score = score_of(Question(), model)
     expected = explain(model, view(open_image(photo), model), score, [answer.stage], ["grad_cam"])
     expected = expected.maps["grad_cam"][answer.stage]

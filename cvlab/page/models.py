@@ -104,7 +104,7 @@ def faster_copy(model: Model) -> Model:
     """
     from cvlab.models.fused import for_serving  # imported here: it takes time that the first page need not wait for
 
-    copy = for_serving(model)
+    copy = for_serving(model).eval()
     for seed in TEST_SCENES:
         images = view(shapes.scene(seed, model.image_size).image, model)
         own, fused = (explain(each, images, _first_class, None, tuple(METHODS)).maps for each in (model, copy))

@@ -3,7 +3,7 @@
 
 // The address bar holds the link to what is shown; a theme that was asked for stays in it.
 watch('value', () => {
-  const link = element.querySelector('.settings-link'), theme = new URLSearchParams(location.search).get('__theme');
+  const link = element.querySelector('.question-link'), theme = new URLSearchParams(location.search).get('__theme');
   if (link) history.replaceState(null, '', link.getAttribute('href') + (theme ? '&__theme=' + theme : ''));
 });
 

@@ -187,7 +187,7 @@ def believe(answer: Answer) -> str:
 def link(answer: Answer) -> str:
     """A link to the model and the question."""
     href = html.escape(to_query(answer.visit.name, answer.question))
-    return f'<a class="settings-link" href="{href}">Link to this model and these settings</a> (without the photo)'
+    return f'<a class="question-link" href="{href}">Link to this model and these settings</a> (without the photo)'
 
 
 def code(answer: Answer) -> str:

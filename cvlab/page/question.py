@@ -13,7 +13,15 @@ from cvlab.models import Model
 from cvlab.page.html import quoted
 
 SLOW_METHODS = ("integrated_gradients", "occlusion")  # cvlab/explain/slow.py: at image size, not at a stage
-REGIONS = ("mask", "part", "pixel", "box", "stroke", "false positives", "false negatives")
+REGIONS = {  # which pixels a segmenter is asked about, and how that is offered
+    "mask": "the whole mask",
+    "part": "the part of the mask that I click",
+    "pixel": "the pixel that I click",
+    "box": "a box",
+    "stroke": "a brush stroke",
+    "false positives": "what was wrongly found (needs the true mask)",
+    "false negatives": "what was missed (needs the true mask)",
+}
 COLORMAPS = ("inferno", "cividis", "gray", "jet")  # the first three read the same to the colour-blind
 MOST_POINTS = 500
 STROKE_RADIUS = 1 / 40  # of the view's side
