@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 NEIGHBOURS = np.ones((3, 3))  # 8: pixels that touch by a side or a corner belong together
@@ -32,6 +31,8 @@ def component(mask: Tensor, x: int, y: int) -> Tensor:
     _check_inside(mask.shape, x, y)
     if not mask[y, x]:
         raise ValueError(f"there is no mask at x {x}, y {y}: click on something that the model found")
+    from scipy import ndimage  # imported here: the page starts without scipy
+
     parts, _ = ndimage.label(mask.cpu().numpy(), NEIGHBOURS)
     return torch.from_numpy(parts == parts[y, x])
 

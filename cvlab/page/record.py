@@ -12,7 +12,7 @@ from pathlib import Path
 from cvlab import render
 from cvlab.checkpoint.card import ALT_TEXTS, SECTIONS, Section, read_history, read_text, title_and_alt_text
 from cvlab.checkpoint.config import opened
-from cvlab.page.figures import Figure, as_html, card_text, code_block, paragraph, table
+from cvlab.page.html import Figure, as_html, card_text, code_block, paragraph, table
 from cvlab.transforms import open_image
 
 MOST_PICTURES = 40

@@ -65,8 +65,8 @@ page.queue().launch(server_port=int(sys.argv[1]), quiet=True, ssr_mode=False)
 FEW_KEPT = """
 import sys
 import app
-from cvlab.page import desk
-desk.MAX_BYTES = 16 * 2**20
+from cvlab.page import visit
+visit.MAX_BYTES = 16 * 2**20
 app.launch(app.build_page(app.Models(app.offered_models(app.ROOT, []))), server_port=int(sys.argv[1]), quiet=True)
 """
 # In a browser: the milliseconds from the choice of a file until the first picture of an answer is there.
