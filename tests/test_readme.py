@@ -6,17 +6,21 @@ import importlib.util
 import io
 import re
 import shlex
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 from cvlab.data import shapes
+from cvlab.explain import grad_cam
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = ("README.md", "train/recipes/README.md", "tests/bench/README.md", ".github/CONTRIBUTING.md")
+LINKING = (*PAGES, ".github/CHANGELOG.md")
 
 sys.path.insert(0, str(ROOT / "tests" / "bench"))
 import readme
@@ -87,7 +91,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", LINKING)
 def test_every_link_leads_to_a_file_and_its_heading(name: str) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", (ROOT / name).read_text()):
         if not link.startswith("http"):
@@ -143,3 +147,21 @@ def test_every_command_has_options_that_its_script_knows(name: str) -> None:
             assert not given or given <= options(owner), command
         for recipe in re.findall(r"--recipe (\S+)", own):
             assert (ROOT / f"train/recipes/{recipe}.toml").is_file(), command
+
+
+def test_the_changes_that_contributing_shows_fit_the_files() -> None:
+    changes = re.findall(r"```diff\n(.*?)```", (ROOT / ".github/CONTRIBUTING.md").read_text(), re.S)
+    assert len(changes) == 2
+    for change in changes:
+        subprocess.run(["git", "apply", "--check", "--recount", "-"], input=change, text=True, cwd=ROOT, check=True)
+
+
+def test_the_network_that_contributing_shows_is_one() -> None:
+    (code,) = re.findall(r"```python\n(\"\"\"Two.*?)```", (ROOT / ".github/CONTRIBUTING.md").read_text(), re.S)
+    names: dict = {}
+    exec(code, names)
+    model = names["Shallow"](3, (4, 8))
+    images = torch.rand(2, 3, 16, 16)
+    assert model(images).shape == (2, 3)
+    _, attribution = grad_cam(model.eval(), images)
+    assert attribution.shape == (2, 1, 4, 4)
