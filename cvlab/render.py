@@ -148,8 +148,11 @@ def save_animation(frames: Sequence[Path], path: Path, seconds: float = 12) -> N
     write_bytes(path, buffer.getvalue())
 
 
-def curves(history: Sequence[dict]) -> Image.Image:
-    """Loss and score of training and validation over the epochs; the best epoch by the validation score is marked."""
+def curves(history: Sequence[dict], kept: int | None = None) -> Image.Image:
+    """Loss and score of training and validation over the epochs; the score of the epoch `kept` is marked.
+
+    Without `kept`, the epoch with the best validation score.
+    """
     score = "accuracy" if "val_accuracy" in history[0] else "iou"
     epochs = [line["epoch"] for line in history]
     figure = Figure(figsize=(9, 3.4), layout="constrained")
@@ -160,20 +163,32 @@ def curves(history: Sequence[dict]) -> Image.Image:
         axes.set_title(name)
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    best = max(history, key=lambda line: line[f"val_{score}"])
-    axes.plot(best["epoch"], best[f"val_{score}"], "o", color="#0072b2", label=f"best: {best[f'val_{score}']:.3f}")
+    best = history[kept - 1] if kept else max(history, key=lambda line: line[f"val_{score}"])
+    axes.plot(
+        best["epoch"],
+        best[f"val_{score}"],
+        "o",
+        color="#0072b2",
+        label=f"{'kept' if kept else 'best'}: {best[f'val_{score}']:.3f}",
+    )
     axes.legend()
     return _drawn(figure)
 
 
-def many_curves(scores: dict[str, dict[int, float]], best: str | None = None) -> Image.Image:
-    """The validation scores of many runs by epoch, scores[run][epoch], in one picture; the best run drawn thick."""
+def many_curves(scores: dict[str, dict[int, float]], kept: dict[str, int], best: str | None = None) -> Image.Image:
+    """The validation scores of many runs by epoch, in one picture; the best run is drawn thick.
+
+    Args:
+        scores: scores[run][epoch].
+        kept: kept[run], the epoch whose weights the run kept; a dot marks it.
+    """
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots()
     colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.95, len(scores)))
     for (run, line), color in zip(scores.items(), colors, strict=True):
-        label, width = (f"{run}, best: {max(line.values()):.3f}", 3) if run == best else (run, 1)
-        axes.plot(line.keys(), line.values(), color=color, linewidth=width, label=label)
+        label, width = (f"{run}, best: {line[kept[run]]:.3f}", 3) if run == best else (run, 1)
+        dot = [list(line).index(kept[run])]
+        axes.plot(line.keys(), line.values(), color=color, linewidth=width, label=label, marker="o", markevery=dot)
     axes.set_xlabel("epoch")
     axes.set_title("score on validation")
     axes.grid(alpha=0.3)

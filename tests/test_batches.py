@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cvlab.data.sets import AugmentedImages, AugmentedPairs, EvaluationSet, as_is, channel_statistics
+from cvlab.data.sets import AugmentedImages, AugmentedPairs, EvaluationSet, channel_statistics, channels_last
 
 
 def noise(seed: int, height: int = 4, width: int = 5) -> np.ndarray:
@@ -28,7 +28,7 @@ def tensors(n: int, height: int = 16, width: int = 16) -> list[Tensor]:
 
 def test_evaluation_batches_are_whole_and_unchanged() -> None:
     views, labels = tensors(10), torch.arange(10) % 3
-    batches = list(DataLoader(EvaluationSet(views, labels), batch_size=4, collate_fn=as_is))
+    batches = list(DataLoader(EvaluationSet(views, labels), batch_size=4, collate_fn=channels_last))
     assert [len(images) for images, _ in batches] == [4, 4, 2]
     assert torch.equal(torch.cat([labels for _, labels in batches]), labels)
     images = torch.cat([images for images, _ in batches])
@@ -38,7 +38,7 @@ def test_evaluation_batches_are_whole_and_unchanged() -> None:
 
 def loaded(data_set: AugmentedImages | AugmentedPairs, epoch: int, batch_size: int) -> list[tuple[Tensor, Tensor]]:
     data_set.epoch = epoch
-    return list(DataLoader(data_set, batch_size=batch_size, collate_fn=as_is))
+    return list(DataLoader(data_set, batch_size=batch_size, collate_fn=channels_last))
 
 
 def joined(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -90,7 +90,7 @@ def test_a_shuffled_loader_keeps_labels_with_their_images() -> None:
     """Images of one grey value each: the label is told by the view, whatever was done to it."""
     labels = torch.arange(8)
     images = [torch.full((3, 12, 15), 30 * int(label) + 20, dtype=torch.uint8) for label in labels]
-    loader = DataLoader(EvaluationSet(images, labels), batch_size=3, shuffle=True, collate_fn=as_is)
+    loader = DataLoader(EvaluationSet(images, labels), batch_size=3, shuffle=True, collate_fn=channels_last)
     seen = joined(list(loader))
     assert sorted(seen[1].tolist()) == labels.tolist()
     assert torch.equal(((seen[0][:, 0, 0, 0] * 255 - 20) / 30).round().long(), seen[1])

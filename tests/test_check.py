@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from cvlab.data import shapes
+from cvlab.data.parts import classification_parts
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -96,3 +97,21 @@ def test_a_folder_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
     assert answer.returncode != 0
     assert "nowhere" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_check_sees_the_files_that_training_reads_and_names_the_others(classes: Path) -> None:
+    """A name that does not end like a picture's, a folder within a class, a file beside the classes: none is read."""
+    picture = (classes / "even" / "00.png").read_bytes()
+    others = {"even/photo", "even/deeper/1.png", "beside.png"}
+    for name in others:
+        (classes / name).parent.mkdir(exist_ok=True)
+        (classes / name).write_bytes(picture)
+    for number in range(6, 26, 2):
+        (classes / "even" / f"{number:02}.png").unlink()
+    answer = check(classes)
+    assert "43 files, 40 pictures" in answer.stdout
+    assert {line.split(": ")[0] for line in section(answer, "cannot be used")} == others
+    assert section(answer, "copies") == []
+    assert section(answer, "small classes") == ["even: 15 pictures"]
+    read = classification_parts(classes)
+    assert sum(map(len, read.samples.values())) == 40

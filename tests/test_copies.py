@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from photos import PHOTOS, needs_photos
 from PIL import Image, ImageOps
 
 from cvlab.data import shapes
 from cvlab.data.duplicates import Copy, examine, find_copies, grouped
-
-PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture
@@ -93,13 +92,13 @@ def test_pictures_without_structure_and_broken_files_resemble_nothing(tmp_path: 
     assert find_copies([]) == []
 
 
-@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason=f"needs photographs in {PHOTOGRAPHS}")
+@needs_photos("flower_photos", "flowers17", "caltech101", "scenes8")
 def test_planted_copies_among_photographs_are_found_without_false_alarms(tmp_path: Path) -> None:
     """160 photos of four sets, each saved again in some way: at least 95% found, no other pair alarmed."""
     photos = [
         path
         for folder in ("flower_photos/roses", "flowers17/daisy", "caltech101/airplanes", "scenes8/coast")
-        for path in sorted((PHOTOGRAPHS / folder).glob("*.jpg"))[:40]
+        for path in sorted((PHOTOS / folder).glob("*.jpg"))[:40]
     ]
     copies = []
     for i, photo in enumerate(photos):
@@ -113,9 +112,9 @@ def test_planted_copies_among_photographs_are_found_without_false_alarms(tmp_pat
     assert len(found) - len(planted) == 0
 
 
-@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason=f"needs photographs in {PHOTOGRAPHS}")
+@needs_photos("flowers102_64px")
 def test_the_known_pairs_across_the_official_parts_of_flowers102_are_found() -> None:
-    paths = sorted((PHOTOGRAPHS / "flowers102_64px").rglob("*.*"))
+    paths = sorted((PHOTOS / "flowers102_64px").rglob("*.*"))
     across = [
         copy
         for copy in find_copies(paths)

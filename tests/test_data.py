@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from photos import PHOTOS, needs_photos
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -15,8 +16,6 @@ from cvlab.data.folders import DataError
 from cvlab.data.masks import read_mask
 from cvlab.data.parts import PARTS, Parts, classification_parts, segmentation_parts
 from cvlab.transforms import to_uint8, whole_mask
-
-PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def noise(seed: int, height: int = 4, width: int = 5) -> np.ndarray:
@@ -120,7 +119,7 @@ def test_small_classes_are_named_and_a_single_one_refused(tmp_path: Path) -> Non
         save_pictures(tmp_path / name, count, seed)
     assert classification_parts(tmp_path).notes == ["Classes of fewer than 20 pictures: dog (19)."]
     shutil.rmtree(tmp_path / "dog")
-    with pytest.raises(DataError, match="one class only, 'cat'"):
+    with pytest.raises(DataError, match="one class only, “cat”"):
         classification_parts(tmp_path)
 
 
@@ -393,17 +392,17 @@ def test_without_a_folder_the_parts_are_scenes() -> None:
 # --- photographs ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not (PHOTOGRAPHS / "horses").is_dir(), reason=f"needs photographs in {PHOTOGRAPHS}")
+@needs_photos("horses")
 def test_horses() -> None:
-    parts = segmentation_parts(PHOTOGRAPHS / "horses")
+    parts = segmentation_parts(PHOTOS / "horses")
     assert parts.class_names == ["foreground"]
     assert [len(parts.samples[part]) for part in PARTS] == [194, 42, 42]
     assert parts.notes == []
 
 
-@pytest.mark.skipif(not (PHOTOGRAPHS / "flower_photos").is_dir(), reason=f"needs photographs in {PHOTOGRAPHS}")
+@needs_photos("flower_photos")
 def test_flower_photos() -> None:
-    parts = classification_parts(PHOTOGRAPHS / "flower_photos")
+    parts = classification_parts(PHOTOS / "flower_photos")
     names = ["daisy", "dandelion", "roses", "sunflowers", "tulips"]
     assert parts.class_names == names
     for part, count in {"train": 280, "val": 60, "test": 60}.items():

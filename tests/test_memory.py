@@ -19,13 +19,13 @@ def work():
     pieces = [np.ones(1024, np.uint8) for _ in range(16 * 1024)]
     kept.append(np.ones(1024, np.uint8))  # at the end of the block, so that it is not given back
     pieces.clear()
+    freed.release()
     done.wait()
 
-kept, done, threads = [], threading.Event(), [threading.Thread(target=work) for _ in range(12)]
-for thread in threads:
-    thread.start()
-    while len(kept) < threads.index(thread) + 1:
-        pass
+kept, freed, done = [], threading.Semaphore(0), threading.Event()
+for _ in range(12):
+    threading.Thread(target=work).start()
+    freed.acquire()
 status = open("/proc/self/status").read()
 done.set()
 print(int(status.split("VmRSS:")[1].split()[0]) // 1024)

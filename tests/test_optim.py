@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cvlab.learning.optim import OPTIMIZERS, SCHEDULES, fastest_precision, optimizer, schedule
+from cvlab.learning.accelerator import fastest_precision
+from cvlab.learning.optim import OPTIMIZERS, SCHEDULES, optimizer, schedule
 
 
 def small_network() -> nn.Module:
@@ -75,7 +76,9 @@ def test_plateau_takes_a_tenth_after_ten_epochs_without_a_smaller_loss() -> None
     scheduler = schedule("plateau", sgd, steps=100)
     seen = []
     for loss in [3.0, 2.0] + [2.0] * 11 + [1.0]:
-        sgd.step()
+        for _ in range(5):  # a batch has no validation loss
+            sgd.step()
+            scheduler.step()
         scheduler.step(loss)
         seen.append(sgd.param_groups[0]["lr"])
     assert seen == pytest.approx([0.1] * 12 + [0.01] * 2)
@@ -147,6 +150,17 @@ def test_every_optimizer_descends(name: str) -> None:
         steps.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize(("norm", "longest"), [(0.0, 50.0), (100.0, 50.0), (5.0, 5.0)])
+def test_the_gradient_norm_is_clipped_before_a_step(norm: float, longest: float) -> None:
+    """A gradient of length 50, 30 in the weights and 40 in the bias, and one step of plain SGD at a rate of 1."""
+    model = nn.Linear(1, 1)
+    before = torch.tensor([model.weight.item(), model.bias.item()])
+    model.weight.grad, model.bias.grad = torch.full((1, 1), 30.0), torch.full((1,), 40.0)
+    optimizer("sgd", model, 1.0, momentum=0.0, clip_norm=norm).step()
+    moved = before - torch.tensor([model.weight.item(), model.bias.item()])
+    torch.testing.assert_close(moved, longest * torch.tensor([0.6, 0.8]), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cvlab import checkpoint, report
+from cvlab.data.evaluation import parts_of
 from cvlab.models import build
 from cvlab.transforms import open_image, square_view, to_uint8
 
@@ -93,7 +94,7 @@ def test_a_recipe_sets_defaults_and_the_command_line_decides(
     recipe += ["augment = false", "batch_norm = true", "resume = false"]
     (tmp_path / "mine.toml").write_text("\n".join(recipe))
     monkeypatch.setattr(options, "RECIPES", tmp_path)
-    parse = importlib.import_module("classifier").command_line
+    parse = importlib.import_module("classifier").parser().parse_args
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--recipe", "mine"])
     args = parse()
     assert (args.lr, args.widths, args.hidden, args.augment, args.batch_norm) == (0.5, [3, 4], [], False, True)
@@ -202,5 +203,5 @@ def test_the_first_classes_are_taken_and_known_to_the_model(
     run("classifier", *words, "--out", tmp_path)
     model = checkpoint.load(tmp_path)
     assert (model.class_names, model.config["data"]["classes"]) == (["a", "b"], 2)
-    parts, trained_on = options.parts_of(model, photos["classifier"], "all")
+    parts, trained_on = parts_of(model, photos["classifier"], "all")
     assert (len(parts.samples["all"]), trained_on) == (16, 12)

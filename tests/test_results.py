@@ -73,12 +73,12 @@ def test_differences_are_those_of_the_same_seed() -> None:
 def test_every_lesson_is_a_run_of_its_recipe() -> None:
     """The options by which the figures are found are those that train/recipes/ lists."""
     sys.path.insert(0, str(ROOT / "train"))
-    import sweep
+    import sweep_plan
 
     for name, changes in results.SWEEPS.items():
         recipe = tomllib.loads((results.RECIPES / f"{name}.toml").read_text())
         ranges = dict(word.split("=") for word in recipe["options"]["over"])
-        listed = [{key: sweep.as_text(value) for key, value in row.items()} for row in recipe.get("runs", [])]
+        listed = [{key: sweep_plan.as_text(value) for key, value in row.items()} for row in recipe.get("runs", [])]
         listed = listed or [{"loss": loss} for loss in ranges["loss"].split(",")]
         assert [change.options for change in changes] == [{k: v for k, v in row.items() if v} for row in listed]
 

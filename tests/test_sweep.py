@@ -18,11 +18,12 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "train"))
-import claims
 import classifier
 import cli
 import dropout_study
+import run_queue
 import sweep
+import sweep_plan
 
 from cvlab import checkpoint, models
 
@@ -36,6 +37,7 @@ parser.add_argument("--lr", type=float)
 parser.add_argument("--width", type=int, default=4)
 parser.add_argument("--epochs", type=int, default=3)
 parser.add_argument("--early", action=argparse.BooleanOptionalAction, default=True, help="the best epoch is the first")
+parser.add_argument("--keep", type=int, help="the epoch that the run keeps, as --best-by loss may choose another")
 parser.add_argument("--out", type=Path)
 parser.add_argument("--resume", action="store_true")
 args = parser.parse_args()
@@ -51,14 +53,16 @@ for epoch in range(len(lines) + 1, args.epochs + 1):
     with open(Path(__file__).with_name("trained.log"), "a") as log:
         log.write(f"{args.out.name} {epoch}\\n")
     os.replace(path.with_name("writing"), path)
+if args.keep:
+    path.with_name("manifest.json").write_text(json.dumps({"best_epoch": args.keep}))
 """
 
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "script.py").write_text(SCRIPT)
-    monkeypatch.setattr(sweep, "LOOK", 0.05)
-    monkeypatch.setattr(claims, "DEAD_HERE", 0.5)
+    monkeypatch.setattr(sweep, "POLL", 0.05)
+    monkeypatch.setattr(run_queue, "DEAD_HERE", 0.5)
     return tmp_path / "script.py"
 
 
@@ -123,6 +127,22 @@ def test_a_grid_has_every_combination_and_names_the_best(script: Path, capsys: p
     assert Image.open(out / "curves.png").width > 300
 
 
+def test_a_run_counts_by_the_epoch_that_it_kept(script: Path) -> None:
+    """The first run reaches 0.3 and keeps an epoch of 0.1, the second one reaches and keeps 0.2."""
+    out = script.with_name("kept")
+    run(script, "--over", "lr=1,2", "early=on,off", "--out", out, "--", "--epochs", 3, "--keep", 3)
+    assert [(row["best val"], row["at epoch"]) for row in runs(out)] == [
+        ("0.1000", "3"),
+        ("0.3000", "3"),
+        ("0.2000", "3"),
+        ("0.6000", "3"),
+    ]
+    run(script, "--over", "lr=3,2", "early=on", "--out", out / "2", "--", "--epochs", 2, "--keep", 2)
+    assert column(out / "2", "best val") == ["0.3000", "0.2000"]
+    (best,) = [line for line in (out / "README.md").read_text().splitlines() if line.startswith("| **")]
+    assert best.split()[1] == "**004**"
+
+
 def test_a_killed_sweep_goes_on_without_a_run_done_twice(script: Path) -> None:
     arguments = [script, "--over", "lr=0.1,0.4,0.2", "--out", script.with_name("killed"), "--", "--epochs", 4]
     process = begin(*arguments)
@@ -153,24 +173,35 @@ def test_two_processes_share_the_runs_of_one_journal(script: Path) -> None:
         assert process.exitcode == 0
     assert column(out, "best val") == [f"{lr * 0.03:.4f}" for lr in range(1, 5)]
     assert set(trained(script).values()) == {1}
-    assert len({(folder / "alive").read_text().split()[1] for folder in out.glob("0*")}) == 2
+    assert len({(folder / "heartbeat").read_text().split()[1] for folder in out.glob("0*")}) == 2
 
 
 def test_a_process_that_slept_gives_its_run_up(script: Path) -> None:
     """Its machine was asleep; another one, that cannot look at its processes, waited and took the run."""
     out = script.with_name("asleep")
-    study = claims.open_study(out, {"runs": [{"lr": "1"}]})
-    sleeper, waiting = claims.Claims(study, out), claims.Claims(study, out)
-    sleeper.owner, waiting.owner = "one 1", "other 2"
-    first = sleeper.take()
+    study = run_queue.open_study(out, {"runs": [{"lr": "1"}]})
+    sleeper, waiting = run_queue.RunQueue(study, out), run_queue.RunQueue(study, out)
+    sleeper.worker, waiting.worker = "one 1", "other 2"
+    sleeper.take()
     assert waiting.take() is None
-    waiting.signs = {1: (waiting.signs[1][0], waiting.signs[1][1] - claims.DEAD_ELSEWHERE + 1)}
+    waiting.heartbeats = {1: (waiting.heartbeats[1][0], waiting.heartbeats[1][1] - run_queue.DEAD_ELSEWHERE + 1)}
     assert waiting.take() is None  # a second less than it takes
-    waiting.signs = {1: (waiting.signs[1][0], waiting.signs[1][1] - 2)}
+    waiting.heartbeats = {1: (waiting.heartbeats[1][0], waiting.heartbeats[1][1] - 2)}
     second = waiting.take()
     assert second.user_attrs == {"run": 1, "options": {"lr": "1"}}
-    assert not sleeper.is_mine(first)
-    assert waiting.is_mine(second)
+    assert not sleeper.beat(1)
+    assert waiting.beat(1)
+
+
+def test_a_queue_that_was_cut_off_is_completed(tmp_path: Path) -> None:
+    """The first worker was killed before it had queued the last run."""
+    plan = {"runs": [{"lr": "1"}, {"lr": "2"}]}
+    run_queue.open_study(tmp_path, plan)
+    journal = tmp_path / "journal.log"
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:-1]))
+    queued = run_queue.latest(run_queue.open_study(tmp_path, plan))
+    assert {run: trial.user_attrs["options"] for run, trial in queued.items()} == {1: {"lr": "1"}, 2: {"lr": "2"}}
+    assert len(run_queue.open_study(tmp_path, plan).trials) == 2
 
 
 @pytest.mark.parametrize("sampler", sweep.SAMPLERS)
@@ -188,7 +219,7 @@ def test_a_sampler_draws_so_many_runs_within_the_ranges(script: Path, sampler: s
     [("1e-4..1e-1", (1e-4, 1e-1, True)), ("0..0.5", (0, 0.5, False)), ("2..16", (2, 16, False)), ("1,2", None)],
 )
 def test_a_range_is_logarithmic_from_a_factor_of_ten(values: str, expected: tuple | None) -> None:
-    assert sweep.borders("lr", values) == expected
+    assert sweep_plan.read_range("lr", values) == expected
 
 
 def test_a_run_under_the_median_of_the_others_is_stopped(script: Path) -> None:
@@ -241,6 +272,14 @@ def test_a_recipe_lists_runs_beside_the_figures_of_a_report(script: Path, monkey
         (["SCRIPT"], "--over"),
         (["segmenter", "--over", "widht=1,2"], "nearest is width"),
         (["classifier", "--over", "lr=1,2", "--", "--no-agument"], "nearest is augment"),
+        (["segmenter", "--over", "crop_pct=0.8,1"], "no option crop_pct"),
+        (["segmenter", "--over", "depth=2,2.5"], r"--depth: .*2\.5"),
+        (["segmenter", "--over", "width=0.5..16", "--trials", "2"], r"--width: .*0\.5"),
+        (["segmenter", "--over", "loss=bce,bse"], "--loss: .*bse"),
+        (["segmenter", "--over", "lr=1,2", "--", "--epochs", "many"], "--epochs: .*many"),
+        (["segmenter", "--over", "batch_norm=1"], "batch-norm 1"),
+        (["segmenter", "--over", "recipe=flowers5-basic"], "flowers5-basic"),
+        (["segmenter", "--over", "recipe=horses-unet"], "--data"),
         (["SCRIPT", "--over", "lr=1,2", "--", "--lr", "3"], "lr is given"),
         (["SCRIPT", "--over", "lr=1,2", "--", "--out=x"], "--out"),
         (["SCRIPT", "--over", "lr=1..2"], "--trials"),
@@ -281,19 +320,31 @@ def test_weights_carried_into_dropout_answer_the_same_to_the_bit(network: str, w
     images = torch.rand(4, 3, 16, 16)
     logits = model(images)
     for p in (0.01, 0.1, 0.25, 0.5, 0):
-        other = dropout_study.carried(model, p)
+        other = dropout_study.with_dropout(model, p)
         assert other(images).equal(logits)
         assert other.config["arguments"]["dropout"] == p
         assert other.state_dict().keys() == model.state_dict().keys()
 
 
-def test_training_on_keeps_the_options_of_the_run(trained_plain: Path) -> None:
+def test_training_on_keeps_the_options_of_the_run(
+    tmp_path: Path, trained_plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.toml").write_text('script = "classifier"\n[options]\n')
+    monkeypatch.setattr(cli, "RECIPES", tmp_path)
     args = argparse.Namespace(epochs=7, data=None)
-    kept = ["--recipe", "x", "--data", "a b", "--lr", "1", "--start-from", str(trained_plain), "--epochs", "7"]
-    assert dropout_study.again(trained_plain, args) == kept
+    kept = {"recipe": "x", "data": Path("a b"), "lr": 1.0, "start_from": trained_plain, "epochs": 7}
+    assert dropout_study.options_of(trained_plain, args) == kept
     args.data = Path("moved")
-    assert "a b" not in dropout_study.again(trained_plain, args)
-    assert dropout_study.again(trained_plain, args)[-2:] == ["--data", "moved"]
+    assert dropout_study.options_of(trained_plain, args) == kept | {"data": Path("moved")}
+
+
+def test_the_recipe_of_the_study_needs_only_the_runs_that_it_starts_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["dropout_study.py", "--recipe", "scenes8-dropout-study"])
+    with pytest.raises(ValueError, match="runs/scenes8-sweep is neither"):
+        dropout_study.main()
 
 
 def test_a_study_begins_with_the_best_finished_run_of_each_recipe(tmp_path: Path, trained_plain: Path) -> None:

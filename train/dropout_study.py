@@ -1,124 +1,119 @@
-"""What dropout does to a trained network: its weights carried into it with each value, before and after training on.
+"""What dropout does to a trained network: its weights in a copy with each value, before and after more training.
 
     python train/dropout_study.py --start runs/sweep --dropout 0 0.1 0.5 --epochs 20 --out runs/study
     python train/dropout_study.py --recipe scenes8-dropout-study
 
-START is a run of train/classifier.py, or a sweep of them: then the best finished run by validation is taken, of a sweep
-over `recipe` the best of each recipe. Training on is a sweep over the values with the options of that run: it goes on
-by the same command, and on several machines, as train/sweep.py does.
+START is a run of train/classifier.py, or a sweep of such runs: then the study takes its best finished run by
+validation, or the best one of each recipe if the sweep is over `recipe`. The training is a sweep over the values of
+dropout, with the other options of that run, so the same command continues it, and more machines can help
+(train/sweep.py).
 
-OUT/README.md, study.json        the table; which value val chooses is in bold, dropout 0 is the control
-OUT/before, OUT/after            per network and value: a confusion matrix of the test part; in after/ the run folders
+OUT/README.md, study.json   the table; the value with the best val accuracy is in bold, dropout 0 is the control
+OUT/before, OUT/after       by network and value: a confusion matrix of the test part, in after/ with the training runs
 """
 
 import argparse
 import csv
+import importlib
 import json
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import cli
+from sweep_plan import NOT_FOR_RUNS, as_text, as_words
 
 from cvlab import checkpoint, models, render
+from cvlab.data.evaluation import note_test_read, parts_of, read_views
 from cvlab.explain import predict
-from cvlab.files import write_text
+from cvlab.files import read_json, write_text
 from cvlab.metrics import confusion_matrix, wilson_interval
 from cvlab.models import Model
-from cvlab.transforms import square_view, to_float, to_uint8
+from cvlab.transforms import to_float
 
 BATCH_SIZE = 32  # fixed, as in evaluate.py
 
 
 def main() -> None:
-    parser = cli.RecipeParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--start", type=Path, default=Path("runs/sweep"), help="a run, or a sweep of runs")
     parser.add_argument("--dropout", nargs="+", default=["0", "0.01", "0.1", "0.25", "0.5"], metavar="P")
-    parser.add_argument("--epochs", type=int, default=100, help="to train on")
-    parser.add_argument("--data", type=Path, help="data folder, if it is not where it was")
+    parser.add_argument("--epochs", type=int, default=100, help="of the training with each value")
+    parser.add_argument("--data", type=Path, help="data folder, if it has moved since the run")
     parser.add_argument("--out", type=Path, default=Path("runs/dropout-study"))
     args = parser.parse_args()
-    lines, study = [f"# Dropout carried into trained networks, {args.epochs} epochs more\n"], {}
+    lines, study = [f"# Trained networks with dropout, {args.epochs} more epochs\n"], {}
     for name, start in best_runs(args.start).items():
         rows = study_of(start, args, name)
         study[name] = {"start": str(start), "epochs": args.epochs, "rows": rows}
         lines += [f"## {name}\n", table(rows), ""]
-    lines.append("In bold: the value with the highest val accuracy after training on. Intervals: Wilson, 95%.")
+    lines.append("In bold: the value with the highest val accuracy after training. Intervals: Wilson, 95%.")
     write_text(args.out / "study.json", json.dumps(study, indent=1) + "\n")
     write_text(args.out / "README.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
 def best_runs(start: Path) -> dict[str, Path]:
-    """The runs to begin with, by the name of their network: a single run, or the best of each recipe of a sweep."""
+    """The runs to start with, by the name of their network: a single run, or the best one of each recipe of a sweep.
+
+    Raises:
+        ValueError: the folder holds neither, or no run has finished.
+    """
     if (start / "manifest.json").is_file():
         return {start.name: start}
     if not (start / "runs.csv").is_file():
         raise ValueError(f"{start} is neither a run nor a sweep: train one first (python train/sweep.py --help).")
     with open(start / "runs.csv", newline="") as file:
         done = [row for row in csv.DictReader(file) if row["state"] == "done"]
-    best: dict[str, dict] = {}
-    for row in done:
-        name = row.get("recipe", start.name)
-        if name not in best or float(row["best val"]) > float(best[name]["best val"]):
-            best[name] = row
-    if not best:
+    if not done:
         raise ValueError(f"No run of {start} has finished yet.")
-    return {name: start / row["run"] for name, row in best.items()}
+    best: dict[str, Path] = {}
+    for row in sorted(done, key=lambda row: -float(row["best val"])):
+        best.setdefault(row.get("recipe", start.name), start / row["run"])
+    return best
 
 
 def study_of(start: Path, args: argparse.Namespace, name: str) -> list[dict]:
-    """One network: a row for each value of dropout, with its scores before and after training on."""
-    words = again(start, args)
-    sweep = Path(__file__).with_name("sweep.py")
-    after = args.out / "after" / name
-    values = f"dropout={','.join(args.dropout)}"
-    command = [sys.executable, sweep, "classifier", "--over", values, "--out", after, "--", *words]
+    """One network: a row for each value of dropout, with its scores before and after training."""
+    options = options_of(start, args)
+    after, values = args.out / "after" / name, f"dropout={','.join(args.dropout)}"
+    command = [sys.executable, Path(__file__).with_name("sweep.py"), "classifier", "--over", values, "--out", after]
+    command += ["--", *as_words({option: as_text(value) for option, value in options.items()})]
     if subprocess.run(list(map(str, command)), check=False).returncode:
-        raise ValueError(f"Training on from {start} did not come to its end (above): the same command goes on.")
+        raise ValueError(f"The training from {start} failed (see above); the same command continues it.")
 
     model = checkpoint.load(start)
-    data = Path(words[words.index("--data") + 1]) if "--data" in words else None
-    parts, _ = cli.parts_of(model, data, "test")
-    read = {part: parts.read(part, lambda image: to_uint8(square_view(image, model))) for part in ("val", "test")}
+    parts, _ = parts_of(model, options.get("data"), "test")
+    read = {part: read_views(parts, part, model) for part in ("val", "test")}
     rows = []
     for run, p in enumerate(args.dropout, 1):
         before = args.out / "before" / name / p
-        checkpoint.save(carried(model, float(p)), before, data=model.config["data"])
+        checkpoint.save(with_dropout(model, float(p)), before, data=model.config["data"])
         folders = {"before": before, "after": after / f"{run:03}"}
         rows.append({"dropout": p, **{when: measured(folder, read) for when, folder in folders.items()}})
-    line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "data": parts.name, "command": sys.argv}
-    reads = args.out / "test_reads.jsonl"
-    write_text(reads, (reads.read_text() if reads.is_file() else "") + json.dumps(line) + "\n")
+    note_test_read(args.out, parts.name)
     return rows
 
 
-def again(start: Path, args: argparse.Namespace) -> list[str]:
-    """The options of the run that trained `start`, for runs that go on from its weights."""
-    words = shlex.split(json.loads((start / "manifest.json").read_text())["command"])[2:]
-    lengths = {"--resume": 1, "--out": 2, "--dropout": 2, "--epochs": 2, "--start-from": 2}
-    given = ["--start-from", str(start), "--epochs", str(args.epochs)]
-    if args.data:
-        lengths["--data"], given = 2, [*given, "--data", str(args.data)]
-    kept = []
-    while words:
-        length = lengths.get(words[0], 0)
-        kept += [] if length else words[:1]
-        words = words[length or 1 :]
-    return kept + given
+def options_of(start: Path, args: argparse.Namespace) -> dict[str, object]:
+    """The options of the run that trained `start`, to train from its weights; dropout is left to the sweep."""
+    parser = importlib.import_module("classifier").parser()
+    options = vars(parser.parse_args(shlex.split(read_json(start / "manifest.json")["command"])[2:]))
+    left_out = NOT_FOR_RUNS | {"dropout"}
+    kept = {name: v for name, v in options.items() if name not in left_out and v != parser.get_default(name)}
+    return kept | {"start_from": start, "epochs": args.epochs} | ({"data": args.data} if args.data else {})
 
 
-def carried(model: Model, p: float) -> nn.Module:
-    """The network of a trained model with dropout p and the same weights.
+def with_dropout(model: Model, p: float) -> Model:
+    """A copy of a trained model with dropout p and the same weights, in eval mode.
 
-    Dropout is off in eval mode: the logits are the same to the bit.
+    Dropout does nothing in eval mode: the logits are the same to the bit.
     """
     names = ("network", "class_names", "image_size", "mean", "std", "crop_pct", "threshold", "interpolation")
     settings = {name: model.config[name] for name in names}
@@ -127,11 +122,11 @@ def carried(model: Model, p: float) -> nn.Module:
     return other.eval()
 
 
-def measured(folder: Path, read: dict[str, tuple[list[Tensor], list[int]]]) -> dict[str, dict]:
-    """Accuracy on val and on test with its interval; the confusion matrix of test goes into the folder's report."""
+def measured(folder: Path, read: dict[str, tuple[Tensor, list[int]]]) -> dict[str, dict]:
+    """Accuracy of a model on val and on test with its interval; the confusion matrix of test goes into its report."""
     model, scores = checkpoint.load(folder), {}
     for part, (views, labels) in read.items():
-        logits = torch.cat([predict(model, to_float(batch)) for batch in torch.stack(views).split(BATCH_SIZE)])
+        logits = torch.cat([predict(model, to_float(batch)) for batch in views.split(BATCH_SIZE)])
         matrix = confusion_matrix(torch.tensor(labels), logits.argmax(1), len(model.class_names))
         right = int(matrix.trace())
         low, high = wilson_interval(right, len(labels))
@@ -141,7 +136,7 @@ def measured(folder: Path, read: dict[str, tuple[list[Tensor], list[int]]]) -> d
 
 
 def chosen(rows: list[dict]) -> dict:
-    """The row with the highest val accuracy after training on, the first one of several."""
+    """The row with the highest val accuracy after training, the first one if several have it."""
     return max(rows, key=lambda row: row["after"]["val"]["value"])
 
 

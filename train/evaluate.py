@@ -13,7 +13,6 @@ every reading of it is noted in test_reads.jsonl.
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ import cli
 
 from cvlab import checkpoint, render, report
 from cvlab.checkpoint import card
+from cvlab.data.evaluation import note_test_read, parts_of, read_views
 from cvlab.data.parts import SHAPES, Parts
 from cvlab.explain import predict
 from cvlab.files import write_text
@@ -50,7 +50,7 @@ BATCH_SIZE = 32  # fixed: the scores of a model do not depend on how it was aske
 
 
 def main() -> None:
-    parser = cli.RecipeParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", help="folder of a model, or its name on the Hub")
     parser.add_argument("--data", type=Path, help="data folder; without one, synthetic scenes (cvlab/data/shapes.py)")
     parser.add_argument("--part", choices=("test", "val", "train", "all"), default="test")
@@ -72,10 +72,9 @@ def main() -> None:
         render.save_png(explanations(model, open_views(args.images, model), names, args), path)
         print(f"Written: {path}")
         return
-    parts, trained_on = cli.parts_of(model, args.data, args.part)
+    parts, trained_on = parts_of(model, args.data, args.part)
     if args.part == "test":
-        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "data": parts.name, "command": sys.argv}
-        note_reading(out / "test_reads.jsonl", line)
+        note_test_read(out, parts.name)
 
     evaluate = evaluate_classifier if model.task == "classification" else evaluate_segmenter
     other = checkpoint.load(args.compare) if args.compare else None
@@ -102,7 +101,7 @@ def evaluate_classifier(
     model: Model, other: Model | None, parts: Parts, args: argparse.Namespace, folder: Path
 ) -> tuple[dict, list[str]]:
     """Accuracy, per-class scores, calibration, pictures: what goes into metrics.json, and the lines of the report."""
-    views, labels = read_part(parts, args.part, model)
+    views, labels = read_views(parts, args.part, model)
     labels = torch.tensor(labels)
     logits = predict_all(model, views)
     probs, predicted = logits.softmax(1), logits.argmax(1)
@@ -124,7 +123,7 @@ def evaluate_classifier(
         lines.append(f"| {name} | {scores} | {row['support']:.0f} |")
     lines.append(f"\nExpected calibration error {calibration['expected_calibration_error']:.4f}.")
     if args.part == "test":
-        val_views, val_labels = read_part(parts, "val", model)
+        val_views, val_labels = read_views(parts, "val", model)
         temperature = fit_temperature(predict_all(model, val_views), torch.tensor(val_labels))
         after = expected_calibration_error((logits / temperature).softmax(1), labels)
         calibration |= {"temperature": temperature, "expected_calibration_error_at_temperature": after}
@@ -132,7 +131,7 @@ def evaluate_classifier(
     metrics = {"part": args.part, "n": len(labels), "accuracy": accuracy, **calibration}
     metrics["classes"] = {name: table[name] for name in names}
     if other:
-        other_right = predict_all(other, read_part(parts, args.part, other)[0]).argmax(1) == labels
+        other_right = predict_all(other, read_views(parts, args.part, other)[0]).argmax(1) == labels
         difference = paired_interval(right.double().numpy(), other_right.double().numpy(), np.mean)
         lines.append(compared(metrics, args.compare, "accuracy", difference))
 
@@ -153,7 +152,7 @@ def evaluate_segmenter(
     model: Model, other: Model | None, parts: Parts, args: argparse.Namespace, folder: Path
 ) -> tuple[dict, list[str]]:
     """Scores over all pixels at the photos' own resolution, threshold curve, pictures; the same two returned."""
-    views, masks = read_part(parts, args.part, model)
+    views, masks = read_views(parts, args.part, model)
     (counts,) = mask_counts(model, views, masks, [model.threshold])
     scores, intervals = vars(segmentation_scores(counts)), bootstrap_intervals(counts)
     metrics = {"part": args.part, "n": len(masks), "threshold": model.threshold}
@@ -167,7 +166,7 @@ def evaluate_segmenter(
         f"| {name} | {value:.4f} | {'{:.4f} to {:.4f}'.format(*intervals[name])} |" for name, value in scores.items()
     ]
     if other:
-        (other_counts,) = mask_counts(other, read_part(parts, args.part, other)[0], masks, [other.threshold])
+        (other_counts,) = mask_counts(other, read_views(parts, args.part, other)[0], masks, [other.threshold])
         difference = paired_interval(counts.numpy(), other_counts.numpy(), lambda rows: segmentation_scores(rows).iou)
         lines.append(compared(metrics, args.compare, "iou", difference))
 
@@ -193,17 +192,11 @@ def explanations(model: Model, views: Tensor, titles: list[str], args: argparse.
 def threshold_curve(model: Model, parts: Parts, metrics: dict, folder: Path) -> list[str]:
     """iou on val over the threshold: into the metrics and, as a picture, into the report, whose lines are returned."""
     thresholds = [round(0.05 * step, 2) for step in range(1, 20)]
-    ious = [segmentation_scores(each).iou for each in mask_counts(model, *read_part(parts, "val", model), thresholds)]
+    ious = [segmentation_scores(each).iou for each in mask_counts(model, *read_views(parts, "val", model), thresholds)]
     metrics["threshold_curve_on_val"] = dict(zip(map(str, thresholds), ious, strict=True))
     lines = [f"\nOn val the threshold {thresholds[np.argmax(ious)]:g} gives the highest iou, {max(ious):.4f}."]
     picture(render.threshold_picture(thresholds, ious, model.threshold), folder / "threshold.png", lines)
     return lines
-
-
-def read_part(parts: Parts, part: str, model: Model) -> tuple[Tensor, list]:
-    """The views (N, 3, S, S) uint8 that a model sees of a part, and its labels or masks."""
-    views, labels = parts.read(part, lambda image: to_uint8(square_view(image, model)))
-    return torch.stack(views), labels
 
 
 def open_views(paths: list[Path], model: Model) -> Tensor:
@@ -246,12 +239,6 @@ def picture(image: Image.Image, path: Path, lines: list[str]) -> None:
     render.save_png(image, path)
     inside = path.name if path.parent.name == "report" else f"{path.parent.name}/{path.name}"
     lines.append(f"\n![{path.stem.replace('_', ' ')}]({inside})")
-
-
-def note_reading(path: Path, line: dict) -> None:
-    """Adds a line to a log."""
-    before = path.read_text() if path.is_file() else ""
-    write_text(path, before + json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

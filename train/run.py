@@ -1,219 +1,220 @@
-"""A training while it runs: its folder, the state that --resume goes on from, its processes, and what may stop it.
+"""A training run: its folder, what is saved while a model learns, and how --resume continues.
 
 runs/NAME/config.json, model.safetensors   the best model so far (cvlab/checkpoint/)
-runs/NAME/history.jsonl                    one line an epoch
-runs/NAME/manifest.json                    command, seed, versions, hardware, minutes, peak memory (cli.py)
-runs/NAME/report/                          curves; pictures with photographs in report/photos/
-runs/NAME/state/step-N/                    what --resume goes on from
+runs/NAME/history.jsonl                    one line per epoch
+runs/NAME/manifest.json                    command, seed, versions, hardware, minutes, peak memory
+runs/NAME/report/                          curves; pictures that show photographs are in report/photos/
+runs/NAME/state/step-N/                    what --resume continues from
 """
 
-import argparse
 import json
 import math
 import os
-import resource
+import shlex
 import shutil
 import signal
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import DataLoaderConfiguration
-from safetensors import SafetensorError
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from cvlab import checkpoint
-from cvlab.files import beside, new_folder, write_text
-from cvlab.learning.optim import fastest_precision
+from cvlab import checkpoint, render
+from cvlab.checkpoint import card, hub, manifest
+from cvlab.files import read_json, write_text
+from cvlab.learning.accelerator import save_state
 from cvlab.models import Model
-from cvlab.models.timm import load_backbone, pretrained_weights, read_weights
+
+# What a run leaves in its folder, except for the record of when the test part was read.
+LEFT = ("state", "report", "config.json", "model.safetensors", "history.jsonl", "manifest.json", "metrics.json")
 
 
-class Stop:
-    """Ctrl-C and SIGTERM as a question: `asked` is true once one came, so that the loop can finish its step and save.
+def open_run(args: Namespace) -> Path | None:
+    """Makes the run folder. Returns the saved state that --resume continues from; None to start at the beginning.
 
-    A second one stops at once. Of several processes none listens, since they would stop at different steps and wait
-    for each other forever: they end at once, and --resume goes on from the last whole epoch.
+    Raises:
+        ValueError: the folder holds a run or a model, and the options do not say what to do with it.
     """
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.asked = False
-        if accelerator.num_processes == 1:
-            signal.signal(signal.SIGINT, self._hear)
-            signal.signal(signal.SIGTERM, self._hear)
-
-    def _hear(self, number: int, frame: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-
-def open_run(args: argparse.Namespace) -> Path | None:
-    """Makes the run folder, and returns the saved state to go on from: None to start at the beginning."""
     args.out.mkdir(parents=True, exist_ok=True)
     states = sorted((args.out / "state").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    has_model = (args.out / "model.safetensors").is_file()
     if args.resume:
+        if has_model and not (args.out / "state").is_dir():  # a shipped or published one
+            raise ValueError(f"{args.out} holds a model without a saved state: it cannot be resumed.")
         for left_over in args.out.rglob(".*.tmp"):  # of a run that was killed while it wrote
             shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink(missing_ok=True)
         return states[-1] if states else None
-    if states:
-        raise ValueError(f"{args.out} holds a run already: go on with --resume, or choose another --out.")
-    (args.out / "history.jsonl").unlink(missing_ok=True)
+    if (states or has_model) and not args.overwrite:
+        kind = "model" if has_model else "run"
+        raise ValueError(f"{args.out} holds a {kind}: choose another --out, or give --resume or --overwrite.")
+    if int(os.environ.get("RANK", 0)) == 0:  # the first of several processes
+        for path in (args.out / name for name in LEFT):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     return None
 
 
-def start_from(folder: Path, model: Model) -> None:
-    """Gives a fresh model the weights of a trained one of the same network.
+def read_history(folder: Path) -> list[dict]:
+    """The lines of a run's history.jsonl, one per epoch; [] before the first."""
+    path = folder / "history.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
-    Raises:
-        ValueError: the other's tensors are of other names or shapes.
-    """
+
+def start_from(folder: Path, model: Model) -> None:
+    """Gives a new model the weights of a trained one; ValueError if it is another network."""
     try:
         model.load_state_dict(checkpoint.load(folder).state_dict())
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise ValueError(f"--start-from {folder}: it is another network than the one asked for. {reason}") from error
+    except RuntimeError as error:  # its second line names a tensor
+        raise ValueError(f"--start-from {folder} is another network. {str(error).splitlines()[1].strip()}") from error
 
 
-def start_from_pretrained(args: argparse.Namespace, backbone: nn.Module) -> None:
-    """Gives a network of timm the weights of --weights, else timm's own, from the Hub.
+class Run:
+    """A notebook of one training, not its engine: it never sees an input, a label or a loss function.
 
-    Raises:
-        ValueError, OSError: they cannot be had, or are of another network.
+    Attributes:
+        epoch: epochs that are finished.
+        step: batches of the epoch in progress, the current one included.
+        best, best_epoch: the highest score so far, and its epoch, whose weights are kept.
+        phase, first: a training may have phases; the number of the one in progress, and its first epoch.
+        sums: of the epoch in progress, on the device: loss times images, images, and the counts.
     """
-    try:
-        weights = read_weights(args.weights) if args.weights else pretrained_weights(args.backbone, args.image_size)
-    except OSError as error:
-        hint = "" if args.weights else ". Give a file of them with --weights, or begin with --no-pretrained."
-        raise OSError(f"{error}{hint}") from error
-    try:
-        load_backbone(backbone, weights)
-    except ValueError as error:
-        raise ValueError(f"{args.weights or args.backbone} does not fit {args.backbone}: {error}.") from error
 
+    SAVED = ("epoch", "step", "best", "best_epoch", "phase", "first")
 
-def accelerator_for(
-    args: argparse.Namespace, model: Model, images: Tensor, criterion: Callable[[Tensor], Tensor]
-) -> Accelerator:
-    """The Accelerator of a run. Precision "auto" is measured on a CPU, bf16 on a GPU, and kept when resumed.
+    def __init__(self, args: Namespace, accelerator: Accelerator, state: Path | None, counts: int = 1) -> None:
+        self.args, self.out, self.accelerator, self.state = args, args.out, accelerator, state
+        self.epoch, self.step, self.best, self.best_epoch, self.phase, self.first = 0, 0, -math.inf, 0, 1, 1
+        self.sums = torch.zeros(2 + counts, dtype=torch.float64, device=accelerator.device)
+        if state:
+            saved = read_json(state / "progress.json")
+            vars(self).update({name: saved[name] for name in self.SAVED})
+            self.sums += self.sums.new_tensor(saved["sums"])
+        self.history = read_history(self.out)[: self.epoch]  # a killed run may have written one more
+        self.frames = self.out / "report" / ("photos" if args.data else "") / "epochs"
+        self.started, self.stopping = time.time(), False
+        self.precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
 
-    Several processes (`torchrun --nproc_per_node 2 train/...`) share the batch, and take the precision of the first.
-    """
-    recorded = args.out / "state" / "precision.txt"
-    processes = PartialState()
-    with processes.main_process_first():
-        known = args.resume or not processes.is_main_process
-        if args.precision == "auto" and known and recorded.is_file():
-            args.precision = recorded.read_text().strip()
-        elif args.precision == "auto" and processes.device.type == "cuda":
-            args.precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-        elif args.precision == "auto":
-            args.precision = fastest_precision(model, images, criterion)
-        if processes.is_main_process:
-            write_text(recorded, args.precision + "\n")
-    loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=args.seed)
-    return Accelerator(mixed_precision="no" if args.precision == "fp32" else "bf16", dataloader_config=loading)
+    @property
+    def total_steps(self) -> int:
+        """Batches since the beginning, the current one included."""
+        return self.epoch * len(self.loader) + self.step
 
+    def epochs(self, loader: DataLoader, epochs: int, phase: int = 1) -> Iterator[int]:
+        """The numbers of the epochs that are left; ends early after `patience` of them without a better score.
 
-def onto_gpu(accelerator: Accelerator, *data_sets: Dataset) -> None:
-    """On a GPU that has room for the decoded pictures they are kept there, and cropped, turned and coloured there.
-
-    Half of its free memory is left for the network.
-    """
-    if accelerator.device.type == "cuda":
-        pictures = [image for data_set in data_sets for image in data_set.images]
-        if sum(image.nbytes for image in pictures) < torch.cuda.mem_get_info(accelerator.device)[0] / 2:
-            for data_set in data_sets:
-                data_set.to(accelerator.device)
-
-
-def whole_batches(batch_size: int, length: int) -> int:
-    """The batch size, but no more than there are images, and even in each process: images are mixed in pairs.
-
-    Raises:
-        ValueError: there are fewer images than that takes.
-    """
-    least = 2 * int(os.environ.get("WORLD_SIZE", 1))
-    if min(batch_size, length) < least:
-        raise ValueError(f"A batch needs {least} images; there are {length}, and --batch-size is {batch_size}.")
-    return min(batch_size, length) // least * least
-
-
-def progress_bar(batches: Iterable, description: str, batch_size: int, done: int) -> Iterable:
-    """The batches of an epoch behind a bar that shows images a second, the time left and the memory in use."""
-    bar = tqdm(batches, description, done + len(batches), leave=False, unit=" images", unit_scale=batch_size)
-    bar.update(done)
-    for i, batch in enumerate(bar):
-        if i % 10 == 0:
-            bar.set_postfix_str(f"{peak_memory_mb()} MB", refresh=False)
-        yield batch
-
-
-def peak_memory_mb() -> int:
-    """The most memory that this process has used so far, on a GPU that of the GPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() // 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-
-def check_finite(loss: float, epoch: int, out: Path) -> None:
-    """Stops a training whose loss is no number before the weights take it in."""
-    if not math.isfinite(loss):
-        raise ValueError(
-            f"The loss became {loss} in epoch {epoch}: nothing more can be learned. Take a smaller --lr (a tenth), or "
-            f"--precision fp32. The best model so far is in {out}."
-        )
-
-
-def save_state(accelerator: Accelerator, out: Path, step: int, progress: dict) -> None:
-    """Saves everything that --resume needs as out/state/step-N, whole or not at all, and drops older ones.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path = out / "state" / f"step-{step}"
-    alone = accelerator.is_main_process
-    with new_folder(path) if alone else nullcontext(beside(path)) as folder:
-        accelerator.wait_for_everyone()
+        On Ctrl-C or SIGTERM the current step is finished and saved; a second one ends at once. Of several processes
+        none waits, as they would stop at different steps: --resume then continues from the last whole epoch.
+        """
+        if phase > self.phase:
+            self.phase, self.first = phase, self.epoch + 1
+        self.loader, self.last = loader, self.first - 1 + epochs
+        if self.state:
+            self.accelerator.load_state(str(self.state))
+            self.state = None
+        stoppable = (signal.SIGINT, signal.SIGTERM) if self.accelerator.num_processes == 1 else ()
+        handlers = {number: signal.signal(number, self._stop) for number in stoppable}
         try:
-            accelerator.save_state(str(folder))
-        except (RuntimeError, SafetensorError) as error:  # what torch and safetensors make of a full disk
-            raise OSError(f"The state could not be written to {path}: is the disk full?") from error
-        accelerator.wait_for_everyone()
-        if alone:
-            write_text(folder / "progress.json", json.dumps(progress))
-    for other in (out / "state").glob("step-*") if alone else ():
-        if other.name != path.name:
-            shutil.rmtree(other)
+            while self.epoch < self.last:
+                if self.epoch - max(self.best_epoch, self.first - 1) >= self.args.patience:
+                    print(f"No better val score for {self.args.patience} epochs: stopped early.")
+                    break
+                loader.set_epoch(self.epoch + 1)
+                yield self.epoch + 1
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: object) -> None:
+        if self.stopping:
+            raise KeyboardInterrupt
+        self.stopping = True
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches that are left of the epoch, behind a bar with images per second, time left and peak memory."""
+        left, name = self.accelerator.skip_first_batches(self.loader, self.step), f"epoch {self.epoch + 1}/{self.last}"
+        scale = {"unit": " images", "unit_scale": self.loader.total_batch_size}
+        bar = tqdm(left, name, len(self.loader), leave=False, initial=self.step, **scale)
+        for batch in bar:
+            if self.step % 10 == 0:
+                bar.set_postfix_str(f"{manifest.peak_memory_mb()} MB", refresh=False)
+            self.step += 1
+            yield batch
+            if self.stopping:
+                self.save()
+                raise KeyboardInterrupt
+
+    def add(self, loss: Tensor, images: int, *counts: Tensor) -> None:
+        """Adds a batch to the totals of the epoch: its mean loss, its number of images, counts. Waits for no GPU."""
+        for i, value in enumerate((loss.detach().double() * images, images, *counts)):
+            self.sums[i] += value
+
+    def totals(self) -> list[float]:
+        """The mean loss, the number of images and the counts of the epoch, over all processes.
+
+        Raises ValueError if the loss is not a number; nothing of this epoch is saved.
+        """
+        loss, images, *counts = self.accelerator.reduce(self.sums).tolist()
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"The loss became {loss} in epoch {self.epoch + 1}. Use a smaller --lr (a tenth), or --precision fp32. "
+                f"The best model so far is in {self.out}."
+            )
+        return [loss / images, images, *counts]
+
+    def end_epoch(
+        self, model: Model, score: float, facts: dict, frame: Callable[[str], Image.Image] | None = None, **line: float
+    ) -> None:
+        """Keeps the model if its score is the best so far; saves history, curves, and what --resume needs.
+
+        `facts` is what config.json says about the data; `frame` draws a picture of this epoch, given its title.
+        """
+        self.epoch, self.step = self.epoch + 1, 0
+        self.sums.zero_()
+        line = {"epoch": self.epoch, **line, "seconds": round(time.time() - self.started, 2)}
+        self.started = time.time()
+        self.history.append(line)
+        if better := score > self.best:
+            self.best, self.best_epoch = score, self.epoch
+        if self.accelerator.is_main_process:
+            if better:
+                checkpoint.save(model, self.out, data=facts, precision=self.precision)
+            write_text(self.out / "history.jsonl", "".join(json.dumps(each) + "\n" for each in self.history))
+            render.save_png(render.curves(self.history, self.best_epoch), self.out / "report" / "curves.png")
+            if frame:
+                render.save_png(frame(f"epoch {self.epoch}"), self.frames / f"epoch-{self.epoch:03}.png")
+        self.save()
+        ending = f"lr {line['lr']:.1e}  {line['seconds']:>6.1f} s {'*' if better else ' '}"
+        tqdm.write(f"epoch {self.epoch:>3}/{self.last}  {shown(line, 'train', 'val')}  {ending}")
+
+    def save(self) -> None:
+        """Saves what --resume continues from; OSError if it cannot be written."""
+        if self.step:
+            self.totals()  # a loss that is not a number ends here
+        saved = {name: vars(self)[name] for name in self.SAVED} | {"sums": self.sums.tolist()}
+        save_state(self.accelerator, self.out / "state" / f"step-{self.total_steps}", saved)
+
+    def finish(self, model: Model) -> None:
+        """Writes animation, manifest and card, says what to do with the model, and publishes it if --push asks."""
+        if not self.accelerator.is_main_process:
+            return
+        if frames := sorted(self.frames.glob("*.png")):
+            render.save_animation(frames, self.frames.with_name("attribution.webp"))
+        manifest.write(self.out, vars(self.args), model, self.history, self.best_epoch, self.precision)
+        card.write(self.out)
+        data = f" --data {shlex.quote(str(self.args.data))}" if self.args.data else ""
+        print(f"Best epoch {self.best_epoch}, {shown(self.history[self.best_epoch - 1], 'val')}: {self.out}")
+        print(f"Look at it:  python app.py {self.out}")
+        print(f"Measure it:  python train/evaluate.py {self.out}{data} --part test")
+        if self.args.push:
+            card.write(self.out, self.args.push)
+            print(f"Published:   {hub.push(self.out, self.args.push)}")
 
 
-def load_state(accelerator: Accelerator, state: Path) -> dict:
-    """Restores weights, optimizer, schedule and random numbers; returns the progress that was saved with them."""
-    accelerator.load_state(str(state))
-    return json.loads((state / "progress.json").read_text())
-
-
-def read_history(out: Path, epochs: int) -> list[dict]:
-    """The first lines of history.jsonl, one an epoch; what a killed run wrote beyond `epochs` is dropped."""
-    path = out / "history.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    history = [json.loads(line) for line in lines[:epochs]]
-    write_history(out, history)
-    return history
-
-
-def write_history(out: Path, history: list[dict]) -> None:
-    """One JSON object a line."""
-    write_text(out / "history.jsonl", "".join(json.dumps(line) + "\n" for line in history))
-
-
-def print_epoch(line: dict, epochs: int, best: bool) -> None:
-    """One aligned line an epoch; a star marks the best so far."""
-    shown = {key: value for key, value in line.items() if key not in ("epoch", "lr", "seconds")}
-    scores = "  ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in shown.items())
-    star = "*" if best else " "
-    tqdm.write(f"epoch {line['epoch']:>3}/{epochs}  {scores}  lr {line['lr']:.1e}  {line['seconds']:>6.1f} s {star}")
+def shown(line: dict, *parts: str) -> str:
+    """The losses and scores of a line of history.jsonl whose names begin with one of `parts`."""
+    return "  ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in line.items() if key.startswith(parts))

@@ -8,123 +8,97 @@ The best model by validation iou is kept in the run folder, which `python app.py
 
 import argparse
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
-from torch import nn
-from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import cli
-import run
+from run import Run, open_run, start_from
 
-from cvlab import checkpoint, models, render, report
-from cvlab.checkpoint import card
+from cvlab import models, report
+from cvlab.data import sets
 from cvlab.data.cache import Cache
 from cvlab.data.parts import segmentation_parts
-from cvlab.data.sets import AugmentedPairs, EvaluationSet, as_is, channel_statistics
 from cvlab.learning import optim
+from cvlab.learning.accelerator import accelerator_for, with_common_statistics
 from cvlab.learning.losses import SEGMENTATION_LOSSES
 from cvlab.metrics import segmentation_counts, segmentation_scores
-from cvlab.transforms import resize_logits, to_uint8, whole_mask, whole_view
+from cvlab.transforms import resize_logits
+
+
+def parser() -> cli.Parser:
+    """The options of this script."""
+    options = cli.parser(
+        "segmenter", __doc__, image_size=64, epochs=8, batch_size=32, lr=3e-3, optimizer="adamw", weight_decay=0.01
+    )
+    switch, add = argparse.BooleanOptionalAction, options.add_argument
+    zoom = "training photos are scaled by a random factor in between, and mirrored beyond their edges"
+    add("--class-names", nargs="+", help="names of the mask's classes, without the background")
+    add("--width", type=int, default=16, help="channels of the first encoder")
+    add("--depth", type=int, default=3, help="levels above the bottleneck")
+    add("--batch-norm", action=switch, default=True, help="after every convolution")
+    add("--dropout", type=float, default=0.0)
+    add("--zoom", nargs=2, type=float, default=[0.714, 1.4], metavar=("LOW", "HIGH"), help=zoom)
+    add("--loss", choices=SEGMENTATION_LOSSES, default="bce+dice")
+    return options
+
+
+def network_arguments(args: argparse.Namespace) -> dict:
+    """The arguments of the network."""
+    return {name: vars(args)[name] for name in ("width", "depth", "batch_norm", "dropout")}
 
 
 def main() -> None:
-    parser = cli.parser(__doc__, image_size=64, epochs=8, batch_size=32, lr=3e-3, optimizer="adamw", weight_decay=0.01)
-    parser.add_argument("--class-names", nargs="+", help="names of the mask's classes, background left out")
-    parser.add_argument("--width", type=int, default=16, help="channels of the first encoder")
-    parser.add_argument("--depth", type=int, default=3, help="levels above the bottleneck")
-    switch = argparse.BooleanOptionalAction
-    parser.add_argument("--batch-norm", action=switch, default=True, help="after every convolution")
-    parser.add_argument("--dropout", type=float, default=0.0)
-    zoom = "photos are made smaller or larger by a factor in between; beyond their edges they are mirrored"
-    parser.add_argument("--zoom", nargs=2, type=float, default=[0.714, 1.4], metavar=("LOW", "HIGH"), help=zoom)
-    parser.add_argument("--loss", choices=SEGMENTATION_LOSSES, default="bce+dice")
-    args = parser.parse_args()
+    args = parser().parse_args()
     if not 0 < args.zoom[0] <= args.zoom[1]:
         raise ValueError("--zoom takes two factors above 0, the smaller one first: 1 1.4 only enlarges.")
-    state = run.open_run(args)
+    state = open_run(args)
     set_seed(args.seed)
 
-    # Data: photos squashed to squares; the masks of val also at the photos' own resolution, at which they are scored.
+    # Data: photos are decoded once; each epoch augments them anew.
     parts = segmentation_parts(args.data, args.split_seed, args.class_names, args.image_size)
     cache = Cache(args.cache_limit * 1e9, args.out)
-    small = partial(whole_mask, image_size=args.image_size)
-    train_images, train_masks = parts.read(
-        "train", lambda image: to_uint8(whole_view(image, args.image_size)), small, cache=cache
-    )
-    val_images, val_masks = parts.read("val", lambda image: to_uint8(whole_view(image, args.image_size)), cache=cache)
-    train_set = AugmentedPairs(train_images, train_masks, args.seed, args.zoom)
-    val_set = EvaluationSet(val_images, torch.arange(len(val_images)))
-    args.batch_size = run.whole_batches(args.batch_size, len(train_set))
-    # The loaders draw from generators of their own, so that the global one is the training step's alone.
-    loading = {"batch_size": args.batch_size, "collate_fn": as_is}
-    train_loader = DataLoader(train_set, shuffle=True, drop_last=True, generator=torch.Generator(), **loading)
-    val_loader = DataLoader(val_set, generator=torch.Generator(), **loading)
-    cli.describe(parts, {"train": len(train_set), "val": len(val_set), "test": len(parts.samples["test"])}, cache)
+    train_set, val_set, val_masks = sets.segmentation_sets(parts, args.image_size, cache, args.zoom, args.seed)
+    train_loader, val_loader = sets.loaders(train_set, val_set, args.batch_size)
+    print(sets.summary(parts, cache))
 
     # Model, loss, optimizer, schedule.
-    mean, std = channel_statistics(train_images)
-    network = {"width": args.width, "depth": args.depth, "batch_norm": args.batch_norm, "dropout": args.dropout}
-    model = models.build("unet", parts.class_names, args.image_size, network, mean, std)
+    arguments, (mean, std) = network_arguments(args), sets.channel_statistics(train_set.images)
+    model = models.build("unet", parts.class_names, args.image_size, arguments, mean, std)
     if args.start_from:
-        run.start_from(args.start_from, model)
+        start_from(args.start_from, model)
     model = model.to(memory_format=torch.channels_last)
     criterion = SEGMENTATION_LOSSES[args.loss]
-    images, masks = next(iter(train_loader))
-    accelerator = run.accelerator_for(args, model, images, lambda logits: criterion(logits, masks))
-    run.onto_gpu(accelerator, train_set, val_set)
-    fused = accelerator.device.type == "cuda"
-    optimizer = optim.optimizer(args.optimizer, model, args.lr, args.weight_decay, args.momentum, fused=fused)
-    steps = args.epochs * len(train_loader)
-    schedule = optim.schedule(args.schedule, optimizer, steps, len(train_loader), args.div_factor)
-    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # on CPUs each process normalises by its own share
-    bare_model = model
-    model, optimizer, schedule, train_loader, val_loader = accelerator.prepare(
-        model, optimizer, schedule, train_loader, val_loader
+    batch, saved = next(iter(train_loader)), args.out / "state"
+    accelerator = accelerator_for(model, batch, criterion, args.precision, saved, args.resume, args.seed)
+    sets.onto_gpu(accelerator.device, train_set, val_set)
+    model = with_common_statistics(accelerator, model)
+    gpu, steps = accelerator.device.type == "cuda", len(train_loader)
+    optimizer = optim.optimizer(args.optimizer, model, args.lr, args.weight_decay, args.momentum, fused=gpu)
+    scheduler = optim.schedule(args.schedule, optimizer, args.epochs * steps, steps, args.div_factor)
+    model, optimizer, scheduler, train_loader, val_loader = accelerator.prepare(
+        model, optimizer, scheduler, train_loader, val_loader
     )
-    # Of the epoch under way: its steps so far, and its loss, images and the four counts of their pixels.
-    progress = {"epoch": 0, "best_iou": -1.0, "best_epoch": 0, "step": 0, "sums": [0.0] * 6}
-    if state:
-        progress = run.load_state(accelerator, state)
-    history = run.read_history(args.out, progress["epoch"])
-    stop = run.Stop(accelerator)
-    frames = args.out / "report" / ("photos" if args.data else "") / "epochs"
+    kept = accelerator.unwrap_model(model)
+    frame = partial(report.training_frame, kept, torch.stack(val_set.images[:2]), masks=val_masks)
+    run = Run(args, accelerator, state, counts=4)
 
-    for epoch in range(progress["epoch"] + 1, args.epochs + 1):
-        if epoch - 1 - progress["best_epoch"] >= args.patience:
-            print(f"No better val iou for {args.patience} epochs: stopped early.")
-            break
-        start = time.time()
+    for epoch in run.epochs(train_loader, args.epochs):
         train_set.epoch = epoch
-        train_loader.set_epoch(epoch)
-
         model.train()
-        sums = torch.tensor(progress["sums"], dtype=torch.float64, device=accelerator.device)
-        batches = accelerator.skip_first_batches(train_loader, progress["step"])
-        name = f"epoch {epoch}/{args.epochs}"
-        for images, masks in run.progress_bar(batches, name, args.batch_size, progress["step"]):
-            logits = model(images.contiguous(memory_format=torch.channels_last))
+        for images, masks in run.batches():
+            logits = model(images)
             loss = criterion(logits, masks)
-            run.check_finite(loss.item(), epoch, args.out)
             accelerator.backward(loss)
             optimizer.step()
-            if args.schedule != "plateau":
-                schedule.step()
+            scheduler.step()
             optimizer.zero_grad()
-            counts = segmentation_counts(logits > 0, masks).sum(0).to(sums)
-            sums += torch.cat([sums.new_tensor([loss.item() * len(images), len(images)]), counts])
-            progress |= {"step": progress["step"] + 1, "sums": sums.tolist()}
-            if stop.asked:
-                step = (epoch - 1) * len(train_loader) + progress["step"]
-                run.save_state(accelerator, args.out, step, progress)
-                raise KeyboardInterrupt
-        train_loss, train_seen, *train_counts = accelerator.reduce(sums).tolist()
+            run.add(loss, len(images), *segmentation_counts(logits > 0, masks).sum(0))
+        train_loss, _, *train_counts = run.totals()
 
         model.eval()
         val_loss, val_counts = 0.0, []
@@ -138,39 +112,19 @@ def main() -> None:
                     val_counts.append(segmentation_counts(resized > 0, mask))
         val_iou = segmentation_scores(torch.cat(val_counts)).iou
         if args.schedule == "plateau":
-            schedule.step(val_loss)
-
-        best = val_iou > progress["best_iou"]
-        if best:
-            progress |= {"best_iou": val_iou, "best_epoch": epoch}
-        progress |= {"epoch": epoch, "step": 0, "sums": [0.0] * 6}
-        line = {
-            "epoch": epoch,
-            "lr": schedule.get_last_lr()[0],
-            "train_loss": train_loss / train_seen,
-            "val_loss": val_loss / len(val_set),
-            "train_iou": segmentation_scores(torch.tensor([train_counts])).iou,
-            "val_iou": val_iou,
-            "seconds": round(time.time() - start, 2),
-        }
-        history.append(line)
-        if accelerator.is_main_process:
-            if best:
-                checkpoint.save(bare_model, args.out, data=parts.facts, precision=args.precision)
-            run.write_history(args.out, history)
-            render.save_png(render.curves(history), args.out / "report" / "curves.png")
-            frame = report.training_frame(bare_model, torch.stack(val_images[:2]), f"epoch {epoch}", val_masks)
-            render.save_png(frame, frames / f"epoch-{epoch:03}.png")
-        run.save_state(accelerator, args.out, epoch * len(train_loader), progress)
-        run.print_epoch(line, args.epochs, best)
-
-    if not accelerator.is_main_process:
-        return
-    render.save_animation(sorted(frames.glob("*.png")), frames.with_name("attribution.webp"))
-    cli.write_manifest(args, bare_model, history, progress["best_epoch"])
-    card.write(args.out)
-    print(f"Best val iou {progress['best_iou']:.4f} (epoch {progress['best_epoch']}): {args.out}")
-    cli.finish(args)
+            scheduler.step(val_loss)
+        run.end_epoch(
+            kept,
+            score=val_iou,
+            facts=parts.facts,
+            frame=frame,
+            lr=scheduler.get_last_lr()[0],
+            train_loss=train_loss,
+            val_loss=val_loss / len(val_set),
+            train_iou=segmentation_scores(torch.tensor([train_counts])).iou,
+            val_iou=val_iou,
+        )
+    run.finish(kept)
 
 
 if __name__ == "__main__":

@@ -149,9 +149,11 @@ def _training(manifest: dict) -> str:
     first = manifest.get("started_from")
     before = f"{first['command']}\n" if first else ""
     after = f", after {first['epochs']} in {first['minutes']:.1f} minutes by the first command" if first else ""
+    kept = f"Epoch {manifest['best_epoch']}" if "best_epoch" in manifest else "The epoch"
     return (
         f"```\n{before}{manifest['command']}\n```\n\n"
         f"{manifest['epochs']} epochs in {manifest['minutes']:.1f} minutes on {manifest['hardware']} "
         f"({manifest['precision']}, torch {manifest['versions']['torch']}, seed {manifest['seed']}, at most "
-        f"{manifest['peak_memory_mb']} MB of memory){after}. The epoch with the best validation score was kept."
+        f"{manifest['peak_memory_mb']} MB of memory){after}. {kept} with the best validation "
+        f"{manifest.get('best_by', 'score')} was kept."
     )

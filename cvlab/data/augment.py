@@ -1,14 +1,15 @@
-"""Training views: random crops, rotations, flips and colours, on tensors.
+"""Augmentation on tensors: random crops, rotations, flips and colours, and images mixed in pairs.
 
-One set of random numbers per image (`uniforms`) is turned into a crop, a rotation, a flip and a change of colour; a
-mask is moved by the numbers of its image.
+Each image has a row of random numbers (`uniforms`), which decide its crop, rotation, flip and colour; a mask is
+transformed by the numbers of its image.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from timm.data import Mixup
 from torch import Tensor
 
 from cvlab.transforms import to_float
@@ -19,7 +20,7 @@ UNIFORMS_PER_IMAGE = 10
 def uniforms(seed: int, epoch: int, indices: Sequence[int]) -> Tensor:
     """(N, UNIFORMS_PER_IMAGE) random numbers in [0, 1) that depend on (seed, epoch, index) alone.
 
-    Whatever the batch or the process an image falls into, and after a restart, it is augmented in the same way.
+    So an image is augmented in the same way in any batch, in any process, and after a restart.
     """
     generator = torch.Generator()
     rows = []
@@ -43,7 +44,7 @@ def train_views(
         images: N of (3, h, w) uint8, of any sizes.
         image_size: S, side of the views.
         u: (N, UNIFORMS_PER_IMAGE) in [0, 1), on the device of the images.
-        min_area: smallest part of a photo's area that a crop may show.
+        min_area: smallest share of a photo's area that a crop may show.
         degrees: largest rotation either way.
 
     Returns:
@@ -54,7 +55,7 @@ def train_views(
     aspects = between(math.log(3 / 4), math.log(4 / 3), u[:, 1]).exp()
     crop_w = torch.minimum(widths, (areas * aspects).sqrt())
     crop_h = torch.minimum(heights, areas / crop_w)
-    crop_w = torch.minimum(widths, areas / crop_h)  # wider again where the photo is too low for the aspect
+    crop_w = torch.minimum(widths, areas / crop_h)  # a photo may be too low for the aspect
     centre_x = crop_w / 2 + (widths - crop_w) * u[:, 2]
     centre_y = crop_h / 2 + (heights - crop_h) * u[:, 3]
     angles = math.radians(degrees) * (2 * u[:, 4] - 1)
@@ -75,7 +76,7 @@ def train_pairs(
         images: (N, 3, S, S) uint8.
         masks: (N, C, S, S) bool.
         u: (N, UNIFORMS_PER_IMAGE) in [0, 1), on the device of the images.
-        zoom: smallest and largest factor; beyond the edges of a photo that is made smaller, it is mirrored.
+        zoom: smallest and largest factor; a photo that is made smaller is mirrored beyond its edges.
         degrees: largest rotation either way.
 
     Returns:
@@ -104,10 +105,10 @@ def crop_grids(
     angles: Tensor,
     flips: Tensor,
 ) -> Tensor:
-    """Where each output pixel is read: (N, S, S, 2) for `grid_sample`, coordinates of the sources in [-1, 1].
+    """Where each output pixel is read: (N, S, S, 2) for `grid_sample`, coordinates in the sources, [-1, 1].
 
-    A crop is a rectangle in pixels of its source (height, width), turned about its centre by an angle in radians. All
-    arguments but S = `image_size` are (N,).
+    A crop is a rectangle in pixels of its source (height, width), rotated about its centre by an angle in radians. All
+    arguments except S = `image_size` are (N,).
     """
     half_w, half_h = torch.where(flips, -crop_w, crop_w) / 2, crop_h / 2
     cos, sin = angles.cos(), angles.sin()
@@ -133,8 +134,20 @@ def change_colours(images: Tensor, u: Tensor, amount: float = 0.3) -> Tensor:
         u: (N, >= 3) in [0, 1).
     """
     brightness, contrast, saturation = between(1 - amount, 1 + amount, u[:, :3]).T.view(3, -1, 1, 1)
-    # All three are linear in a pixel's colour, so they are one matrix and one shift: a pass over the images, not ten.
+    # All three are linear in a pixel's colour: together one matrix and one shift, in a single pass over the images.
     mean = brightness * images.mean(dim=(1, 2, 3)).view(-1, 1, 1)
     identity = torch.eye(3, device=images.device)
     matrix = contrast * brightness * (saturation * identity + (1 - saturation) / 3)  # (N, 3, 3)
     return torch.baddbmm(mean * (1 - contrast), matrix, images.flatten(2)).clamp_(0, 1).view_as(images)
+
+
+def mixing(mixup: float, cutmix: float, num_classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Images (N, 3, S, S) and class indices (N,) to images and targets (N, C), mixed in pairs.
+
+    Args:
+        mixup: alpha of blending two images (Zhang et al., "mixup", 2018); 0: never.
+        cutmix: alpha of pasting a box of another image (Yun et al., "CutMix", 2019); 0: never.
+    """
+    if mixup or cutmix:
+        return Mixup(mixup, cutmix, label_smoothing=0.0, num_classes=num_classes)
+    return lambda images, labels: (images, F.one_hot(labels, num_classes).float())

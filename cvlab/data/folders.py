@@ -1,42 +1,53 @@
-"""What a data folder holds: its parts, its classes and its pictures."""
+"""What a data folder holds: its parts, its classes and its pictures. Training and train/check.py read it by these."""
 
 from pathlib import Path
 
 IMAGE_SUFFIXES = {
     ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp",
 }  # fmt: skip
+PART_FOLDERS = {"train": "train", "val": "val", "valid": "val", "test": "test"}  # name of a folder to its part
 
 
 class DataError(ValueError):
-    """A data set that cannot be used as it is; the message names the folder or file and says what to do."""
+    """A data set that cannot be used as it is. The message names the folder or file and says what to do."""
 
 
 def existing(folder: str | Path) -> Path:
-    """The folder as a path; a DataError where there is none."""
+    """The folder as a path.
+
+    Raises:
+        DataError: there is no such folder.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}. Check the path given to --data.")
     return folder
 
 
-def given_parts(folder: Path) -> dict[str, str]:
-    """{"train": "train", "val": "valid", ...} where the folder is cut into parts already, else {}."""
-    names = {"train": ["train"], "val": ["val", "valid"], "test": ["test"]}
-    given = {part: name for part, options in names.items() for name in options if (folder / name).is_dir()}
-    if "train" in given and "val" in given:
-        return given
-    if "train" in given and "test" in given:
-        raise DataError(f"{folder} has train and test but no val: add a folder val, which chooses the best model.")
-    return {}
+def class_pictures(folder: Path) -> dict[str, dict[str, list[Path]]]:
+    """The pictures of a classification folder by part and class: {"train": {"cat": [...], "dog": [...]}, "val": ...}.
+
+    A folder without parts of its own has one part, "all". The classes are the folders in train, or in "all".
+    """
+    roots = {part: folder / name for name, part in PART_FOLDERS.items() if (folder / name).is_dir()}
+    if "train" not in roots or len(roots) == 1:
+        roots = {"all": folder}
+    names = class_folders(roots.get("train", folder))
+    return {part: {name: pictures_in(root / name) for name in names} for part, root in roots.items()}
+
+
+def mask_files(folder: Path) -> dict[Path, Path]:
+    """The pictures of a segmentation folder, images/NAME.*, and where their masks belong: masks/NAME.png."""
+    return {path: folder / "masks" / f"{path.stem}.png" for path in pictures_in(folder / "images")}
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The names of its folders, sorted; hidden ones are left out."""
+    """The names of the folders in a folder, sorted, without hidden ones."""
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The picture files of a folder, sorted, told by the ends of their names; none where there is no folder."""
+    """The files of a folder whose names end like a picture's, sorted; none if there is no such folder."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())

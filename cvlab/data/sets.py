@@ -1,22 +1,24 @@
-"""Decoded images in memory as batches: what a training step and an evaluation draw from.
+"""Decoded images in memory as batches: what a training step and an evaluation read.
 
-DataLoader hands these data sets a whole batch of indices (`__getitems__`), so nothing is left to collate. Batches come
-from the device that the images are on: where a GPU has room for them, `to` brings them there.
+DataLoader gives these data sets a whole list of indices (`__getitems__`), and they return a whole batch, on the device
+that their images are on.
 """
 
+import math
+import os
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from cvlab.data.augment import train_pairs, train_views, uniforms
-from cvlab.transforms import to_float
+from cvlab.data.cache import Cache
+from cvlab.data.parts import SHAPES, Parts
+from cvlab.transforms import centre_view, resize_shorter, to_float, to_uint8, whole_mask, whole_view
 
-
-def as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The collate_fn for data sets that return whole batches."""
-    return batch
+CACHE_MARGIN = 1.25  # training photos are kept this much larger than a view, so that crops stay sharp
 
 
 class EvaluationSet(Dataset):
@@ -26,7 +28,7 @@ class EvaluationSet(Dataset):
         self.images, self.labels = images, labels
 
     def to(self, device: torch.device | str) -> None:
-        """Brings the images to a device, from which batches come then."""
+        """Moves the images to a device."""
         self.images, self.labels = [image.to(device) for image in self.images], self.labels.to(device)
 
     def __len__(self) -> int:
@@ -36,24 +38,17 @@ class EvaluationSet(Dataset):
         return to_float(torch.stack([self.images[i] for i in indices])), self.labels[indices]
 
 
-class AugmentedImages(Dataset):
-    """Photos of any size (3, h, w) uint8, freshly cropped, turned and coloured in every epoch.
+class AugmentedImages(EvaluationSet):
+    """Photos of any size (3, h, w) uint8, with a new random crop, rotation, flip and colour in every epoch.
 
-    Set `epoch` before each one: an augmentation depends on (seed, epoch, index) alone.
+    Set `epoch` before each one: the augmentation of an image depends on (seed, epoch, index) alone.
     """
 
     def __init__(
         self, images: Sequence[Tensor], labels: Tensor, image_size: int, seed: int, min_area: float = 0.35
     ) -> None:
-        self.images, self.labels, self.image_size, self.seed, self.min_area = images, labels, image_size, seed, min_area
-        self.epoch = 0
-
-    def to(self, device: torch.device | str) -> None:
-        """Brings the images to a device, from which batches come then."""
-        self.images, self.labels = [image.to(device) for image in self.images], self.labels.to(device)
-
-    def __len__(self) -> int:
-        return len(self.images)
+        super().__init__(images, labels)
+        self.image_size, self.seed, self.min_area, self.epoch = image_size, seed, min_area, 0
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         u = uniforms(self.seed, self.epoch, indices).to(self.labels.device)
@@ -62,16 +57,15 @@ class AugmentedImages(Dataset):
 
 
 class AugmentedPairs(Dataset):
-    """N images (3, S, S) uint8 and masks (C, S, S) bool, moved together; `epoch` as in AugmentedImages."""
+    """N images (3, S, S) uint8 and masks (C, S, S) bool, augmented alike; `epoch` as in AugmentedImages."""
 
     def __init__(
         self, images: Sequence[Tensor], masks: Sequence[Tensor], seed: int, zoom: Sequence[float] = (1 / 1.4, 1.4)
     ) -> None:
-        self.images, self.masks, self.seed, self.zoom = images, masks, seed, zoom
-        self.epoch = 0
+        self.images, self.masks, self.seed, self.zoom, self.epoch = images, masks, seed, zoom, 0
 
     def to(self, device: torch.device | str) -> None:
-        """Brings the images to a device, from which batches come then."""
+        """Moves images and masks to a device."""
         self.images, self.masks = ([each.to(device) for each in kept] for kept in (self.images, self.masks))
 
     def __len__(self) -> int:
@@ -82,6 +76,71 @@ class AugmentedPairs(Dataset):
         return train_pairs(images, masks, uniforms(self.seed, self.epoch, indices).to(images.device), self.zoom)
 
 
+def classification_sets(
+    parts: Parts,
+    image_size: int,
+    crop_pct: float,
+    cache: Cache,
+    augment: bool,
+    min_area: float,
+    seed: int,
+    interpolation: str = "bilinear",
+    fast: bool = False,
+) -> tuple[EvaluationSet, EvaluationSet]:
+    """Reads train and val of a classification folder, each photo decoded once.
+
+    Photos for augmentation are kept a little larger than a view, the others exactly as the model will see them.
+
+    Args:
+        crop_pct: a view is the centre crop of a photo whose shorter side is image_size / crop_pct.
+        min_area: smallest share of a photo that an augmented crop shows.
+        seed: of the augmentation.
+        interpolation: how photos are resized, by Pillow's name in lower case.
+        fast: large JPEGs of train may be decoded at a smaller scale.
+    """
+    size = image_size if parts.name == SHAPES else math.ceil(image_size / crop_pct * CACHE_MARGIN)
+    view = partial(centre_view, image_size=image_size, crop_pct=crop_pct, interpolation=interpolation)
+    larger = partial(resize_shorter, size=size, interpolation=interpolation) if augment else view
+    least = 2 * size if fast else None
+    images, labels = parts.read("train", lambda image: to_uint8(larger(image)), at_least=least, cache=cache)
+    views, val_labels = parts.read("val", lambda image: to_uint8(view(image)), cache=cache)
+    if augment:
+        train_set = AugmentedImages(images, torch.tensor(labels), image_size, seed, min_area)
+    else:
+        train_set = EvaluationSet(images, torch.tensor(labels))
+    return train_set, EvaluationSet(views, torch.tensor(val_labels))
+
+
+def segmentation_sets(
+    parts: Parts, image_size: int, cache: Cache, zoom: Sequence[float], seed: int
+) -> tuple[AugmentedPairs, EvaluationSet, list[Tensor]]:
+    """Reads train and val of a segmentation folder: photos and training masks as squares of `image_size`.
+
+    Args:
+        zoom: smallest and largest factor of the augmentation.
+        seed: of the augmentation.
+
+    Returns:
+        Training pairs; val photos whose labels are indices; the val masks (C, H, W) at the photos' own resolution, at
+        which they are scored.
+    """
+    square, small = partial(whole_view, image_size=image_size), partial(whole_mask, image_size=image_size)
+    images, masks = parts.read("train", lambda image: to_uint8(square(image)), small, cache=cache)
+    views, val_masks = parts.read("val", lambda image: to_uint8(square(image)), cache=cache)
+    return AugmentedPairs(images, masks, seed, zoom), EvaluationSet(views, torch.arange(len(views))), val_masks
+
+
+def summary(parts: Parts, cache: Cache) -> str:
+    """What the data is and what was done to it, in a few lines."""
+    lengths = ", ".join(f"{part} {len(samples)}" for part, samples in parts.samples.items())
+    classes = ", ".join(parts.class_names[:8])
+    lines = [f"{parts.name}: {len(parts.class_names)} classes ({classes}), pictures: {lengths}"]
+    lines += [f"  decoded once and kept: {cache}", *(f"  {note}" for note in parts.notes[:20])]
+    if len(parts.notes) > 20:
+        lines.append(f"  ... and {len(parts.notes) - 20} more.")
+    return "\n".join(lines)
+
+
 def channel_statistics(images: Sequence[Tensor]) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel over all pixels, for images (3, h, w) uint8, in units of [0, 1]."""
     pixels = sum(image[0].numel() for image in images)
@@ -89,3 +148,41 @@ def channel_statistics(images: Sequence[Tensor]) -> tuple[list[float], list[floa
     square = sum(image.flatten(1).double().square().sum(1) for image in images) / pixels
     std = (square - mean.square()).sqrt()
     return [round(m / 255, 4) for m in mean.tolist()], [round(max(s / 255, 1e-3), 4) for s in std.tolist()]
+
+
+def whole_batches(batch_size: int, length: int) -> int:
+    """The batch size, at most the number of images, and even in each process, as images are mixed in pairs.
+
+    Raises:
+        ValueError: there are too few images.
+    """
+    least = 2 * int(os.environ.get("WORLD_SIZE", 1))
+    if min(batch_size, length) < least:
+        raise ValueError(f"A batch needs {least} images; there are {length}, and --batch-size is {batch_size}.")
+    return min(batch_size, length) // least * least
+
+
+def loaders(train_set: Dataset, val_set: Dataset, batch_size: int) -> tuple[DataLoader, DataLoader]:
+    """Shuffled whole batches of train, all of val in order. Each draws from its own generator, not from torch's."""
+    options = {"batch_size": whole_batches(batch_size, len(train_set)), "collate_fn": channels_last}
+    train = DataLoader(train_set, shuffle=True, drop_last=True, generator=torch.Generator(), **options)
+    return train, DataLoader(val_set, generator=torch.Generator(), **options)
+
+
+def channels_last(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The collate_fn of these sets: batches are whole already; convolutions are faster in this memory format."""
+    images, labels = batch
+    return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images, labels
+
+
+def onto_gpu(device: torch.device, *data_sets: EvaluationSet | AugmentedPairs) -> None:
+    """Keeps the decoded pictures on a GPU if they take at most half of its free memory; does nothing on a CPU."""
+    if device.type == "cuda":
+        to_device_if_small(device, torch.cuda.mem_get_info(device)[0] // 2, *data_sets)
+
+
+def to_device_if_small(device: torch.device, most: int, *data_sets: EvaluationSet | AugmentedPairs) -> None:
+    """Moves the pictures to a device if they take at most `most` bytes. Batches are then augmented there."""
+    if sum(image.nbytes for data_set in data_sets for image in data_set.images) <= most:
+        for data_set in data_sets:
+            data_set.to(device)

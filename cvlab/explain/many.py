@@ -1,9 +1,11 @@
-"""Maps of many pictures: a model's predictions explained batch by batch, described, averaged, compared with another's.
+"""Explanations of many pictures, one batch at a time: their maps, their predictions in words, means, comparisons.
 
-Everything here takes a batch and keeps nothing of it but sums, so memory does not grow with the number of pictures.
+No function here keeps a batch, so memory does not grow with the number of pictures.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,13 +16,42 @@ from cvlab.explain.maps import Explanation, correlation, default_stage, explain,
 from cvlab.explain.scores import predicted_masks, predicted_score, region_score
 from cvlab.models import Model
 
+Picture = TypeVar("Picture")
+
+
+def explain_batches(
+    model: Model,
+    batches: Iterable[Sequence[Picture]],
+    open_view: Callable[[Picture], Tensor | str],
+    stages: Sequence[str] | None = None,
+    methods: Sequence[str] = ("grad_cam",),
+    workers: int = 1,
+) -> Iterator[tuple[list[Tensor | str], Explanation | None, list[dict]]]:
+    """Explains the predictions for many pictures; each batch is computed when it is asked for.
+
+    Args:
+        open_view: a picture to its view (1, 3, S, S) in [0, 1], or to the reason why it cannot be opened.
+        stages, methods: as in `explain`.
+        workers: pictures that are opened at the same time. The largest takes 240 MB while it is decoded.
+
+    Yields:
+        What `open_view` gave for each picture of a batch; the explanation of those that could be opened, or None if
+        there are none; and their lines, as `describe` gives them.
+    """
+    for batch in batches:
+        with ThreadPoolExecutor(workers) as pool:
+            opened = list(pool.map(open_view, batch))
+        views = [view for view in opened if isinstance(view, Tensor)]
+        explanation = explain_predictions(model, torch.cat(views), stages, methods) if views else None
+        yield opened, explanation, describe(model, explanation) if explanation else []
+
 
 def explain_predictions(
     model: Model, images: Tensor, stages: Sequence[str] | None = None, methods: Sequence[str] = ("grad_cam",)
 ) -> Explanation:
     """Maps of each picture's predicted class, or of its predicted mask of the first class.
 
-    Where a segmenter finds nothing, score and maps are 0: one picture without a mask does not stop a batch.
+    Score and maps are 0 for a picture in which a segmenter finds nothing.
 
     Args:
         images: (N, 3, S, S) in [0, 1].
@@ -32,16 +63,16 @@ def explain_predictions(
     def score(logits: Tensor) -> Tensor:
         masks = predicted_masks(model, logits)[:, 0]
         found = masks.flatten(1).any(1)
-        masks[~found] = True  # a region has pixels; what comes of these is multiplied by 0
+        masks[~found] = True  # region_score refuses an empty region; the score is multiplied by 0 instead
         return region_score(masks)(logits) * found
 
     return explain(model, images, score, stages, methods)
 
 
 def describe(model: Model, explanation: Explanation) -> list[dict]:
-    """Of each picture: prediction (a class name; None where a segmenter found nothing), share, score, peak.
+    """A dict for each picture: prediction, score, peak, and of a segmenter the share of the view that the mask covers.
 
-    The share is that of the picture which the mask covers, of a segmenter only; peaks come by method and stage.
+    The prediction is a class name, or None if a segmenter found nothing. The peaks are peak[method][stage].
     """
     logits, scores = explanation.logits, explanation.scores.tolist()
     if model.task == "classification":
@@ -51,34 +82,30 @@ def describe(model: Model, explanation: Explanation) -> list[dict]:
         lines = [{"prediction": model.class_names[0] if share else None, "share": share} for share in shares]
     for line, score in zip(lines, scores, strict=True):
         line |= {"score": score, "peak": {method: {} for method in explanation.maps}}
-    for method, stage, maps in every_map(explanation):
-        for line, value in zip(lines, peak(maps).tolist(), strict=True):
-            line["peak"][method][stage] = value
+    for method, stages in explanation.maps.items():
+        for stage, maps in stages.items():
+            for line, value in zip(lines, peak(maps).tolist(), strict=True):
+                line["peak"][method][stage] = value
     return lines
 
 
-def every_map(explanation: Explanation) -> Iterator[tuple[str, str, Tensor]]:
-    """(method, stage, (N, 1, h, w)) of an explanation."""
-    for method, stages in explanation.maps.items():
-        for stage, maps in stages.items():
-            yield method, stage, maps
-
-
 def compared_stages(model: Model, other: Model, stages: Sequence[str]) -> tuple[str, str]:
-    """Where two models are compared: at the first one's default stage, if it is among `stages`, else at their last one.
+    """The stage of each model at which their maps are compared.
 
-    Of the other model it is the stage of that name, else its default stage.
+    For the first model it is its default stage, or the last of `stages` if that is not among them. For the other model
+    it is the stage of the same name, or its default stage if there is none.
     """
     stage = default_stage(model) if default_stage(model) in stages else stages[-1]
     return stage, stage if stage in other.stages else default_stage(other)
 
 
 def likeness(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """How alike two maps (N, 1, h, w) of each picture are in shape, at the finer of their resolutions: (N,) twice.
+    """How similar in shape two maps (N, 1, h, w) of each picture are, at the finer of their resolutions.
 
     Returns:
-        Pearson's r, and the mean absolute difference after each map is divided by its largest absolute value: raw
-        values of two models cannot be compared. Equal maps have a difference of exactly 0.
+        (N,): Pearson's r.
+        (N,): the mean absolute difference after each map is divided by its largest absolute value, because raw values
+        of two models cannot be compared. It is exactly 0 for equal maps.
     """
     size = [max(sides) for sides in zip(mine.shape[-2:], theirs.shape[-2:], strict=True)]
     mine, theirs = (F.interpolate(maps, size, mode="bilinear") for maps in (mine, theirs))
@@ -88,10 +115,10 @@ def likeness(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class MeanMaps:
-    """The mean map of each predicted class, from one batch after the other.
+    """The mean map of each predicted class, added up batch by batch.
 
     Attributes:
-        counts: (C,) pictures of each class.
+        counts: (C,), the number of pictures predicted to be of each class.
     """
 
     def __init__(self, class_names: Sequence[str]) -> None:
@@ -100,7 +127,7 @@ class MeanMaps:
         self._sums: dict[str, np.ndarray] = {}
 
     def add(self, predictions: Sequence[str | None], maps: dict[str, np.ndarray]) -> None:
-        """Adds a batch: the predicted class of each picture, and by any name (N, h, w)."""
+        """Adds a batch: the predicted class of each picture, and its maps (N, h, w) under any names."""
         predictions = np.array([self.class_names.index(name) if name else -1 for name in predictions])
         for class_idx in set(predictions.tolist()) - {-1}:
             self.counts[class_idx] += (predictions == class_idx).sum()
@@ -109,6 +136,6 @@ class MeanMaps:
                 sums[class_idx] += values[predictions == class_idx].sum(0, dtype=np.float64)
 
     def means(self) -> dict[str, np.ndarray]:
-        """By the name of the maps (C, h, w) float32; 0 for a class that nothing was predicted to be."""
+        """The means (C, h, w) float32 under the names of their maps; 0 for a class that was never predicted."""
         counts = np.maximum(self.counts, 1)[:, None, None]
         return {key: (sums / counts).astype(np.float32) for key, sums in self._sums.items()}

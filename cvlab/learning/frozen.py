@@ -1,11 +1,12 @@
-"""A network in two pieces: a frozen front, whose output is computed once for each picture, and the rest, which learns.
+"""Splits a model into a frozen part, run once and cached, and the trainable rest.
 
-Both share the network's modules: who trains the rest trains the network.
+Both share the model's modules: training the rest trains the model.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from timm.models import group_parameters
@@ -15,10 +16,11 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from cvlab.models import Model
+from cvlab.models.timm import load_backbone, pretrained_weights, read_weights
 
 
 def heights(model: Model) -> dict[str, int]:
-    """For each parameter how far below the logits it is: 0 in the head, 1 in the last layer of the backbone, then 2 ...
+    """How far below the logits each parameter is: 0 in the head, 1 in the last layer of the backbone, and so on.
 
     Layers are timm's (`group_matcher`): a residual block, a block of a transformer, a convolution of VGG.
 
@@ -39,17 +41,35 @@ def _classifiers(backbone: nn.Module) -> list[nn.Module]:
 
 
 def start_classifier(model: Model) -> None:
-    """A small beginning for timm's last layer: some of its networks draw one that drowns what features say."""
+    """Initialises the classifier small: some timm models start with weights that swamp the features."""
     for module in _classifiers(model.backbone):
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.normal_(module.weight, std=0.01)
             nn.init.zeros_(module.bias)
 
 
-def freeze(model: Model, layers: int = 0) -> None:
-    """Lets the head and the last `layers` of the backbone learn, and nothing else; gradients of before are dropped.
+def load_pretrained(backbone: nn.Module, name: str, image_size: int, file: Path | None = None) -> None:
+    """Gives a backbone the weights in a file, or without one timm's own weights of the network `name`, from the Hub.
 
-    Batch normalisation of the backbone never learns: its statistics are of millions of pictures.
+    Raises:
+        OSError: they cannot be read or reached.
+        ValueError: they are not weights, or are those of another network.
+    """
+    try:
+        weights = read_weights(file) if file else pretrained_weights(name, image_size)
+    except OSError as error:
+        hint = "" if file else ". Give them as a file with --weights, or start with --no-pretrained."
+        raise OSError(f"{error}{hint}") from error
+    try:
+        load_backbone(backbone, weights)
+    except ValueError as error:
+        raise ValueError(f"{file or name} does not fit {name}: {error}.") from error
+
+
+def freeze(model: Model, layers: int = 0) -> None:
+    """Makes the head and the last `layers` of the backbone trainable, and nothing else; drops all gradients.
+
+    Batch normalisation of the backbone stays frozen: its statistics come from millions of pictures.
     """
     below = heights(model)
     for name, parameter in model.named_parameters():
@@ -61,7 +81,7 @@ def freeze(model: Model, layers: int = 0) -> None:
 
 
 def train_mode(model: Model) -> None:
-    """Training mode for what learns. What is frozen stays in eval mode, or its statistics would move."""
+    """Training mode for what learns; what is frozen stays in eval mode, so that its statistics do not change."""
     model.train()
     for module in model.modules():
         frozen = [not parameter.requires_grad for parameter in module.parameters()]
@@ -70,14 +90,14 @@ def train_mode(model: Model) -> None:
 
 
 def cut(model: Model, images: Tensor) -> tuple[nn.Module, nn.Module] | None:
-    """Where a partly frozen model can be cut: the first module that learns, and the model from there on.
+    """Cuts a partly frozen model before the first module that learns: returns this module, and the model from there.
 
-    The second takes what enters the first (see `entering`) and returns the logits. It is the head alone or, where the
-    way there is a chain, the model with nothing in the place of what lies before. Which it is, is tried on `images`.
+    The second takes what enters the first (see `entering`) and returns the logits. It is the head alone, or a copy of
+    the model without the modules before the cut if those are a chain. Which of them works is tried on `images`.
 
     Returns:
-        None where the model has to be run as a whole: it learns from its beginning on, or it uses what lies before
-        the cut again behind it, as transformers do.
+        None if the model cannot be cut: it learns from its beginning, or uses again behind the cut what was computed
+        before it, as transformers do.
     """
     model.eval()
     with torch.no_grad():
@@ -89,16 +109,16 @@ def cut(model: Model, images: Tensor) -> tuple[nn.Module, nn.Module] | None:
             for rest in (first, _without_front(model, path.split("."))):
                 if _puts_out(rest, features, logits):
                     return None if features.shape == images.shape else (first, rest)  # pictures are no features
-            path = path.rpartition(".")[0]  # a cut inside a block may miss its shortcut: before the block, then
+            path = path.rpartition(".")[0]  # inside a block its shortcut may be missing: try before the block
     return None
 
 
 class _ReachedError(Exception):
-    """Ends a forward pass at the module that is asked about."""
+    """Ends a forward pass at the module of interest."""
 
 
 def entering(model: Model, module: nn.Module, images: Tensor) -> Tensor:
-    """What enters a module of the model for these images; what lies behind is not computed.
+    """The input of a module of the model for these images; the modules behind it do not run.
 
     Args:
         images: (N, 3, S, S) in [0, 1].
@@ -121,16 +141,16 @@ def entering(model: Model, module: nn.Module, images: Tensor) -> Tensor:
 
 
 class FeatureSet(Dataset):
-    """Pictures as the frozen front of a model puts them out, computed once.
+    """The outputs of the frozen part of a model for all pictures, computed once.
 
-    Set `epoch` before each one: where a picture has several views, it chooses among them in turn.
+    Set `epoch` before each one: it selects one of several views of each picture, in turn.
 
     Args:
-        pictures: batches of images and labels by indices; their `epoch` is the number of the view, from 1.
-        views: how many of each picture are kept.
-        front: images (N, 3, S, S) to what is kept of them, N first.
-        batch_size: pictures that go through the front at once.
-        device: where the front is.
+        pictures: gives batches of images and labels for indices; its `epoch` is set to the number of the view, from 1.
+        views: how many views of each picture are computed.
+        front: the frozen part: images (N, 3, S, S) to features (N, ...).
+        batch_size: pictures per forward pass.
+        device: where the frozen part is.
     """
 
     def __init__(
@@ -171,32 +191,29 @@ class FeatureSet(Dataset):
 
 
 def computed_once(
-    network: nn.Module, pictures: Sequence[Dataset], views: int, batch_size: int, device: torch.device | str = "cpu"
+    network: nn.Module, train_set: Dataset, val_set: Dataset, views: int, batch_size: int, device: torch.device | str
 ) -> tuple[nn.Module, Dataset, Dataset]:
-    """What learns of a network, with what enters it for the pictures of train and val.
+    """The part of a network that learns, and data sets of what enters it, computed once for train and val.
 
-    That is the network itself with the pictures where they have ever other views, or where it cannot be cut.
+    Network and data sets are returned as they are if `views` is 0 or the network cannot be cut.
 
     Args:
-        pictures: of train and val, as FeatureSet takes them.
-        views: of each training picture; 0 are ever others. A picture of val has one.
+        train_set, val_set: as FeatureSet takes them.
+        views: of each training picture; 0 if every epoch augments anew. A val picture has one.
     """
-    inputs, _ = pictures[1].__getitems__(list(range(min(batch_size, len(pictures[1])))))
+    inputs, _ = val_set.__getitems__(list(range(min(batch_size, len(val_set)))))
     pieces = cut(network, inputs.to(device)) if views else None
     if pieces is None:
-        return network, *pictures
+        return network, train_set, val_set
     first, rest = pieces
-    front = partial(entering, network, first)
-    train, val = (
-        FeatureSet(each, count, front, batch_size, device) for each, count in zip(pictures, (views, 1), strict=True)
-    )
-    return rest, train, val
+    settings = {"front": partial(entering, network, first), "batch_size": batch_size, "device": device}
+    return rest, FeatureSet(train_set, views, **settings), FeatureSet(val_set, 1, **settings)
 
 
 def _puts_out(rest: nn.Module, features: Tensor, logits: Tensor) -> bool:
     try:
         found = rest(features)
-    except Exception:  # a network that is no chain may meet anything where a part of it is missing
+    except Exception:  # a network that is not a chain may fail in any way without its front
         return False
     same = isinstance(features, Tensor) and isinstance(found, Tensor) and found.shape == logits.shape
     return same and (found - logits).abs().max().item() <= 1e-5 * logits.abs().max().item()
@@ -211,7 +228,7 @@ def _first_that_learns(module: nn.Module) -> str:
 
 
 def _without_front(module: nn.Module, path: list[str]) -> nn.Module:
-    """A copy that shares parameters and submodules; those before the one at `path` do nothing."""
+    """A copy that shares parameters and submodules; the modules before `path` are replaced by nn.Identity."""
     rest = copy.copy(module)
     rest._modules = dict(module._modules)
     for name, child in module._modules.items():

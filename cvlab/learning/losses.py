@@ -1,12 +1,13 @@
-"""Losses of segmentation, by name: each takes logits (N, C, H, W) and masks (N, C, H, W), and returns a mean.
+"""Segmentation losses by name: each takes logits and masks (N, C, H, W) and returns a mean.
 
-Classification needs none of its own: torch's cross-entropy takes class indices and mixtures alike.
+Classification uses torch's cross-entropy, which takes class indices as well as mixed targets.
 """
 
 from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
 
 
 def bce(logits: Tensor, masks: Tensor) -> Tensor:
@@ -15,9 +16,9 @@ def bce(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def dice(logits: Tensor, masks: Tensor, smooth: float = 1.0) -> Tensor:
-    """1 - soft Dice of each image and channel, mean over both (Milletari et al., "V-Net", 2016, with plain sums).
+    """1 - soft Dice of each image and channel, mean over both (Milletari et al., "V-Net", 2016, without squares).
 
-    `smooth`, in pixels, keeps an empty mask that is predicted empty at loss 0.
+    With `smooth`, in pixels, the loss of an empty mask that is predicted empty is 0.
     """
     probs, masks = logits.sigmoid(), masks.to(logits.dtype)
     overlap = (probs * masks).sum(dim=(2, 3))
@@ -27,16 +28,11 @@ def dice(logits: Tensor, masks: Tensor, smooth: float = 1.0) -> Tensor:
 
 def focal(logits: Tensor, masks: Tensor, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
     """Focal loss, mean over all pixels (Lin et al., "Focal Loss for Dense Object Detection", 2017, equation 5)."""
-    masks = masks.to(logits.dtype)
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
-    probs = logits.sigmoid()
-    p_true = probs * masks + (1 - probs) * (1 - masks)
-    weight = alpha * masks + (1 - alpha) * (1 - masks)
-    return (weight * (1 - p_true) ** gamma * cross_entropy).mean()
+    return sigmoid_focal_loss(logits, masks.to(logits.dtype), alpha, gamma, reduction="mean")
 
 
 def bce_dice(logits: Tensor, masks: Tensor) -> Tensor:
-    """Sum of the two: cross-entropy teaches pixels, Dice the overlap."""
+    """The sum of both: cross-entropy for single pixels, Dice for the overlap."""
     return bce(logits, masks) + dice(logits, masks)
 
 

@@ -1,20 +1,12 @@
-"""Optimizers and learning-rate schedules by name, and which numeric precision trains fastest here."""
+"""Optimizers and learning-rate schedules by name."""
 
-import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import (
-    CosineAnnealingLR,
-    LambdaLR,
-    LRScheduler,
-    OneCycleLR,
-    ReduceLROnPlateau,
-    StepLR,
-)
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau, StepLR
 
 from cvlab.models import Model
 
@@ -27,7 +19,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 }
 WITH_MOMENTUM = ("sgd", "nesterov", "rmsprop")
 SCHEDULES = ("onecycle", "cosine", "step", "plateau", "constant")
-STEP_EPOCHS = 10  # after which "step" takes a tenth of the rate
+STEP_EPOCHS = 10  # of the schedule "step"
 
 
 def optimizer(
@@ -36,18 +28,21 @@ def optimizer(
     lr: float,
     weight_decay: float = 0.0,
     momentum: float = 0.9,
+    clip_norm: float = 0.0,
     factors: dict[str, float] | None = None,
     fused: bool = False,
 ) -> Optimizer:
-    """An optimizer over the trainable parameters. `momentum` is for those of WITH_MOMENTUM.
+    """An optimizer over the trainable parameters.
 
-    Biases and the factors of normalisation layers (all parameters of one dimension) are not decayed: pulling them to
-    zero does not make a function smoother.
+    Weight decay leaves out all parameters of one dimension: biases and the factors of normalisation layers. Pulling
+    them to zero does not make a function smoother.
 
     Args:
-        factors: of the learning rate of single parameters, by their names; 1 for those that are not named.
-        fused: one kernel for all parameters, for a GPU; torch has none for rmsprop. On a CPU it reads a gradient
-            wrongly whose memory is laid out otherwise than its parameter's.
+        momentum: for those of WITH_MOMENTUM.
+        clip_norm: gradients of a greater norm are scaled down to it before each step; 0 disables.
+        factors: of the learning rate of single parameters, by name; 1 for parameters that are not named.
+        fused: one kernel for all parameters, for GPUs; torch has none for rmsprop. On a CPU torch reads gradients
+            wrongly that have another memory layout than their parameter.
     """
     trainable = [((factors or {}).get(n, 1.0), p.ndim > 1, p) for n, p in model.named_parameters() if p.requires_grad]
     groups = [
@@ -62,57 +57,47 @@ def optimizer(
     settings = {"momentum": momentum} if name in WITH_MOMENTUM else {}
     if name != "rmsprop":
         settings["fused"] = fused
-    return OPTIMIZERS[name](groups, lr=lr, **settings)
+    made = OPTIMIZERS[name](groups, lr=lr, **settings)
+
+    def clip(*_: object) -> None:
+        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+
+    if clip_norm:
+        made.register_step_pre_hook(clip)
+    return made
+
+
+class Plateau(ReduceLROnPlateau):
+    """torch's, but step() without a loss does nothing, so that it can be called after every batch as well."""
+
+    def step(self, loss: float | None = None) -> None:
+        """Takes the validation loss of an epoch."""
+        if loss is not None:
+            super().step(loss)
 
 
 def schedule(
     name: str, optimizer: Optimizer, steps: int, steps_per_epoch: int = 1, div_factor: float = 25.0
 ) -> LRScheduler:
-    """A schedule that is stepped after every batch; "plateau" instead after every epoch, with its validation loss.
+    """A schedule that is stepped after every batch; "plateau" also after every epoch, with the validation loss.
 
     Args:
-        name: "onecycle" rises to the optimizer's rate over 30% of the steps and falls to nothing along a cosine
-            (Smith and Topin, "Super-Convergence", 2018; the momentum stays as it is); "cosine" falls to zero from the
-            first step on; "step" takes a tenth after every STEP_EPOCHS epochs; "plateau" takes a tenth when 10 epochs
-            have brought no smaller loss; "constant" keeps the rate.
-        steps: all batches of the training.
+        name: "onecycle" rises to the optimizer's rate over 30% of the steps and falls to almost zero along a cosine
+            (Smith and Topin, "Super-Convergence", 2018; momentum stays as it is); "cosine" falls to zero from the
+            first step on; "step" divides by ten after every STEP_EPOCHS epochs; "plateau" divides by ten after 10
+            epochs without a smaller loss; "constant" keeps the rate.
+        steps: batches of the whole training.
         steps_per_epoch: batches of one epoch.
-        div_factor: "onecycle" starts at the rate divided by it.
+        div_factor: "onecycle" starts at the rate divided by this.
     """
     if name == "constant":
         return LambdaLR(optimizer, lambda step: 1.0)
     if name == "step":
         return StepLR(optimizer, STEP_EPOCHS * steps_per_epoch, gamma=0.1)
     if name == "plateau":
-        return ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
+        return Plateau(optimizer, factor=0.1, patience=10)
     if name == "cosine":
         return CosineAnnealingLR(optimizer, steps)
     peaks = [group["lr"] for group in optimizer.param_groups]
     shape = {"total_steps": steps, "pct_start": 0.3, "div_factor": div_factor, "cycle_momentum": False}
     return OneCycleLR(optimizer, max_lr=peaks, **shape)
-
-
-def fastest_precision(model: Model, images: Tensor, criterion: Callable[[Tensor], Tensor], repeats: int = 3) -> str:
-    """ "bf16" where forward and backward under bfloat16 autocast take less time on this CPU than in float32, or "fp32".
-
-    Narrow networks are often slower in bfloat16, so it is measured: the best of `repeats` steps each, after
-    one to warm up. The model's weights, gradients and statistics and torch's random numbers are left as they were.
-
-    Args:
-        images: one training batch (N, 3, S, S).
-        criterion: logits to a loss.
-    """
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    seconds = {"fp32": float("inf"), "bf16": float("inf")}
-    with torch.random.fork_rng():
-        for repeat in range(repeats + 1):
-            for precision in seconds:
-                start = time.perf_counter()
-                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                    loss = criterion(model(images).float())
-                torch.autograd.grad(loss, trainable, allow_unused=True)
-                if repeat > 0:
-                    seconds[precision] = min(seconds[precision], time.perf_counter() - start)
-    model.load_state_dict(before)
-    return min(seconds, key=seconds.get)

@@ -1,12 +1,12 @@
-"""Many pictures at once: what a model predicts for each, where it looked, as a table and as a zip of maps.
+"""Many pictures at once: what a model predicts for each and why, as a table and as a zip of maps.
 
     maps/00001.npy       the raw signed map, float32 (h, w) at the stage's resolution
-    pictures/00001.jpg   the same over the view that the model saw
+    pictures/00001.jpg   the same map, drawn over what the model saw
     table.csv            a row a picture
     manifest.json        model, score, stage, method, scaling, and the rows again
 
-Pictures are read and explained batch by batch and written at once, so memory does not grow with their number. One that
-cannot be opened is a row with the reason.
+Pictures are read, explained and written batch by batch, so memory does not grow with their number. A picture that
+cannot be opened gets a row with the reason.
 """
 
 import csv
@@ -17,15 +17,14 @@ import os
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from cvlab.explain import check_stages, default_stage
-from cvlab.explain.many import describe, explain_predictions
+from cvlab.explain.many import explain_batches
 from cvlab.models import Model
 from cvlab.page.unzip import Picture
 from cvlab.render import overlay
@@ -38,15 +37,15 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Row:
-    """What is told of one picture.
+    """The table's row for one picture.
 
     Attributes:
-        number: from 1; the name of its map and picture in the zip.
-        file: its name, for people.
-        prediction: a class; None where a segmenter found nothing, or the picture could not be opened.
-        share: the class's probability, or the part of the view that the mask covers.
-        peak: of the map of what was predicted.
-        sentence: what to know of the map, or why there is none.
+        number: from 1; the name of the picture's files in the zip.
+        file: name of the picture.
+        prediction: a class; None if a segmenter found nothing or the picture could not be opened.
+        share: probability of the class, or the share of the view that the mask covers.
+        peak: of the map that explains the prediction.
+        sentence: a warning about the map, or why there is none.
     """
 
     number: int
@@ -59,7 +58,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Explained:
-    """A row, and of a picture that could be opened the view (1, 3, S, S) and the signed map (1, 1, h, w)."""
+    """A row with the view (1, 3, S, S) and the signed map (1, 1, h, w); None if the picture could not be opened."""
 
     row: Row
     view: Tensor | None = None
@@ -73,67 +72,57 @@ def explain_many(
     method: str = "grad_cam",
     progress: Progress | None = None,
 ) -> Iterator[Explained]:
-    """What the model predicts for each picture and the map of that prediction, in their order, batch by batch.
+    """The prediction for each picture and the map that explains it, in order, batch by batch.
 
     Args:
         stage: a key of model.stages; by default `default_stage(model)`.
         method: a key of `cvlab.explain.METHODS`.
-        progress: is told how many pictures are done, and of how many.
+        progress: called after each batch with how many pictures are done, and of how many.
 
     Raises:
         ValueError: a stage or method that is not there.
     """
     (stage,) = check_stages(model, [stage or default_stage(model)])
-    numbered = list(enumerate(pictures, start=1))
-    for start in range(0, len(numbered), BATCH):
-        batch = numbered[start : start + BATCH]
-        yield from _explained(model, batch, stage, method)
-        if progress:
-            progress(start + len(batch), len(numbered))
+    notes: dict[Picture, str] = {}
 
-
-def _explained(model: Model, batch: Sequence[tuple[int, Picture]], stage: str, method: str) -> Iterator[Explained]:
-    views: dict[int, Tensor] = {}
-    sentences: dict[int, str] = {}
-    for number, picture in batch:
+    def open_view(picture: Picture) -> Tensor | str:
         try:
             image = picture.open()
-            views[number], sentences[number] = view(image, model), " ".join(image.info["notes"])
         except ImageError as error:
-            sentences[number] = str(error)[:1].upper() + str(error)[1:]
-    answers = _answers(model, torch.cat(list(views.values())), stage, method) if views else iter([])
-    for number, picture in batch:
-        if number in views:
-            prediction, share, peak, sentence, attribution = next(answers)
-            sentence = " ".join(filter(None, [sentence, sentences[number]]))
-            yield Explained(Row(number, picture.label, prediction, share, peak, sentence), views[number], attribution)
-        else:
-            yield Explained(Row(number, picture.label, None, None, None, sentences[number]))
+            return str(error)[:1].upper() + str(error)[1:]
+        notes[picture] = " ".join(image.info["notes"])
+        return view(image, model)
 
-
-def _answers(
-    model: Model, images: Tensor, stage: str, method: str
-) -> Iterator[tuple[str | None, float, float, str, Tensor]]:
-    """Prediction, share, peak, sentence and map of each image."""
-    explanation = explain_predictions(model, images, [stage], [method])
-    attributions = explanation.maps[method][stage].split(1)
-    for i, line in enumerate(describe(model, explanation)):
-        logits, prediction = explanation.logits[i : i + 1], line["prediction"]
-        class_idx = model.class_names.index(prediction) if prediction else 0
-        share = line["share"] if "share" in line else logits.softmax(1)[0, class_idx].item()
-        nothing = f"No pixel reaches the threshold of {model.threshold:g}: the model finds nothing here."
-        sentence = diagnose(attributions[i], logits, class_idx) if prediction else nothing
-        yield prediction, share, line["peak"][method][stage], sentence, attributions[i]
+    batches = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
+    explained = explain_batches(model, batches, open_view, [stage], [method])
+    for k, (batch, (opened, explanation, lines)) in enumerate(zip(batches, explained, strict=True)):
+        if explanation:
+            described = zip(lines, explanation.logits.split(1), explanation.maps[method][stage].split(1), strict=True)
+        for number, (picture, seen) in enumerate(zip(batch, opened, strict=True), start=k * BATCH + 1):
+            if isinstance(seen, str):
+                yield Explained(Row(number, picture.label, None, None, None, seen))
+                continue
+            line, logits, attribution = next(described)
+            prediction = line["prediction"]
+            class_idx = model.class_names.index(prediction) if prediction else 0
+            share = line["share"] if "share" in line else logits.softmax(1)[0, class_idx].item()
+            nothing = f"No pixel reaches the threshold of {model.threshold:g}: the model finds nothing here."
+            warning = diagnose(attribution, logits, class_idx) if prediction else nothing
+            sentence = " ".join(filter(None, [warning, notes[picture]]))
+            row = Row(number, picture.label, prediction, share, line["peak"][method][stage], sentence)
+            yield Explained(row, seen, attribution)
+        if progress:
+            progress(number, len(pictures))
 
 
 def write_zip(
     path: str | Path, model: Model, explained: Iterator[Explained], stage: str, method: str, source: str
 ) -> list[Row]:
-    """Writes maps, pictures, table and manifest as they come, whole or not at all, and returns the rows.
+    """Writes maps, pictures, table and manifest to a zip, whole or not at all, and returns the rows.
 
     Args:
-        explained: of `explain_many`, with the same stage and method.
-        source: what the model is called, for the manifest.
+        explained: from `explain_many` with the same stage and method.
+        source: name of the model, for the manifest.
     """
     path, rows = Path(path), []
     writing = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -143,8 +132,10 @@ def write_zip(
                 rows.append(each.row)
                 if each.attribution is not None:
                     name = f"{each.row.number:05d}"
-                    archive.writestr(f"maps/{name}.npy", _npy(each.attribution[0, 0].numpy()))
-                    archive.writestr(f"pictures/{name}.jpg", to_jpeg(each))
+                    with archive.open(f"maps/{name}.npy", "w") as file:
+                        np.save(file, each.attribution[0, 0].numpy(), allow_pickle=False)
+                    with archive.open(f"pictures/{name}.jpg", "w") as file:
+                        overlay(each.view, each.attribution).save(file, "JPEG", quality=90)
             archive.writestr("table.csv", to_csv(rows).encode("utf-8-sig"), zipfile.ZIP_DEFLATED)
             archive.writestr("manifest.json", _manifest(model, rows, stage, method, source), zipfile.ZIP_DEFLATED)
         os.replace(writing, path)
@@ -153,31 +144,23 @@ def write_zip(
     return rows
 
 
-def to_jpeg(explained: Explained) -> bytes:
-    """The map over the view, as a JPEG file."""
-    buffer = io.BytesIO()
-    overlay(explained.view, explained.attribution).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
-
-
 def to_csv(rows: Sequence[Row]) -> str:
-    """A table with a heading, for spreadsheets: text that would be a formula begins with an apostrophe."""
+    """The rows with a heading, for spreadsheets. A text that would run as a formula gets an apostrophe in front."""
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow([field.name for field in fields(Row)])
     for row in rows:
-        cells = (getattr(row, field.name) for field in fields(Row))
-        writer.writerow([_harmless(cell) if isinstance(cell, str) else cell for cell in cells])
+        writer.writerow([_harmless(cell) if isinstance(cell, str) else cell for cell in astuple(row)])
     return lines.getvalue()
 
 
 def _harmless(text: str) -> str:
-    """The text, not as a formula: wide forms of = + - @ are taken for these, and spaces before them are skipped."""
+    # Spreadsheets skip spaces before = + - @ and accept their full-width forms, which NFKC makes plain.
     return f"'{text}" if unicodedata.normalize("NFKC", text).lstrip()[:1] in ("=", "+", "-", "@") else text
 
 
 def _manifest(model: Model, rows: Sequence[Row], stage: str, method: str, source: str) -> str:
-    mask = f"the mean logit over the predicted mask of {model.class_names[0]!r}"
+    mask = f"the mean logit over the predicted mask of “{model.class_names[0]}”"
     manifest = {
         "model": source,
         "task": model.task,
@@ -196,9 +179,3 @@ def _manifest(model: Model, rows: Sequence[Row], stage: str, method: str, source
 
 def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array.astype(np.float32), allow_pickle=False)
-    return buffer.getvalue()

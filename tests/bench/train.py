@@ -27,7 +27,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -49,23 +48,21 @@ from torchvision.io import decode_image
 from torchvision.transforms import InterpolationMode, functional, v2
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "train")]  # the repository root: cvlab needs no installation
-
-import run
+sys.path.insert(0, str(ROOT))  # the repository root: cvlab needs no installation
 
 from cvlab.checkpoint import load
 from cvlab.data import shapes
 from cvlab.data.cache import Cache
 from cvlab.data.parts import Parts
-from cvlab.data.sets import AugmentedImages, AugmentedPairs, EvaluationSet, as_is
+from cvlab.data.sets import CACHE_MARGIN, AugmentedImages, AugmentedPairs, EvaluationSet, channels_last
 from cvlab.learning import frozen
+from cvlab.learning.accelerator import accelerator_for
 from cvlab.memory import keep_freed_memory
 from cvlab.models import build
 from cvlab.transforms import open_image, resize_shorter, to_uint8, whole_mask, whole_view
 
 PHOTO_SIDE = 400
 MIN_AREA, DEGREES, AMOUNT = 0.6, 15, 0.3  # of the augmentation, as train/classifier.py has it
-CACHE_MARGIN = 1.25
 PLAIN = "plain"
 
 # --- tasks ------------------------------------------------------------------------------------------------------------
@@ -214,16 +211,16 @@ def cvlab_set(task: Task, folder: Path, cache: Cache) -> AugmentedImages | Augme
 
 
 def cvlab_loader(data_set: Dataset, batch: int) -> DataLoader:
-    return DataLoader(data_set, batch, shuffle=True, drop_last=True, collate_fn=as_is)
+    return DataLoader(data_set, batch, shuffle=True, drop_last=True, collate_fn=channels_last)
 
 
 def cvlab_epoch(task: Task, folder: Path, precision: str, cache: Cache) -> Callable:
     train_set = cvlab_set(task, folder, cache)
     loader, model, criterion = cvlab_loader(train_set, task.batch), task.model(), task.criterion
     model = model.to(memory_format=torch.channels_last)
-    images, labels = next(iter(loader))
-    args = Namespace(out=Path(tempfile.mkdtemp()), precision=precision, resume=False, seed=0)
-    accelerator = run.accelerator_for(args, model, images, lambda logits: criterion(logits, labels))
+    with tempfile.TemporaryDirectory() as state:
+        batch = next(iter(loader))
+        accelerator = accelerator_for(model, batch, criterion, precision, Path(state), resume=False, seed=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 
@@ -231,14 +228,14 @@ def cvlab_epoch(task: Task, folder: Path, precision: str, cache: Cache) -> Calla
         model.train()
         train_set.epoch += 1
         loader.set_epoch(train_set.epoch)
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64)
         for images, labels in loader:
-            loss = criterion(model(images.contiguous(memory_format=torch.channels_last)), labels)
+            loss = criterion(model(images), labels)
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
-            total += loss.item()
-        return args.precision
+            total += loss.detach()
+        return "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
 
     return epoch
 

@@ -1,0 +1,71 @@
+"""The data that a trained model is measured on: its own parts, as the model sees them."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cvlab.data.parts import PARTS, SHAPES, Parts, classification_parts, segmentation_parts
+from cvlab.files import write_text
+from cvlab.models import Model
+from cvlab.transforms import square_view, to_uint8
+
+
+def parts_of(model: Model, data: Path | None, part: str) -> tuple[Parts, int]:
+    """The parts as they were when the model was trained, and how many of the pictures it was trained on.
+
+    Args:
+        data: the data folder; None for a model of synthetic scenes.
+        part: the part that is needed, or "all": samples["all"] holds the pictures of all parts.
+
+    Raises:
+        ValueError: no folder was given, or its classes are not those of the model.
+    """
+    facts, size = model.config.get("data", {}), model.image_size
+    needed = () if part == "all" else (part,)
+    if data is None and facts.get("name") != SHAPES:
+        trained_on = facts.get("name", "pictures whose name was not recorded")
+        raise ValueError(f"The model was trained on {trained_on}: give their folder with --data.")
+    if model.task == "classification":
+        seed, per_class, classes = (facts.get(key) for key in ("split_seed", "per_class", "classes"))
+        parts = classification_parts(data, seed or 0, per_class, size, True, needed, classes)
+    else:
+        parts = segmentation_parts(data, facts.get("split_seed", 0), model.class_names, size, needed)
+    if parts.class_names != model.class_names:
+        theirs, ours = ", ".join(parts.class_names), ", ".join(model.class_names)
+        raise ValueError(f"The classes of {data} are {theirs}; those of the model are {ours}.")
+    trained_on = parts.as_recorded(facts.get("fingerprints", {}))
+    parts.samples["all"] = [sample for name in PARTS for sample in parts.samples[name]]
+    return parts, trained_on
+
+
+def is_own_test_part(model: Model, parts: Parts) -> bool:
+    """Whether the test part is the one that was set aside when the model was trained, and not other pictures."""
+    facts = model.config.get("data", {})
+    if recorded := facts.get("fingerprints"):
+        return parts.fingerprints["test"] == recorded["test"]
+    return facts.get("name", parts.name) == parts.name
+
+
+def read_views(parts: Parts, part: str, model: Model) -> tuple[Tensor, list]:
+    """The pictures of a part as the model sees them, (N, 3, S, S) uint8, and their labels or masks.
+
+    Raises:
+        DataError: no picture of the part can be used.
+    """
+    views, labels = parts.read(part, lambda image: to_uint8(square_view(image, model)))
+    return torch.stack(views), labels
+
+
+def note_test_read(folder: Path, data: str) -> None:
+    """Adds a line to test_reads.jsonl in a folder: when the test part was read, of which data, by which command.
+
+    A test part that is read again and again, until a model does well on it, is no longer a test.
+    """
+    path = folder / "test_reads.jsonl"
+    line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "data": data, "command": sys.argv}
+    before = path.read_text("utf-8") if path.is_file() else ""
+    write_text(path, before + json.dumps(line) + "\n")

@@ -1,0 +1,108 @@
+"""What surrounds a training loop: numeric precision, one or several processes, and a state that can be resumed."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DataLoaderConfiguration
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from cvlab.files import beside, new_folder, write_text
+from cvlab.models import Model
+
+
+def accelerator_for(
+    model: Model,
+    batch: tuple[Tensor, Tensor],
+    criterion: Callable[[Tensor, Tensor], Tensor],
+    precision: str,
+    state: Path,
+    resume: bool,
+    seed: int,
+) -> Accelerator:
+    """The Accelerator of a run. Several processes (`torchrun --nproc_per_node 2 train/...`) share each batch.
+
+    Args:
+        batch: images (N, 3, S, S) and targets, on which the precisions are timed.
+        criterion: logits and targets to a loss.
+        precision: "fp32", "bf16" or "auto": bf16 on a GPU that supports it; on a CPU the faster one.
+        state: folder of the run's state. Its precision.txt records the choice, for --resume and for other processes.
+        resume: use the recorded choice.
+        seed: of the order of the training pictures.
+    """
+    recorded, processes = state / "precision.txt", PartialState()
+    with processes.main_process_first():
+        known = resume or not processes.is_main_process
+        if precision == "auto" and known and recorded.is_file():
+            precision = recorded.read_text().strip()
+        elif precision == "auto" and processes.device.type == "cuda":
+            precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        elif precision == "auto":
+            images, targets = batch
+            precision = fastest_precision(model, images, lambda logits: criterion(logits, targets))
+        if processes.is_main_process:
+            write_text(recorded, precision + "\n")
+    loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=seed)
+    return Accelerator(mixed_precision="no" if precision == "fp32" else "bf16", dataloader_config=loading)
+
+
+def fastest_precision(model: Model, images: Tensor, criterion: Callable[[Tensor], Tensor], repeats: int = 3) -> str:
+    """Returns "bf16" if a training step under bfloat16 autocast is faster on this CPU than in float32, else "fp32".
+
+    Narrow networks are often slower in bfloat16, so it is measured: the best of `repeats` steps each, after one to warm
+    up. The model's weights, gradients and statistics and torch's random numbers stay as they were.
+
+    Args:
+        images: one training batch (N, 3, S, S).
+        criterion: logits to a loss.
+    """
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    seconds = {"fp32": float("inf"), "bf16": float("inf")}
+    with torch.random.fork_rng():
+        for repeat in range(repeats + 1):
+            for precision in seconds:
+                start = time.perf_counter()
+                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                    loss = criterion(model(images).float())
+                torch.autograd.grad(loss, trainable, allow_unused=True)
+                if repeat > 0:
+                    seconds[precision] = min(seconds[precision], time.perf_counter() - start)
+    model.load_state_dict(before)
+    return min(seconds, key=seconds.get)
+
+
+def with_common_statistics(accelerator: Accelerator, model: Model) -> nn.Module:
+    """On several GPUs batch normalisation is over the batches of all; torch has that for GPUs only."""
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return model
+
+
+def save_state(accelerator: Accelerator, path: Path, progress: dict) -> None:
+    """Saves weights, optimizer, schedule, random numbers and `progress` as a folder, whole or not at all.
+
+    Older states beside it are removed.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    alone = accelerator.is_main_process
+    with new_folder(path) if alone else nullcontext(beside(path)) as folder:
+        accelerator.wait_for_everyone()
+        try:
+            accelerator.save_state(str(folder))
+        except (RuntimeError, SafetensorError) as error:  # what torch and safetensors raise on a full disk
+            raise OSError(f"The state could not be written to {path}: is the disk full?") from error
+        accelerator.wait_for_everyone()
+        if alone:
+            write_text(folder / "progress.json", json.dumps(progress))
+    for other in path.parent.glob("step-*") if alone else ():
+        if other != path:
+            shutil.rmtree(other)

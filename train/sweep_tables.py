@@ -1,0 +1,80 @@
+"""The tables and curves of a sweep: README.md, runs.csv and curves.png of its folder."""
+
+import csv
+import io
+import math
+import shlex
+from pathlib import Path
+
+import optuna
+from optuna.trial import TrialState
+from run import read_history
+from run_queue import latest
+
+from cvlab import render
+from cvlab.files import read_json, write_text
+
+STATES = {"WAITING": "waiting", "RUNNING": "running", "COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}
+MEASURED = ("state", "epochs", "best val", "at epoch", "minutes")  # columns after the options
+
+
+def val_scores(folder: Path) -> dict[int, float]:
+    """val_accuracy or val_iou of a run, whichever it has, by epoch."""
+    named = {line["epoch"]: line.get("val_accuracy", line.get("val_iou")) for line in read_history(folder)}
+    return {epoch: score for epoch, score in named.items() if score is not None and math.isfinite(score)}
+
+
+def kept_epoch(folder: Path) -> int | None:
+    """The epoch whose weights a run kept; before its end the one with the highest score so far, None without any."""
+    scores, best = val_scores(folder), read_json(folder / "manifest.json").get("best_epoch")
+    return best if best in scores else max(scores, key=scores.get, default=None)
+
+
+def table(study: optuna.Study, out: Path) -> list[dict[str, str]]:
+    """One row a run: its options, its state, the epoch that it kept with the val score of that, minutes."""
+    rows, names = [], {}
+    for run, trial in sorted(latest(study).items()):
+        folder, options = out / f"{run:03}", trial.user_attrs["options"] or {}
+        history, epoch = read_history(folder), kept_epoch(folder)
+        measured = (
+            STATES[trial.state.name],
+            str(len(history)),
+            f"{val_scores(folder)[epoch]:.4f}" if epoch else "",
+            str(epoch or ""),
+            f"{sum(line['seconds'] for line in history) / 60:.1f}",
+        )
+        rows.append({"run": f"{run:03}", **options, **dict(zip(MEASURED, measured, strict=True))})
+        names |= options
+    return [{name: row.get(name, "") for name in ("run", *names, *MEASURED)} for row in rows]
+
+
+def markdown(rows: list[dict[str, str]], best: str | None) -> str:
+    """The table with aligned columns, so that a terminal can show it too; the best run in bold."""
+    lines = [list(rows[0]), ["---"] * len(rows[0])]
+    lines += [[f"**{cell}**" if cell and row["run"] == best else cell for cell in row.values()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
+
+
+def best_run(study: optuna.Study) -> str | None:
+    """The finished run with the highest val score, the first one if several have it; None if none has finished."""
+    done = {run: trial.value for run, trial in sorted(latest(study).items()) if trial.state == TrialState.COMPLETE}
+    return f"{max(done, key=done.get):03}" if done else None
+
+
+def write_tables(study: optuna.Study, out: Path) -> None:
+    """Writes README.md, runs.csv and curves.png with the runs so far."""
+    rows, best, plan = table(study, out), best_run(study), study.user_attrs["plan"]
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(out / "runs.csv", file.getvalue())
+    lines = [f"# Sweep of {plan['script']}\n", f"Every run has `{shlex.join(plan['fixed'])}`.\n"]
+    lines += [markdown(rows, best), "\nThe best run by validation is in bold. The test part was not read."]
+    curves = {row["run"]: scores for row in rows if (scores := val_scores(out / row["run"]))}
+    if curves:
+        kept = {run: kept_epoch(out / run) for run in curves}
+        render.save_png(render.many_curves(curves, kept, best), out / "curves.png")
+        lines.append("\n![validation curves](curves.png)")
+    write_text(out / "README.md", "\n".join(lines) + "\n")
