@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, and JSON that may not be there."""
+"""Writes files and folders whole or not at all, and reads JSON."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Writes beside the file, syncs and renames: whoever reads meets the old file or the new one, never half of it."""
+    """Writes a temporary file and renames it, so that a reader sees the old file or the new one, never half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     writing = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -45,7 +45,7 @@ def read_json(path: str | Path) -> dict:
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """Yields a folder beside `path` to fill; syncs it and renames it to `path`. After an error nothing is left."""
+    """Yields a temporary folder beside `path` to fill, and then renames it to `path`; after an error it is deleted."""
     path = Path(path)
     filling = beside(path)
     shutil.rmtree(filling, ignore_errors=True)
@@ -63,5 +63,5 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 
 def beside(path: Path) -> Path:
-    """Where `new_folder` fills the folder that becomes `path`."""
+    """The temporary folder of `new_folder`."""
     return path.with_name(f".{path.name}.tmp")

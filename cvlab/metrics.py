@@ -1,4 +1,4 @@
-"""Scores: count first, score at the end. Nothing is averaged over batches, so the batch size changes nothing."""
+"""Scores and calibration. Counts are added up first and scored at the end, so that the batch size changes nothing."""
 
 import math
 from collections.abc import Callable
@@ -16,22 +16,21 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, num_classes: int) -> T
     return torch.bincount(index.flatten(), minlength=num_classes**2).view(num_classes, num_classes)
 
 
-def wilson_interval(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """95% interval of a proportion (Wilson, "Probable Inference", 1927). (0, 1) where nothing was counted."""
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """95% interval of a proportion (Wilson, "Probable Inference", 1927); (0, 1) if nothing was counted."""
+    from scipy.stats import binomtest  # imported here: the page starts without scipy
+
     if n == 0:
         return 0.0, 1.0
-    p = successes / n
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    # At p = 0 and 1 the bound is exactly there; rounding may pass it by 1e-17.
-    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
+    found = binomtest(successes, n).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def segmentation_counts(predicted: Tensor, masks: Tensor) -> Tensor:
-    """(N, 4) int64 of true positive, false positive, false negative and true negative pixels of each image.
+    """The true positive, false positive, false negative and true negative pixels of each image, (N, 4) int64.
 
     Args:
-        predicted, masks: (N, C, H, W) bool. Pixels of all channels are counted together.
+        predicted, masks: (N, C, H, W) bool; the pixels of all channels are counted together.
     """
     tp = (predicted & masks).flatten(1).sum(1)
     fp = (predicted & ~masks).flatten(1).sum(1)
@@ -42,7 +41,7 @@ def segmentation_counts(predicted: Tensor, masks: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SegmentationScores:
-    """Scores over all pixels of a part, and the mean of the images' own iou. Empty masks predicted empty score 1."""
+    """Scores over all pixels, and the mean of the images' own iou. An empty mask that is predicted empty scores 1."""
 
     iou: float
     iou_per_image: float
@@ -56,7 +55,7 @@ def segmentation_scores(counts: Tensor | np.ndarray) -> SegmentationScores:
     """Scores from the (N, 4) counts of `segmentation_counts`."""
     counts = np.asarray(counts, dtype=np.float64)
     tp, fp, fn, tn = counts.sum(axis=0)
-    undefined = 0.0 if fp + fn else 1.0  # a score of nothing found, or of nothing to find, among errors and without
+    undefined = 0.0 if fp + fn else 1.0  # 0/0 counts as 0 if there were errors, else as 1
     union = counts[:, :3].sum(axis=1)
     per_image = np.divide(counts[:, 0], union, out=np.ones(len(counts)), where=union > 0)
     return SegmentationScores(
@@ -70,7 +69,7 @@ def segmentation_scores(counts: Tensor | np.ndarray) -> SegmentationScores:
 
 
 def bootstrap_intervals(counts: Tensor, resamples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """95% intervals of every score of `segmentation_scores`, by drawing whole images with replacement (percentiles)."""
+    """95% intervals of every score of `segmentation_scores`: percentiles over images drawn with replacement."""
     counts = np.asarray(counts)
     scores = [vars(segmentation_scores(counts[rows])) for rows in _resampled(len(counts), resamples, seed)]
     return {name: _middle_95([score[name] for score in scores]) for name in scores[0]}
@@ -82,11 +81,11 @@ def paired_interval(
     """Difference of a score between two models on the same images, with its 95% bootstrap interval.
 
     Args:
-        first, second: one row an image, such as right or wrong, or `segmentation_counts`.
+        first, second: a row for each image, such as right or wrong, or `segmentation_counts`.
         score: rows to a number, such as their mean.
 
     Returns:
-        score(first) - score(second), and the interval's bounds: images are drawn for both models together.
+        score(first) - score(second), and the bounds of the interval. The same images are drawn for both models.
     """
     differences = [score(first[rows]) - score(second[rows]) for rows in _resampled(len(first), resamples, seed)]
     return float(score(first) - score(second)), *_middle_95(differences)
@@ -102,12 +101,12 @@ def _middle_95(values: list[float]) -> tuple[float, float]:
 
 
 def reliability(probs: Tensor, labels: Tensor, bins: int = 15) -> np.ndarray:
-    """How sure the predictions were and how often right: (bins, 3) of mean confidence, accuracy, number of images.
+    """Mean confidence, accuracy and number of the images whose confidence is in each bin, (bins, 3).
 
     Args:
-        probs: (N, C), rows adding up to 1.
+        probs: (N, C), each row adding up to 1.
         labels: (N,).
-        bins: of equal width over the confidence of the predicted class; an empty bin is a row of zeros.
+        bins: number of bins of equal width over the probability of the predicted class; an empty bin has zeros.
     """
     confidence, predicted = probs.double().max(1)
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1  # (0, 1/bins] is the first, as in Guo et al.
@@ -121,16 +120,16 @@ def reliability(probs: Tensor, labels: Tensor, bins: int = 15) -> np.ndarray:
 def expected_calibration_error(probs: Tensor, labels: Tensor, bins: int = 15) -> float:
     """Mean distance between confidence and accuracy over the bins of `reliability`, weighted by their images.
 
-    Guo et al., equation 3.
+    Guo et al., "On Calibration of Modern Neural Networks", 2017, equation 3.
     """
     confidence, accuracy, count = reliability(probs, labels, bins).T
     return float((count * np.abs(confidence - accuracy)).sum() / count.sum())
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The T for which softmax(logits / T) has the least cross-entropy on these images (Guo et al., section 4.2).
+    """The temperature T for which softmax(logits / T) has the lowest cross-entropy (Guo et al., section 4.2).
 
-    Fit it on val: it changes how sure a model says it is, never what it predicts.
+    Fit it on val. It changes the probabilities, but never which class is predicted.
     """
     from scipy.optimize import minimize_scalar  # imported here: the page starts without scipy
 

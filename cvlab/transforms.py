@@ -1,4 +1,4 @@
-"""From a file to what a model sees: the one image opener, and the view, which evaluation and the page share."""
+"""From an image file to what a model sees. Training, evaluation and the page all open pictures here."""
 
 import math
 from collections.abc import Sequence
@@ -16,27 +16,27 @@ from cvlab.models import Model
 
 register_heif_opener()
 
-MAX_PIXELS = 80_000_000  # 240 MB decoded; larger than what phones and scanners usually save
-MIN_SIDE = 2  # a line of pixels is no picture
-# By content, whatever the file's name. Pillow knows more: among them EPS, a program that it hands to Ghostscript.
+MAX_PIXELS = 80_000_000  # 240 MB decoded; phones and scanners usually save less
+MIN_SIDE = 2  # pixels; a single line of them is not a picture
+# Recognised by content, not by the file's name. Pillow opens more, such as EPS, which is a program for Ghostscript.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "PPM", "JPEG2000")
 
 
 class ImageError(ValueError):
-    """A picture that cannot be opened; the message is a sentence for whoever chose it."""
+    """A picture cannot be opened. The message is a sentence for the person who chose it."""
 
 
 # --- the opener -------------------------------------------------------------------------------------------------------
 
 
 def open_image(path_or_file: str | Path | BinaryIO, at_least: int | None = None) -> Image.Image:
-    """Opens any picture upright, as 8-bit RGB: what every other function means by `image`.
+    """Opens any picture upright, as 8-bit RGB. This is what `image` means everywhere.
 
-    EXIF rotation is applied; transparency is laid on white; 16-bit and float pixels are brought to 8 bits; of an
-    animation the first frame is taken. What was done beyond that is listed in `image.info["notes"]`, as sentences.
+    EXIF rotation is applied, transparency becomes white, 16-bit and float pixels are scaled to 8 bits, and only the
+    first frame of an animation is used. `image.info["notes"]` has a sentence for each change that a user should know.
 
     Args:
-        at_least: a JPEG may be decoded smaller, which is several times faster, but not below so many pixels a side.
+        at_least: decode a JPEG smaller, which is several times faster, but to no fewer pixels a side than this.
 
     Raises:
         ImageError: not an image, cut off, empty, a line of pixels, or over MAX_PIXELS (checked before decoding).
@@ -55,7 +55,7 @@ def open_image(path_or_file: str | Path | BinaryIO, at_least: int | None = None)
             if at_least is not None:
                 image.draft("RGB", (at_least, at_least))
             image.load()
-            frames = getattr(image, "n_frames", 1)  # of an animation, or pages of a scan
+            frames = getattr(image, "n_frames", 1)  # also the pages of a scan
             notes = [f"Only the first of its {frames} frames is used."] if frames > 1 else []
             rgb = _to_rgb(ImageOps.exif_transpose(image), name, notes)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
@@ -66,7 +66,7 @@ def open_image(path_or_file: str | Path | BinaryIO, at_least: int | None = None)
         raise ImageError(f"{name} has too many pixels: cvlab opens up to {MAX_PIXELS / 1e6:.0f} million.") from error
     except ImageError:
         raise
-    except Exception as error:  # decoders raise anything: OSError, SyntaxError, EOFError, struct.error, ValueError ...
+    except Exception as error:  # decoders raise OSError, SyntaxError, EOFError, struct.error, ValueError ...
         raise ImageError(f"{name} is damaged or cut off and cannot be decoded.") from error
     rgb.info = {"notes": notes}
     return rgb
@@ -85,13 +85,13 @@ def _to_rgb(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
 
 
 def _to_8_bits(pixels: np.ndarray, name: str, notes: list[str]) -> np.ndarray:
-    """Grey pixels of 16 or 32 bits or floats, brought to 0..255 by the range that they use."""
+    """Grey pixels of 16 or 32 bits, or floats, scaled to 0..255 by the range that they use."""
     if not np.isfinite(pixels).all():
         raise ImageError(f"{name} has pixels that are not numbers (NaN or infinite).")
     low, high = float(pixels.min()), float(pixels.max())
-    if pixels.dtype.kind == "u" or (pixels.dtype.kind == "i" and low >= 0 and 255 < high <= 65535):  # u is of 16 bits
-        if high < 4096:  # cameras of microscopes often store 10 or 12 bits in 16; what is white to them is not said
-            notes.append(f"Its brightest pixel is {high:g} of 65535, so it is dark. Has it fewer bits? Scale it first.")
+    if pixels.dtype.kind == "u" or (pixels.dtype.kind == "i" and low >= 0 and 255 < high <= 65535):  # u: 16 bits
+        if high < 4096:  # microscopes often store 10 or 12 bits in 16, and the file does not say which value is white
+            notes.append(f"Its brightest pixel is {high:g} of 65535. Scale the picture if its camera has fewer bits.")
         return np.round(pixels / 257).astype(np.uint8)  # 65535 / 257 = 255
     if low >= 0 and high <= 1 and pixels.dtype.kind == "f":
         return np.round(pixels * 255).astype(np.uint8)
@@ -106,12 +106,12 @@ def _to_8_bits(pixels: np.ndarray, name: str, notes: list[str]) -> np.ndarray:
 
 
 def view(image: Image.Image, model: Model) -> Tensor:
-    """What a model sees of a photo: (1, 3, S, S) float32 in [0, 1], S = model.image_size."""
+    """What a model sees of a photo, (1, 3, S, S) float32 in [0, 1], where S = model.image_size."""
     return to_float(to_uint8(square_view(image, model)))[None]
 
 
 def square_view(image: Image.Image, model: Model) -> Image.Image:
-    """The same as a picture: a classifier sees the centre (`centre_view`), a segmenter the whole (`whole_view`)."""
+    """The same as a picture: the centre for a classifier (`centre_view`), all for a segmenter (`whole_view`)."""
     if model.task == "classification":
         return centre_view(image, model.image_size, model.crop_pct, model.interpolation)
     return whole_view(image, model.image_size)
@@ -120,16 +120,17 @@ def square_view(image: Image.Image, model: Model) -> Image.Image:
 def centre_view(
     image: Image.Image, image_size: int, crop_pct: float = 1.0, interpolation: str = "bilinear"
 ) -> Image.Image:
-    """Shorter side to floor(image_size / crop_pct), then the centre: timm's evaluation geometry."""
+    """Shorter side to floor(image_size / crop_pct), then a centre crop, as timm does in evaluation."""
     image = resize_shorter(image, math.floor(image_size / crop_pct), interpolation)
     left, top = round((image.width - image_size) / 2), round((image.height - image_size) / 2)
     return image.crop((left, top, left + image_size, top + image_size))
 
 
 def resize_shorter(image: Image.Image, size: int, interpolation: str = "bilinear") -> Image.Image:
-    """Shorter side to `size` pixels; of a panorama the middle, twice as long as it is high.
+    """Shorter side to `size` pixels. A panorama is first cropped to its middle, twice as long as wide.
 
-    `interpolation` is a name of PIL.Image.Resampling in lower case.
+    Args:
+        interpolation: a name of PIL.Image.Resampling in lower case.
     """
     width, height = image.size
     long, short = max(width, height), min(width, height)
@@ -147,17 +148,17 @@ def whole_view(image: Image.Image, image_size: int) -> Image.Image:
 
 
 def whole_mask(mask: Tensor, image_size: int) -> Tensor:
-    """Masks (C, H, W) bool squashed to a square by nearest neighbour: a bilinear mask would grow or shrink."""
+    """Masks (C, H, W) bool squashed to a square by nearest neighbour, because bilinear masks grow or shrink."""
     return F.interpolate(mask[None].to(torch.uint8), (image_size, image_size), mode="nearest-exact")[0].bool()
 
 
 def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """A segmenter's logits (N, C, S, S) bilinearly at a photo's own `size` (H, W), at which masks are scored."""
+    """A segmenter's logits (N, C, S, S) at a photo's own `size` (H, W), at which masks are scored; bilinear."""
     return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
 
 
 def to_uint8(image: Image.Image) -> Tensor:
-    """PIL RGB to (3, H, W) uint8, the form in which images are kept in memory."""
+    """PIL RGB to (3, H, W) uint8, the form in which images stay in memory."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 

@@ -22,7 +22,6 @@ ROOMS = {
     "data": {"models", "transforms", "files"},
     "explain": {"models"},
     "trust": {"explain", "models"},
-    "report": {"render", "explain", "models", "transforms"},
     "render": {"explain", "models", "transforms", "files"},
     "checkpoint": {"models", "files"},
     "page": {"checkpoint", "data", "explain", "files", "metrics", "models", "render", "transforms", "trust"},

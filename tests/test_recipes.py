@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from cvlab import checkpoint, report
+from cvlab import checkpoint, render
 from cvlab.data.evaluation import parts_of
 from cvlab.models import build
 from cvlab.transforms import open_image, square_view, to_uint8
@@ -115,7 +115,7 @@ def test_pictures_alone_are_explained_as_a_recipe_says(
     run("evaluate", tmp_path, "--recipe", "vgg16-grad-cam", "--stage", "stage1", "--images", *paths, "--out", tmp_path)
     drawn = Image.open(tmp_path / "report" / "photos" / "explained.png")
     views = torch.stack([to_uint8(square_view(open_image(path), model)) for path in paths])
-    expected = report.grad_cam_rows(model, views, ["0.png", "1.png"], "stage1", "jet", 0.4)
+    expected = render.grad_cam_rows(model, views, ["0.png", "1.png"], "stage1", "jet", 0.4)
     assert np.array_equal(np.asarray(drawn), np.asarray(expected))
     with pytest.raises(ValueError, match="stage1, stage2"):
         run("evaluate", tmp_path, "--recipe", "vgg16-grad-cam", "--images", paths[0], "--out", tmp_path)

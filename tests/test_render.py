@@ -9,14 +9,12 @@ from PIL import Image
 from cvlab.render import (
     COLORMAP,
     confusion_picture,
-    contribution_bars,
     curves,
     grid,
     heatmap_picture,
     mask_overlay,
     overlay,
     relative_heat,
-    row,
     save_png,
     to_picture,
 )
@@ -120,7 +118,7 @@ def assert_readable(picture):
 
 
 def test_a_row_grows_with_its_pictures(view):
-    one, three = row([to_picture(view)], ["a"]), row([to_picture(view)] * 3, ["a", "b", "c"])
+    one, three = (grid([to_picture(view)] * n, list("abc")[:n], columns=n) for n in (1, 3))
     assert_readable(one)
     assert_readable(three)
     assert three.width == pytest.approx(3 * one.width, abs=3)
@@ -156,15 +154,3 @@ def test_a_saved_picture_is_the_picture(view, tmp_path):
     save_png(to_picture(view), tmp_path / "report" / "view.png")
     assert Image.open(tmp_path / "report" / "view.png").convert("RGB") == to_picture(view)
     assert [path.name for path in (tmp_path / "report").iterdir()] == ["view.png"]
-
-
-def test_bars_run_from_zero_to_either_side_in_proportion():
-    pixels = np.asarray(contribution_bars({"skip1": 2.0, "bottleneck": -1.0, "biases": 0.0}, 1.0)).astype(int)
-    lengths = {}
-    for name, colour in {"for": (0, 114, 178), "against": (213, 94, 0), "score": (74, 74, 74)}.items():
-        bar = (np.abs(pixels - colour).max(2) < 3).sum(1).max()  # the widest row of this colour
-        lengths[name] = int(bar)
-    assert lengths["against"] == pytest.approx(lengths["for"] / 2, abs=4)
-    assert lengths["score"] == pytest.approx(lengths["for"] / 2, abs=4)
-    left = {c: (np.abs(pixels - c).max(2) < 3).nonzero()[1].min() for c in [(0, 114, 178), (213, 94, 0)]}
-    assert left[213, 94, 0] < left[0, 114, 178] - 0.8 * lengths["against"]  # leftwards from where the others begin

@@ -46,7 +46,8 @@ def main() -> None:
 
     examined = examine(read)
     faults = {path: each.fault for path, each in zip(read, examined, strict=True) if each.fault}
-    faults |= dict.fromkeys(sorted(files - set(read)), "training does not read it: not a picture's name, or its place.")
+    for path in sorted(files - set(read)):
+        faults[path] = "training does not read it, because of its place or the end of its name."
     findings = {"cannot be used": [f"{path.relative_to(args.data)}: {fault}" for path, fault in faults.items()]}
     pictures = [path for path in read if path not in faults]
     copies = copies_among([each for each in examined if not each.fault])
@@ -64,7 +65,7 @@ def main() -> None:
             print(f"  ... and {len(lines) - MOST_LINES} more")
     if args.out and copies:
         render.save_png(contact_sheet(copies, pictures), args.out)
-        print(f"\nThe pairs of copies, side by side: {args.out}")
+        print(f"\nPicture of the pairs of copies: {args.out}")
 
 
 def described(copy: Copy, pictures: list[Path], root: Path) -> str:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository r
 import cli
 from run import Run, open_run, start_from
 
-from cvlab import models, report
+from cvlab import models, render
 from cvlab.data import sets
 from cvlab.data.augment import mixing
 from cvlab.data.cache import Cache
@@ -103,8 +103,8 @@ def main() -> None:
     if ema:
         accelerator.register_for_checkpointing(ema)
     kept = ema.module if ema else bare
-    watched = torch.stack([val_set.images[i] for i in report.spread(val_set.labels, per_class=False)])
-    frame = partial(report.training_frame, kept, watched)
+    watched = torch.stack([val_set.images[i] for i in render.spread(val_set.labels, per_class=False)])
+    frame = partial(render.training_frame, kept, watched)
     run = Run(args, accelerator, state)
 
     for epoch in run.epochs(train_loader, args.epochs):

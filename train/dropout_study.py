@@ -31,13 +31,10 @@ from sweep_plan import NOT_FOR_RUNS, as_text, as_words
 
 from cvlab import checkpoint, models, render
 from cvlab.data.evaluation import note_test_read, parts_of, read_views
-from cvlab.explain import predict
+from cvlab.explain.many import predict_views
 from cvlab.files import read_json, write_text
 from cvlab.metrics import confusion_matrix, wilson_interval
 from cvlab.models import Model
-from cvlab.transforms import to_float
-
-BATCH_SIZE = 32  # fixed, as in evaluate.py
 
 
 def main() -> None:
@@ -126,7 +123,7 @@ def measured(folder: Path, read: dict[str, tuple[Tensor, list[int]]]) -> dict[st
     """Accuracy of a model on val and on test with its interval; the confusion matrix of test goes into its report."""
     model, scores = checkpoint.load(folder), {}
     for part, (views, labels) in read.items():
-        logits = torch.cat([predict(model, to_float(batch)) for batch in views.split(BATCH_SIZE)])
+        logits = torch.cat([*predict_views(model, views)])
         matrix = confusion_matrix(torch.tensor(labels), logits.argmax(1), len(model.class_names))
         right = int(matrix.trace())
         low, high = wilson_interval(right, len(labels))

@@ -2,17 +2,22 @@
 
     python train/evaluate.py checkpoints/flowers --data DIR --part test
     python train/evaluate.py runs/a --data DIR --part val --compare runs/b
-    python train/evaluate.py checkpoints/horses --images photo1.jpg photo2.jpg          Grad-CAM alone, no scores
+    python train/evaluate.py checkpoints/horses --images photo1.jpg photo2.jpg          Grad-CAM only, no scores
     python train/evaluate.py --recipe vgg16-grad-cam --images photo.jpg                 as published
 
-Scores go to metrics.json, their pictures and tables to report/README.md; pictures that show photographs are kept in
-report/photos/. The parts are cut by the seed that the model was trained with, so the test part was never trained on;
-every reading of it is noted in test_reads.jsonl.
+The parts are cut with the seed of the training, so nothing in test was trained on. Every reading of test is noted in
+test_reads.jsonl. OUT is --out, else the model's folder, else (for a model of the Hub) runs/hub/USER/NAME.
+
+OUT/metrics.json, OUT/report/         scores, and README.md with tables and pictures; photographs in report/photos/
+OUT/report/val/, report/NAME-test/    the same of other parts or other data, if OUT is the default or holds a model
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -20,98 +25,88 @@ import torch
 from PIL import Image
 from sklearn.metrics import classification_report
 from torch import Tensor
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import cli
 
-from cvlab import checkpoint, render, report
+from cvlab import checkpoint, metrics, render
 from cvlab.checkpoint import card
-from cvlab.data.evaluation import note_test_read, parts_of, read_views
+from cvlab.data.evaluation import is_own_test_part, note_test_read, parts_of, read_views
 from cvlab.data.parts import SHAPES, Parts
-from cvlab.explain import predict
+from cvlab.explain.many import predict_views
 from cvlab.files import write_text
-from cvlab.metrics import (
-    bootstrap_intervals,
-    confusion_matrix,
-    expected_calibration_error,
-    fit_temperature,
-    paired_interval,
-    reliability,
-    segmentation_counts,
-    segmentation_scores,
-    wilson_interval,
-)
 from cvlab.models import Model
-from cvlab.transforms import open_image, resize_logits, square_view, to_float, to_uint8
+from cvlab.transforms import open_image, resize_logits, square_view, to_uint8
 
-BATCH_SIZE = 32  # fixed: the scores of a model do not depend on how it was asked
+# What metrics.json holds, the lines of the report, and by file name the functions that draw its pictures.
+Evaluation = tuple[dict, list[str], dict[str, Callable[[], Image.Image]]]
 
 
 def main() -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", help="folder of a model, or its name on the Hub")
-    parser.add_argument("--data", type=Path, help="data folder; without one, synthetic scenes (cvlab/data/shapes.py)")
+    parser.add_argument("--data", type=Path, help="data folder, or torchvision:NAME; by default synthetic scenes")
     parser.add_argument("--part", choices=("test", "val", "train", "all"), default="test")
-    parser.add_argument("--compare", metavar="CHECKPOINT", help="a second model, on the same images")
-    parser.add_argument("--explain", choices=("six", "classes"), default="six", help="six images, or 5 classes x 2")
-    parser.add_argument("--images", type=Path, nargs="+", help="explain these pictures instead; without --data no more")
-    parser.add_argument("--stage", help="a classifier is explained there; by default at its last stage")
+    parser.add_argument("--compare", metavar="CHECKPOINT", help="a second model, on the same pictures")
+    parser.add_argument("--explain", choices=("six", "classes"), default="six", help="six pictures, or 2 of 5 classes")
+    parser.add_argument("--images", type=Path, nargs="+", help="explain these; without --data nothing is measured")
+    parser.add_argument("--stage", help="stage at which a classifier is explained, by default its last")
     parser.add_argument("--colormap", choices=("inferno", "viridis", "jet"), default=render.COLORMAP)
     parser.add_argument("--opacity", type=float, default=0.7, help="of an overlay where the evidence is strongest")
-    parser.add_argument("--out", type=Path, help="where the report goes; by default the checkpoint's folder")
+    parser.add_argument("--out", type=Path, help="where the report goes, by default the model's folder")
     args = parser.parse_args()
     if args.checkpoint is None:
         parser.error("which model? Give the folder of a checkpoint, or a name on the Hub.")
     model = checkpoint.load(args.checkpoint)
-    out = args.out or Path(args.checkpoint)
+    other = checkpoint.load(args.compare) if args.compare else None
+    folder = Path(args.checkpoint)
+    out = args.out or (folder if folder.is_dir() else "runs/hub" / folder)  # USER/NAME would hide the Hub's model
+    report, figures = out / "report", out / "metrics.json"
     if args.images and args.data is None:
-        path = out / "report" / "photos" / "explained.png"
-        names = [image.name for image in args.images]
-        render.save_png(explanations(model, open_views(args.images, model), names, args), path)
-        print(f"Written: {path}")
+        render.save_png(explanations(model, *opened(args.images, model), args), report / "photos" / "explained.png")
+        print(f"Written: {report / 'photos' / 'explained.png'}")
         return
     parts, trained_on = parts_of(model, args.data, args.part)
     if args.part == "test":
         note_test_read(out, parts.name)
+    own = is_own_test_part(model, parts)
+    if not (own and args.part == "test") and (args.out is None or (out / "config.json").is_file()):
+        report = out / "report" / (args.part if own else f"{parts.name}-{args.part}")
+        figures = report / "metrics.json"
 
     evaluate = evaluate_classifier if model.task == "classification" else evaluate_segmenter
-    other = checkpoint.load(args.compare) if args.compare else None
-    args.report = out / "report"
-    # Photographs stay apart from what may be published; synthetic scenes may be shown to anyone.
-    metrics, lines = evaluate(
-        model, other, parts, args, args.report if parts.name == SHAPES else args.report / "photos"
-    )
+    found, lines, pictures = evaluate(model, other, parts, args)
+    write_text(figures, json.dumps(found, indent=1) + "\n")
     if trained_on and args.part in ("train", "all"):
         lines.append(f"\n{trained_on} of these pictures were trained on: this is no estimate for unseen ones.")
     lines += [f"\n{note}" for note in dict.fromkeys(parts.notes)]
+    print("\n".join(lines))
+    for name, draw in pictures.items():
+        if parts.name == SHAPES:
+            name = name.removeprefix("photos/")  # drawn scenes may be published
+        render.save_png(draw(), report / name)
+        lines.append(f"\n![{Path(name).stem.replace('_', ' ')}]({name})")
     if parts.name != SHAPES:
-        lines.append("\nPictures with photographs are in photos/, which is published only by --with-photos.")
-    write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    title = f"# {Path(args.checkpoint).name} on the part {args.part!r} of {parts.name}\n"
-    write_text(args.report / "README.md", "\n".join([title, *lines]) + "\n")
-    if (out / "config.json").is_file():
+        lines.append("\nPictures with photographs are in photos/, which is published only with --with-photos.")
+    title = f"# {Path(args.checkpoint).name} on the part {args.part} of {parts.name}\n"
+    write_text(report / "README.md", "\n".join([title, *lines]) + "\n")
+    if figures == out / "metrics.json" and (out / "config.json").is_file():
         card.write(out)
-    print("\n".join(line for line in lines if not line.startswith("\n![")))
-    print(f"\nWritten: {out / 'metrics.json'} and {args.report / 'README.md'}")
+    print(f"\nWritten: {figures} and {report / 'README.md'}")
 
 
-def evaluate_classifier(
-    model: Model, other: Model | None, parts: Parts, args: argparse.Namespace, folder: Path
-) -> tuple[dict, list[str]]:
-    """Accuracy, per-class scores, calibration, pictures: what goes into metrics.json, and the lines of the report."""
+def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: argparse.Namespace) -> Evaluation:
+    """Accuracy, scores of each class and calibration: for metrics.json, as lines of the report, and as pictures."""
     views, labels = read_views(parts, args.part, model)
-    labels = torch.tensor(labels)
-    logits = predict_all(model, views)
+    labels, logits = torch.tensor(labels), torch.cat([*predict_views(model, views)])
     probs, predicted = logits.softmax(1), logits.argmax(1)
     right = predicted == labels
-    accuracy = interval(right.double().mean().item(), wilson_interval(int(right.sum()), len(labels)))
-    names, indices = model.class_names, range(len(model.class_names))
-    table = classification_report(
-        labels, predicted, labels=indices, target_names=names, output_dict=True, zero_division=0
-    )
-    calibration = {"expected_calibration_error": expected_calibration_error(probs, labels)}
+    accuracy = interval(right.double().mean().item(), metrics.wilson_interval(int(right.sum()), len(labels)))
+    names, options = model.class_names, {"output_dict": True, "zero_division": 0}
+    table = classification_report(labels, predicted, labels=range(len(names)), target_names=names, **options)
+    error = metrics.expected_calibration_error(probs, labels)
+    found = {"part": args.part, "n": len(labels), "accuracy": accuracy, "expected_calibration_error": error}
     lines = [
         f"Accuracy **{accuracy['value']:.4f}** (95% Wilson interval {accuracy['low']:.4f} to {accuracy['high']:.4f}), "
         f"{len(labels)} pictures.\n",
@@ -119,106 +114,88 @@ def evaluate_classifier(
     ]
     for name in names:
         row = table[name]
-        scores = " | ".join(f"{row[score]:.3f}" for score in ("precision", "recall", "f1-score"))
-        lines.append(f"| {name} | {scores} | {row['support']:.0f} |")
-    lines.append(f"\nExpected calibration error {calibration['expected_calibration_error']:.4f}.")
+        cells = " | ".join(f"{row[score]:.3f}" for score in ("precision", "recall", "f1-score"))
+        lines.append(f"| {name} | {cells} | {row['support']:.0f} |")
+    lines.append(f"\nExpected calibration error {error:.4f}.")
     if args.part == "test":
         val_views, val_labels = read_views(parts, "val", model)
-        temperature = fit_temperature(predict_all(model, val_views), torch.tensor(val_labels))
-        after = expected_calibration_error((logits / temperature).softmax(1), labels)
-        calibration |= {"temperature": temperature, "expected_calibration_error_at_temperature": after}
+        temperature = metrics.fit_temperature(torch.cat([*predict_views(model, val_views)]), torch.tensor(val_labels))
+        after = metrics.expected_calibration_error((logits / temperature).softmax(1), labels)
+        found |= {"temperature": temperature, "expected_calibration_error_at_temperature": after}
         lines[-1] += f" At temperature {temperature:.3f}, fitted on val, {after:.4f}."
-    metrics = {"part": args.part, "n": len(labels), "accuracy": accuracy, **calibration}
-    metrics["classes"] = {name: table[name] for name in names}
+    found["classes"] = {name: table[name] for name in names}
     if other:
-        other_right = predict_all(other, read_views(parts, args.part, other)[0]).argmax(1) == labels
-        difference = paired_interval(right.double().numpy(), other_right.double().numpy(), np.mean)
-        lines.append(compared(metrics, args.compare, "accuracy", difference))
+        other_views, _ = read_views(parts, args.part, other)
+        other_right = torch.cat([*predict_views(other, other_views)]).argmax(1) == labels
+        lines.append(add_comparison(found, args.compare, "accuracy", right.double(), other_right.double(), np.mean))
 
-    matrix = confusion_matrix(labels, predicted, len(names))
-    picture(render.confusion_picture(matrix, names), args.report / "confusion_matrix.png", lines)
-    picture(render.reliability_picture(reliability(probs, labels)), args.report / "reliability.png", lines)
+    chosen = render.spread(labels, args.explain == "classes")
+    chosen = opened(args.images, model) if args.images else (views[chosen], [names[i] for i in labels[chosen]])
+    matrix = metrics.confusion_matrix(labels, predicted, len(names))
+    pictures = {
+        "confusion_matrix.png": lambda: render.confusion_picture(matrix, names),
+        "reliability.png": lambda: render.reliability_picture(metrics.reliability(probs, labels)),
+    }
     if not right.all():
-        picture(report.misclassified(model, views, labels, predicted), folder / "misclassified.png", lines)
-    chosen = report.spread(labels, args.explain == "classes")
-    explained, titles = views[chosen], [names[label] for label in labels[chosen]]
-    if args.images:
-        explained, titles = open_views(args.images, model), [path.name for path in args.images]
-    picture(explanations(model, explained, titles, args), folder / "grad_cam.png", lines)
-    return metrics, lines
+        pictures["photos/misclassified.png"] = lambda: render.misclassified(model, views, labels, predicted)
+    pictures["photos/grad_cam.png"] = lambda: explanations(model, *chosen, args)
+    return found, lines, pictures
 
 
-def evaluate_segmenter(
-    model: Model, other: Model | None, parts: Parts, args: argparse.Namespace, folder: Path
-) -> tuple[dict, list[str]]:
-    """Scores over all pixels at the photos' own resolution, threshold curve, pictures; the same two returned."""
+def evaluate_segmenter(model: Model, other: Model | None, parts: Parts, args: argparse.Namespace) -> Evaluation:
+    """Scores over all pixels at the photos' own resolution, and the best threshold on val: returned as above."""
     views, masks = read_views(parts, args.part, model)
     (counts,) = mask_counts(model, views, masks, [model.threshold])
-    scores, intervals = vars(segmentation_scores(counts)), bootstrap_intervals(counts)
-    metrics = {"part": args.part, "n": len(masks), "threshold": model.threshold}
-    metrics |= {name: interval(value, intervals[name]) for name, value in scores.items()}
+    scores, intervals = vars(metrics.segmentation_scores(counts)), metrics.bootstrap_intervals(counts)
+    found = {"part": args.part, "n": len(masks), "threshold": model.threshold}
+    found |= {name: interval(value, intervals[name]) for name, value in scores.items()}
     lines = [
         f"{len(masks)} pictures, all pixels of each at its own resolution, threshold {model.threshold:g}; "
         "95% intervals by bootstrap over pictures.\n",
         "| score | value | 95% interval |\n| --- | --- | --- |",
     ]
-    lines += [
-        f"| {name} | {value:.4f} | {'{:.4f} to {:.4f}'.format(*intervals[name])} |" for name, value in scores.items()
-    ]
+    for name, value in scores.items():
+        lines.append(f"| {name} | {value:.4f} | {intervals[name][0]:.4f} to {intervals[name][1]:.4f} |")
     if other:
         (other_counts,) = mask_counts(other, read_views(parts, args.part, other)[0], masks, [other.threshold])
-        difference = paired_interval(counts.numpy(), other_counts.numpy(), lambda rows: segmentation_scores(rows).iou)
-        lines.append(compared(metrics, args.compare, "iou", difference))
+        lines.append(add_comparison(found, args.compare, "iou", counts, other_counts, iou))
 
+    pictures = {}
     if args.part in ("test", "val"):
-        lines += threshold_curve(model, parts, metrics, args.report)
-    per_image = np.array([segmentation_scores(row[None]).iou for row in counts])
-    order = np.argsort(per_image, kind="stable")
+        thresholds = [round(0.05 * step, 2) for step in range(1, 20)]
+        ious = [iou(each) for each in mask_counts(model, *read_views(parts, "val", model), thresholds)]
+        found["threshold_curve_on_val"] = dict(zip(map(str, thresholds), ious, strict=True))
+        lines.append(f"\nOn val the threshold {thresholds[np.argmax(ious)]:g} gives the highest iou, {max(ious):.4f}.")
+        pictures["threshold.png"] = lambda: render.threshold_picture(thresholds, ious, model.threshold)
+    per_image = np.array([iou(row[None]) for row in counts])
+    order = np.argsort(per_image, kind="stable").tolist()
     for name, chosen in (("worst", order[:4]), ("best", order[::-1][:4])):
-        pairs = report.mask_pairs(model, views[chosen.copy()], [masks[i] for i in chosen], per_image[chosen])
-        picture(pairs, folder / f"{name}.png", lines)
-    explained = open_views(args.images, model) if args.images else views[:: -(-len(views) // 5)]
-    picture(explanations(model, explained, [], args), folder / "stages.png", lines)
-    return metrics, lines
+        shown = views[chosen], [masks[i] for i in chosen], per_image[chosen]
+        pictures[f"photos/{name}.png"] = partial(render.mask_pairs, model, *shown)
+    explained = opened(args.images, model)[0] if args.images else views[:: -(-len(views) // 5)]
+    pictures["photos/stages.png"] = lambda: explanations(model, explained, [], args)
+    return found, lines, pictures
 
 
 def explanations(model: Model, views: Tensor, titles: list[str], args: argparse.Namespace) -> Image.Image:
-    """Grad-CAM of a classifier's predicted classes, or of a segmenter's masks at every stage."""
+    """Grad-CAM of a classifier's predicted classes, or of a segmenter's predicted masks at every stage."""
     if model.task == "classification":
-        return report.grad_cam_rows(model, views, titles, args.stage, args.colormap, args.opacity)
-    return report.stage_rows(model, views, args.colormap, args.opacity)
+        return render.grad_cam_rows(model, views, titles, args.stage, args.colormap, args.opacity)
+    return render.stage_rows(model, views, args.colormap, args.opacity)
 
 
-def threshold_curve(model: Model, parts: Parts, metrics: dict, folder: Path) -> list[str]:
-    """iou on val over the threshold: into the metrics and, as a picture, into the report, whose lines are returned."""
-    thresholds = [round(0.05 * step, 2) for step in range(1, 20)]
-    ious = [segmentation_scores(each).iou for each in mask_counts(model, *read_views(parts, "val", model), thresholds)]
-    metrics["threshold_curve_on_val"] = dict(zip(map(str, thresholds), ious, strict=True))
-    lines = [f"\nOn val the threshold {thresholds[np.argmax(ious)]:g} gives the highest iou, {max(ious):.4f}."]
-    picture(render.threshold_picture(thresholds, ious, model.threshold), folder / "threshold.png", lines)
-    return lines
-
-
-def open_views(paths: list[Path], model: Model) -> Tensor:
-    """The same of single pictures."""
-    return torch.stack([to_uint8(square_view(open_image(path), model)) for path in paths])
-
-
-def predict_all(model: Model, views: Tensor) -> Tensor:
-    """Logits (N, C) of uint8 views (N, 3, S, S)."""
-    batches = tqdm(views.split(BATCH_SIZE), "predicting", leave=False)
-    return torch.cat([predict(model, to_float(batch)) for batch in batches])
+def opened(paths: list[Path], model: Model) -> tuple[Tensor, list[str]]:
+    """Single pictures as the model sees them, (N, 3, S, S) uint8, and their names."""
+    return torch.stack([to_uint8(square_view(open_image(path), model)) for path in paths]), [p.name for p in paths]
 
 
 def mask_counts(model: Model, views: Tensor, masks: list[Tensor], thresholds: list[float]) -> list[Tensor]:
     """For each threshold the (N, 4) counts of `segmentation_counts` at the masks' own resolution."""
     counts: list[list[Tensor]] = [[] for _ in thresholds]
-    for start in tqdm(range(0, len(views), BATCH_SIZE), "predicting", leave=False):
-        logits = predict(model, to_float(views[start : start + BATCH_SIZE]))
-        for square, mask in zip(logits, masks[start : start + BATCH_SIZE], strict=True):
-            probs = resize_logits(square[None], mask.shape[-2:]).sigmoid()
-            for each, threshold in zip(counts, thresholds, strict=True):
-                each.append(segmentation_counts(probs > threshold, mask[None]))
+    for logits, mask in zip(chain.from_iterable(predict_views(model, views)), masks, strict=True):
+        probs = resize_logits(logits[None], mask.shape[-2:]).sigmoid()
+        for each, threshold in zip(counts, thresholds, strict=True):
+            each.append(metrics.segmentation_counts(probs > threshold, mask[None]))
     return [torch.cat(each) for each in counts]
 
 
@@ -227,18 +204,16 @@ def interval(value: float, bounds: tuple[float, float]) -> dict:
     return {"value": value, "low": bounds[0], "high": bounds[1]}
 
 
-def compared(metrics: dict, other: str, score: str, difference: tuple[float, float, float]) -> str:
-    """Adds the paired difference between two models to the metrics, and returns the report's line."""
-    value, low, high = difference
-    metrics["compared"] = {"with": other, "score": score, "difference": interval(value, (low, high))}
+def iou(counts: Tensor) -> float:
+    """Over all images of `segmentation_counts`."""
+    return metrics.segmentation_scores(counts).iou
+
+
+def add_comparison(found: dict, other: str, score: str, ours: Tensor, theirs: Tensor, score_of: Callable) -> str:
+    """Adds the difference from another model to what metrics.json holds, and returns the line of the report."""
+    value, low, high = metrics.paired_interval(ours.numpy(), theirs.numpy(), score_of)
+    found["compared"] = {"with": other, "score": score, "difference": interval(value, (low, high))}
     return f"\n{score} minus that of {other}, same pictures: {value:+.4f} (95% interval {low:+.4f} to {high:+.4f})."
-
-
-def picture(image: Image.Image, path: Path, lines: list[str]) -> None:
-    """Saves a picture and adds it to the report, which is in the folder report/ above it."""
-    render.save_png(image, path)
-    inside = path.name if path.parent.name == "report" else f"{path.parent.name}/{path.name}"
-    lines.append(f"\n![{path.stem.replace('_', ' ')}]({inside})")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import repeat
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def main() -> None:
     samples = parts.samples[args.part]
     names = [f"scene {each}" if data is None else each[0].relative_to(data).as_posix() for each in samples]
 
-    settings = {"data": parts.name, "part": args.part, "pictures": hash_of(json.dumps(names).encode())}
+    settings = {"data": parts.name, "part": args.part, "pictures": hash_of([json.dumps(names).encode()])}
     settings |= {"weights": weights_hash(model), "stages": stages, "methods": args.methods, "batch": size}
     if other:
         method, (stage, other_stage) = args.methods[0], compared_stages(model, other, stages)
@@ -158,13 +158,16 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def weights_hash(model: Model) -> str:
-    """A hash of a model's weights."""
-    return hash_of(*(tensor.contiguous().numpy().tobytes() for tensor in model.state_dict().values()))
+    """A short hash of a model's weights."""
+    return hash_of(tensor.contiguous().numpy().tobytes() for tensor in model.state_dict().values())
 
 
-def hash_of(*contents: bytes) -> str:
+def hash_of(contents: Iterable[bytes]) -> str:
     """A short hash of bytes."""
-    return hashlib.sha256(b"".join(contents)).hexdigest()[:16]
+    sha = hashlib.sha256()
+    for content in contents:
+        sha.update(content)
+    return sha.hexdigest()[:16]
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository r
 import cli
 from run import Run, open_run, start_from
 
-from cvlab import models, report
+from cvlab import models, render
 from cvlab.data import sets
 from cvlab.data.cache import Cache
 from cvlab.data.parts import segmentation_parts
@@ -84,7 +84,7 @@ def main() -> None:
         model, optimizer, scheduler, train_loader, val_loader
     )
     kept = accelerator.unwrap_model(model)
-    frame = partial(report.training_frame, kept, torch.stack(val_set.images[:2]), masks=val_masks)
+    frame = partial(render.training_frame, kept, torch.stack(val_set.images[:2]), masks=val_masks)
     run = Run(args, accelerator, state, counts=4)
 
     for epoch in run.epochs(train_loader, args.epochs):

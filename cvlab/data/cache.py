@@ -1,4 +1,4 @@
-"""Decoded images that every epoch reads again: in memory, and beyond a limit in a file that is mapped into it."""
+"""Keeps decoded images for all epochs: in memory up to a limit, the rest in a memory-mapped temporary file."""
 
 import tempfile
 from collections.abc import Iterable
@@ -14,17 +14,17 @@ BLOCK = 2**26  # bytes
 
 @dataclass
 class Cache:
-    """Keeps tensors of uint8 or bool, which are the same to read wherever they lie.
+    """Keeps tensors of uint8 or bool. They are read in the same way from memory and from the file.
 
-    The file has no name and is gone with the process, however that ends. Its pages are the system's own cache of files:
-    it takes them back where memory is short, and reads them again.
+    The file has no name, so the system deletes it when the process ends, also after a crash. If memory runs short, the
+    system drops the file's pages and reads them again later.
 
     Attributes:
         limit: bytes that may stay in memory.
-        folder: of the file; by default that of temporary files, which on some systems lies in memory itself.
+        folder: where the file is; by default the system's folder of temporary files, which may itself be in memory.
         in_memory, in_file: bytes kept so far.
-        block, used: the last piece of memory, and how much of it is taken. Pictures stand in pieces of their own: among
-            what decoding leaves behind they would take half as much again.
+        block, used: the current block of memory, and how many of its bytes are taken. Blocks of their own keep pictures
+            apart from the small gaps that decoding leaves, which would cost half as much memory again.
     """
 
     limit: float = 4e9
@@ -39,10 +39,10 @@ class Cache:
         return f"{self.in_memory / 1e6:.0f} MB in memory{beyond if self.in_file else ''}"
 
     def keep(self, rows: Iterable[tuple]) -> list[tuple]:
-        """The same rows, their tensors kept: once they fill the limit, as views of the file.
+        """The same rows with their tensors kept: in memory, or beyond the limit as views of the file.
 
         Raises:
-            OSError: the file cannot be made or the disk is full.
+            OSError: the file cannot be created, or the disk is full.
         """
         kept = []
         with tempfile.TemporaryFile(dir=self.folder) as file:
@@ -66,8 +66,8 @@ class Cache:
         except OSError as error:
             where = self.folder or tempfile.gettempdir()
             raise OSError(
-                f"The decoded pictures do not fit into {where}: {error.strerror}. Free some of that disk, "
-                "or keep more of them in memory with --cache-limit."
+                f"The decoded pictures do not fit into {where}: {error.strerror}. Free some space on "
+                "that disk, or keep more of them in memory with --cache-limit."
             ) from error
         self.in_file += tensor.nbytes
         return place
@@ -75,7 +75,7 @@ class Cache:
 
 @dataclass
 class _Place:
-    """Where in the file a tensor lies."""
+    """The place of a tensor in the file or in a block."""
 
     start: int
     shape: torch.Size

@@ -1,8 +1,8 @@
 """Copies of a picture: the same file under another name, or the same photo saved again, resized or mirrored.
 
-A photo that trains and also tests proves nothing, and public data sets hold many such pairs. Every picture is reduced
-to two small thumbnails, 16 x 16 in colour and 32 x 32 in grey, each less its mean and of length 1, so that their inner
-product is a correlation; two pictures are copies where both are high, as they are or one of them mirrored.
+A photo in both train and test makes the test worthless, and public data sets have many such pairs. Every picture is
+reduced to two thumbnails, 16 x 16 in colour and 32 x 32 in grey, with mean 0 and length 1, so that inner products are
+correlations. Two pictures are copies if both correlations are high, directly or mirrored.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 from cvlab.transforms import ImageError, open_image
 
-COARSE, FINE = 0.99, 0.985  # least correlations of copies; other photos of one scene stay below at least one of them
-BLOCK = 2048  # rows of the table of correlations that are held at once
+COARSE, FINE = 0.99, 0.985  # lowest correlations of copies; for other photos of a scene at least one is lower
+BLOCK = 2048  # rows of the table of correlations that are in memory at once
 
 
 class Copy(NamedTuple):
-    """Pictures number `first` < `second`; `exact` where the files are equal byte for byte."""
+    """The positions `first` < `second` of two copies; `exact` if the files are equal byte for byte."""
 
     first: int
     second: int
@@ -34,18 +34,18 @@ class Copy(NamedTuple):
 
 
 def fingerprint(path: Path) -> str:
-    """A short hash of a file's contents: the same file is recognised under another name."""
+    """A short hash of a file's contents. It recognises the same file under another name."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 class Examined(NamedTuple):
-    """What is kept of a file to compare it with others.
+    """What is needed of a file to compare it with others.
 
     Attributes:
-        fingerprint: of its contents.
-        coarse, fine: thumbnails (16, 16, 3) and (32, 32), less their mean and of length 1; zero, and so like nothing
-            else, without structure or where the file cannot be opened.
-        fault: why it cannot be opened, as a sentence, or None.
+        fingerprint: hash of its contents.
+        coarse, fine: thumbnails (16, 16, 3) and (32, 32) with mean 0 and length 1. A picture of one colour, or a file
+            that cannot be opened, has zeros, which correlate with nothing.
+        fault: a sentence why the file cannot be opened, or None.
     """
 
     fingerprint: str
@@ -61,7 +61,7 @@ def examine(paths: Sequence[Path]) -> list[Examined]:
 
 
 def find_copies(paths: Sequence[Path]) -> list[Copy]:
-    """All pairs of copies among files. Those that cannot be opened are only compared as bytes."""
+    """All pairs of copies among files. Files that cannot be opened are only compared byte for byte."""
     return copies_among(examine(paths))
 
 
@@ -77,7 +77,7 @@ def copies_among(examined: Sequence[Examined]) -> list[Copy]:
             found[i, j] = Copy(i, j, exact=True)
     coarse = torch.from_numpy(np.stack([each.coarse for each in examined]))
     fine = torch.from_numpy(np.stack([each.fine for each in examined]))
-    for others, other_fine in ((coarse, fine), (coarse.flip(2), fine.flip(2))):  # as they are, and mirrored
+    for others, other_fine in ((coarse, fine), (coarse.flip(2), fine.flip(2))):  # directly, and mirrored
         for start in range(0, len(coarse), BLOCK):
             rows = coarse[start : start + BLOCK].flatten(1)
             pairs = (rows @ others[start:].flatten(1).T > COARSE).nonzero() + start
@@ -89,7 +89,7 @@ def copies_among(examined: Sequence[Examined]) -> list[Copy]:
 
 
 def grouped(count: int, copies: Iterable[Copy]) -> list[int]:
-    """The number of its group for each of `count` files; copies of a picture, and copies of those, are one group."""
+    """A group number for each of `count` files. Copies of a picture, and their copies, have the same number."""
     pairs = [(copy.first, copy.second) for copy in copies]
     first, second = zip(*pairs, strict=True) if pairs else ((), ())
     links = coo_array((np.ones(len(pairs)), (first, second)), shape=(count, count))

@@ -27,23 +27,20 @@ def existing(folder: str | Path) -> Path:
 def class_pictures(folder: Path) -> dict[str, dict[str, list[Path]]]:
     """The pictures of a classification folder by part and class: {"train": {"cat": [...], "dog": [...]}, "val": ...}.
 
-    A folder without parts of its own has one part, "all". The classes are the folders in train, or in "all".
+    A folder without parts of its own has one part, "all". The classes are the folders in train (or in "all") that are
+    not hidden.
     """
     roots = {part: folder / name for name, part in PART_FOLDERS.items() if (folder / name).is_dir()}
     if "train" not in roots or len(roots) == 1:
         roots = {"all": folder}
-    names = class_folders(roots.get("train", folder))
+    folders = sorted(path for path in roots.get("train", folder).iterdir() if path.is_dir())
+    names = [path.name for path in folders if not path.name.startswith(".")]
     return {part: {name: pictures_in(root / name) for name in names} for part, root in roots.items()}
 
 
 def mask_files(folder: Path) -> dict[Path, Path]:
     """The pictures of a segmentation folder, images/NAME.*, and where their masks belong: masks/NAME.png."""
     return {path: folder / "masks" / f"{path.stem}.png" for path in pictures_in(folder / "images")}
-
-
-def class_folders(folder: Path) -> list[str]:
-    """The names of the folders in a folder, sorted, without hidden ones."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def pictures_in(folder: Path) -> list[Path]:

@@ -103,6 +103,7 @@ def mask_classes(masks: list[Path]) -> tuple[int, list[str], list[str]]:
         values = list(tqdm(pool.map(values_in, masks), "checking masks", len(masks), leave=False))
     unreadable = [found for found in values if isinstance(found, str)]
     opened = {path: found for path, found in zip(masks, values, strict=True) if not isinstance(found, str)}
+    # Masks of one class are 0/1 or 0/255; with any other values all masks must be class indices.
     more = {path: found for path, found in opened.items() if not found <= {0, 1} and not found <= {0, 255}}
     highest = max(map(max, opened.values())) if more else 1
     if highest <= MAX_MASK_CLASSES:

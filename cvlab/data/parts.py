@@ -141,12 +141,11 @@ def classification_parts(
     the copy in train is left out and named.
 
     Args:
-        split_seed: seed of the cut.
         per_class: pictures of each class for train and for val; the rest is for test.
         image_size: of the synthetic scenes, pixels.
         allow_leaks: continue although val and test share files.
         needed: parts in which every class must have a picture.
-        classes: use only the first so many classes, in the order of their names.
+        classes: use only the first so many classes, by name.
 
     Raises:
         DataError: no such folder, fewer than two classes, a class with too few pictures, or a file in val and test.
@@ -213,7 +212,6 @@ def segmentation_parts(
     The values of masks are 0/1, 0/255, or class indices with 0 as background.
 
     Args:
-        split_seed: seed of the cut.
         class_names: a name for each channel; by default "foreground", or "class 1", "class 2", ...
         image_size: of the synthetic scenes, pixels.
         needed: parts that must have a picture.

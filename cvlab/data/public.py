@@ -1,12 +1,12 @@
-"""Public data sets by name: torchvision fetches them, and they are laid out once as the folders that cvlab trains on.
+"""Public data sets by name: torchvision downloads them, and they are arranged once into folders that cvlab reads.
 
     torchvision:flowers102      ROOT/folders/flowers102/{train,val,test}/001 pink primrose/image_06734.jpg
     torchvision:caltech101      ROOT/folders/caltech101/accordion/image_0001.jpg
     torchvision:caltech256      ROOT/folders/caltech256/001.ak47/001_0001.jpg
     torchvision:oxfordiiitpet   ROOT/folders/oxfordiiitpet/{images,masks}/Abyssinian_1.*
 
-ROOT is ~/.cache/cvlab, or what the environment variable CVLAB_DATA says; torchvision's own files lie beside `folders`.
-The pictures are links to torchvision's, so they take no second room.
+ROOT is the folder in the environment variable CVLAB_DATA, by default ~/.cache/cvlab. torchvision's own files are beside
+`folders`; the pictures are hard links to them and take no extra space.
 """
 
 import os
@@ -23,24 +23,26 @@ SCHEME = "torchvision:"
 
 
 def folder_of(name: str) -> Path:
-    """The folder of a data set "torchvision:NAME", fetched where it is not there yet.
+    """The folder of a data set "torchvision:NAME". It is downloaded if it is not there yet.
 
     Raises:
-        ValueError: no data set of this name.
-        FileNotFoundError: it is not there and cannot be fetched; the sentence says where it belongs.
+        ValueError: there is no data set of this name.
+        FileNotFoundError: it is not there and cannot be downloaded; the message says where it belongs.
     """
     key = str(name).removeprefix(SCHEME)
     if key not in LISTINGS:
-        raise ValueError(f"{name}: the data sets by torchvision are {', '.join(SCHEME + known for known in LISTINGS)}.")
+        raise ValueError(
+            f"{name} is not known. Data sets of torchvision: {', '.join(SCHEME + known for known in LISTINGS)}."
+        )
     root = Path(os.environ.get("CVLAB_DATA", Path.home() / ".cache" / "cvlab"))
     folder = root / "folders" / key
     if not folder.is_dir():
         try:
             files = dict(LISTINGS[key](root))
-        except (OSError, RuntimeError) as error:  # no network, or files that are not torchvision's
+        except (OSError, RuntimeError) as error:  # no network, or files that differ from torchvision's
             raise FileNotFoundError(
-                f"{name} is not in {root} and could not be fetched ({str(error).rstrip('.')}). Fetch it where there is "
-                f"a network and copy {root} here, or give a folder of your own with --data."
+                f"{name} is not in {root} and could not be downloaded ({str(error).rstrip('.')}). Download it on a "
+                f"computer with a network and copy {root} here, or give your own folder with --data."
             ) from error
         with new_folder(folder) as filling:
             for path, content in files.items():
@@ -53,7 +55,7 @@ def folder_of(name: str) -> Path:
 
 
 def _flowers102(root: Path) -> Iterator[tuple[str, Path]]:
-    """The official parts; the number before a class's name is its label, from 1."""
+    """The official parts. The number before the name of a class is its label, from 1."""
     for part in ("train", "val", "test"):
         flowers = Flowers102(root, part, download=True, loader=Path)
         for path, label in (flowers[i] for i in range(len(flowers))):
@@ -61,7 +63,7 @@ def _flowers102(root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _caltech101(root: Path) -> Iterator[tuple[str, Path]]:
-    """Without the pictures of no class, as torchvision lists it."""
+    """As torchvision lists it, which leaves out the background pictures."""
     caltech = Caltech101(root, download=True)
     for y, i in zip(caltech.y, caltech.index, strict=True):
         name = f"{caltech.categories[y]}/image_{i:04d}.jpg"
@@ -76,7 +78,7 @@ def _caltech256(root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _oxfordiiitpet(root: Path) -> Iterator[tuple[str, Path | np.ndarray]]:
-    """Both official parts together. The trimaps have 1 for the animal, 3 for its outline and 2 for the rest."""
+    """Both official parts together. In the trimaps 1 is the animal, 2 the background and 3 the outline."""
     for part in ("trainval", "test"):
         pets = OxfordIIITPet(root, part, "segmentation", download=True)
         for image, trimap in zip(pets._images, pets._segs, strict=True):

@@ -1,8 +1,8 @@
-"""Synthetic scenes whose evidence is known: what to learn without a data set, and the ground truth of explanations.
+"""Synthetic scenes with known evidence: data to train on without photos, and ground truth for explanations.
 
-On a textured background stand one or two shapes of one kind (the label) among distractors of kinds that are no class.
-One distractor may cover part of a shape. The mask holds the visible pixels of the labelled shapes: nothing else in the
-picture says anything about the label. A scene depends on its seed alone.
+A scene has one or two shapes of one kind, which is its label, and distractors of other kinds on a textured background.
+One distractor may cover part of a shape. The mask has the visible pixels of the labelled shapes: nothing else in the
+picture depends on the label. A scene depends on its seed alone.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-SUPERSAMPLING = 3  # polygons are drawn larger and reduced, for soft edges
+SUPERSAMPLING = 3  # polygons are drawn this much larger and then reduced, for smooth edges
 
 
 def _regular_polygon(corners: int, turn: float = 0.0) -> np.ndarray:
@@ -25,15 +25,13 @@ def _star(points: int, inner: float) -> np.ndarray:
 
 
 def _cross(arm: float) -> np.ndarray:
-    quarter = np.array([[1, -arm], [1, arm], [arm, arm]])
-    turns = [np.array([[0, -1], [1, 0]])] * 3
-    quarters = [quarter]
-    for turn in turns:
-        quarters.append(quarters[-1] @ turn.T)
+    quarters = [np.array([[1, -arm], [1, arm], [arm, arm]])]
+    for _ in range(3):
+        quarters.append(quarters[-1] @ [[0, 1], [-1, 0]])  # a quarter turn
     return np.concatenate(quarters)
 
 
-# Corners within the unit circle.
+# Corners in units of the radius.
 KINDS = {
     "circle": _regular_polygon(48),
     "cross": _cross(0.33),
@@ -51,7 +49,7 @@ CLASS_NAMES = list(KINDS)
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture (RGB), its label (an index of CLASS_NAMES) and its evidence, (H, W) bool."""
+    """A picture (RGB), its label (an index of CLASS_NAMES) and the pixels that show it, (H, W) bool."""
 
     image: Image.Image
     label: int
@@ -59,7 +57,7 @@ class Scene:
 
 
 def scene(seed: int, size: int = 64) -> Scene:
-    """The scene of a seed, drawn at `size` x `size` pixels. The same seed shows the same scene at every size."""
+    """The scene of a seed at `size` x `size` pixels. A seed gives the same scene at every size."""
     rng = np.random.default_rng(seed)
     label = int(rng.integers(len(KINDS)))
     pixels = _texture(rng, size)
@@ -67,7 +65,7 @@ def scene(seed: int, size: int = 64) -> Scene:
     targets = int(rng.integers(1, 3))
     distractors = rng.choice(list(DISTRACTORS), size=int(rng.integers(2, 5)))
     centres = _apart(rng, targets + len(distractors))
-    # Distractors first, then the labelled shapes; one last distractor may cover part of the first of them.
+    # First the distractors, then the labelled shapes, then perhaps a distractor that covers part of the first shape.
     for name, centre in zip(distractors, centres[targets:], strict=True):
         pixels, _ = _draw(rng, pixels, DISTRACTORS[name], centre, rng.uniform(0.07, 0.13))
     for centre in centres[:targets]:
@@ -82,7 +80,7 @@ def scene(seed: int, size: int = 64) -> Scene:
 
 
 def _apart(rng: np.random.Generator, count: int) -> list[np.ndarray]:
-    """Centres in the unit square, each the farthest from those before among eight tries."""
+    """Centres in the unit square. Each is the one of eight random points that is farthest from the centres before."""
     centres: list[np.ndarray] = []
     for _ in range(count):
         tries = rng.uniform(0.2, 0.8, size=(8, 2))
@@ -94,7 +92,7 @@ def _apart(rng: np.random.Generator, count: int) -> list[np.ndarray]:
 def _draw(
     rng: np.random.Generator, pixels: np.ndarray, corners: np.ndarray, centre: np.ndarray, radius: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One textured shape over the picture (H, W, 3); returns the picture and the pixels (H, W) that it covers."""
+    """Draws a textured shape on a picture (H, W, 3). Returns the new picture and the pixels (H, W) of the shape."""
     size = len(pixels)
     angle = rng.uniform(0, 2 * np.pi)
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -107,7 +105,7 @@ def _draw(
 
 
 def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
-    """(size, size, 3) in [0, 1]: a colour that drifts towards another, with stripes or patches on it."""
+    """(size, size, 3) in [0, 1]: patches that mix two similar colours, with faint stripes."""
     first = rng.uniform(0.1, 0.9, size=3)
     second = np.clip(first + rng.uniform(-0.3, 0.3, size=3), 0, 1)
     y, x = (np.mgrid[:size, :size] + 0.5) / size

@@ -11,12 +11,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
-from cvlab.explain.maps import Explanation, correlation, default_stage, explain, peak
+from cvlab.explain.maps import Explanation, correlation, default_stage, explain, peak, predict
 from cvlab.explain.scores import predicted_masks, predicted_score, region_score
 from cvlab.models import Model
 
+BATCH_SIZE = 32  # fixed, so that a model's scores are always the same
 Picture = TypeVar("Picture")
+
+
+def predict_views(model: Model, views: Tensor) -> Iterator[Tensor]:
+    """The logits for many views (N, 3, S, S) uint8: batches of (n, C) or (n, C, S, S), with a progress bar."""
+    for batch in tqdm(views.split(BATCH_SIZE), "predicting", leave=False):
+        yield predict(model, batch / 255)
 
 
 def explain_batches(

@@ -1,7 +1,7 @@
-"""Pictures in files, folders and zips of strangers, opened one at a time and never unpacked to disk.
+"""Pictures in uploaded files, folders and zips, opened one at a time and never unpacked to disk.
 
-What a zip claims is checked before anything is decompressed. No name that it holds is ever a path: a member is read
-into memory, and its name is a label, cleaned for whoever reads it.
+A zip may be hostile. The sizes that it states are checked before anything is decompressed, and again while it is read.
+No name in it becomes a path: a file in it is read into memory, and its name is only a label with safe characters.
 """
 
 import zipfile
@@ -15,12 +15,12 @@ from PIL import Image
 from cvlab.transforms import ImageError, open_image
 
 MOST_PICTURES = 1000
-MAX_MEMBER_BYTES = 40 * 2**20  # of one picture, as a file
-MAX_ZIP_BYTES = 2 * 2**30  # of all pictures of a zip, as files
+MAX_MEMBER_BYTES = 40 * 2**20  # of one picture file
+MAX_ZIP_BYTES = 2 * 2**30  # of all files in a zip together, unpacked
 MAX_NAME = 100  # characters of a label
-ZIPS = (b"PK\x03\x04", b"PK\x05\x06")  # begins a zip, or an empty one
-ENTRY = b"PK\x01\x02"  # begins an entry of a zip's directory
-METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others cannot be decompressed a bounded piece at a time
+ZIPS = (b"PK\x03\x04", b"PK\x05\x06")  # first bytes of a zip, and of an empty one
+ENTRY = b"PK\x01\x02"  # first bytes of an entry in a zip's directory
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # other methods cannot be stopped at a limit
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Picture:
     """A picture that can be opened, or a sentence that says why not.
 
     Attributes:
-        label: for people; from strangers, so no path.
-        source: a file, or a zip and its member.
+        label: shown to people, and never used as a path.
+        source: a file, or a zip and the entry in it.
     """
 
     label: str
@@ -40,7 +40,7 @@ class Picture:
         """The picture, as `open_image` gives it.
 
         Raises:
-            ImageError: the sentence, or that of `open_image`.
+            ImageError: the picture cannot be opened.
         """
         if self.source is None:
             raise ImageError(self.sentence)
@@ -49,14 +49,15 @@ class Picture:
                 return open_image(file)
         except ImageError:
             raise
-        except Exception as error:  # of a damaged zip: BadZipFile, zlib.error, EOFError, struct.error, ...
+        except Exception as error:  # damaged zips raise BadZipFile, zlib.error, EOFError, struct.error, ...
             raise ImageError("The picture is damaged or gone and cannot be read.") from error
 
 
 def list_pictures(paths: Sequence[str | Path]) -> list[Picture]:
-    """The pictures in files, folders and zips, in order; hidden files and those of macOS are left out.
+    """The pictures in files, folders and zips, in order, without hidden files and those that macOS adds.
 
-    Never raises: what cannot be opened is a picture with a sentence; so are a bad zip and all beyond MOST_PICTURES.
+    Never raises: a file that cannot be opened, a bad zip, and all pictures after the first MOST_PICTURES become a
+    picture with a sentence.
     """
     found = [picture for path in paths for picture in _found(Path(path))]
     if len(found) > MOST_PICTURES:
@@ -66,7 +67,7 @@ def list_pictures(paths: Sequence[str | Path]) -> list[Picture]:
 
 
 def clean(name: str) -> str:
-    """A stranger's file name as a label: what cannot be seen becomes ?, and a long one is cut in its middle."""
+    """A file name as a label: invisible characters become ?, and long names lose their middle."""
     name = "".join(character if character.isprintable() else "?" for character in name)
     return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME // 2]}...{name[3 - MAX_NAME // 2 :]}"
 
@@ -81,7 +82,7 @@ def _found(path: Path) -> Iterator[Picture]:
             yield from _in_zip(path)
         except ImageError as error:
             yield Picture(clean(path.name), sentence=str(error))
-        except Exception:  # the directory of a damaged zip: BadZipFile, struct.error, UnicodeDecodeError, OSError, ...
+        except Exception:  # BadZipFile, struct.error, UnicodeDecodeError, OSError, ...
             yield Picture(clean(path.name), sentence="The zip is damaged and cannot be read.")
     else:
         yield Picture(clean(path.name), path)
@@ -92,13 +93,13 @@ def _is_zip(path: Path) -> bool:
         with open(path, "rb") as file:
             return path.suffix.lower() == ".zip" or file.read(len(ZIPS[0])) in ZIPS
     except (OSError, ValueError):
-        return False  # what cannot be opened says so as a picture
+        return False  # it becomes a picture that says so
 
 
 def _in_zip(path: Path) -> Iterator[Picture]:
     if _entries(path) > 4 * MOST_PICTURES:
         raise ImageError(f"The zip holds over {4 * MOST_PICTURES} files: send up to {MOST_PICTURES} pictures at once.")
-    archive = zipfile.ZipFile(path)  # closed with the last picture that refers to it
+    archive = zipfile.ZipFile(path)  # closed when its last picture is gone
     members = [member for member in archive.infolist() if not member.is_dir() and not _hidden(member.filename)]
     total = sum(member.file_size for member in members)
     if total > MAX_ZIP_BYTES:
@@ -110,7 +111,7 @@ def _in_zip(path: Path) -> Iterator[Picture]:
 
 
 def _entries(path: Path) -> int:
-    """At least how many members a zip's directory lists; they are counted without making an object of each."""
+    """An upper bound of the number of files in a zip, counted without creating an object for each."""
     count, tail = 0, b""
     with open(path, "rb") as file:
         while piece := file.read(2**20):
@@ -128,12 +129,12 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> BytesIO:
     if member.flag_bits & 1:
         raise ImageError("The picture is locked with a password: zip it without one.")
     if member.compress_type not in METHODS:
-        raise ImageError("The picture is packed in a way that is not read here: zip with the usual method (deflate).")
+        raise ImageError("The picture is packed by a method that is not read here: use the usual one (deflate).")
     if member.file_size > MAX_MEMBER_BYTES:
         size, most = member.file_size / 2**20, MAX_MEMBER_BYTES // 2**20
         raise ImageError(f"The file unpacks to {size:,.0f} MB; up to {most} MB are read.")
     with archive.open(member) as file:
-        content = file.read(MAX_MEMBER_BYTES)  # the limit again: what the zip claims may be a lie
+        content = file.read(MAX_MEMBER_BYTES)  # the stated size may be false
     if content.startswith(ZIPS):
-        raise ImageError("A zip within a zip is not opened: send its pictures.")
+        raise ImageError("A zip within a zip is not opened: send its pictures instead.")
     return BytesIO(content)

@@ -1,4 +1,4 @@
-"""Is a heatmap to be believed? Checks by intervention, and reasons why a map may mislead."""
+"""Can a heatmap be trusted? Tests that hide parts of the picture, and reasons why a map may mislead."""
 
 from cvlab.trust.deletion import Deletion, deletion, deletion_curves, hide, hottest_part
 

@@ -1,8 +1,8 @@
-"""Is a heatmap to be believed? Hide what it shows and see whether the model changes its mind.
+"""Can a heatmap be trusted? Hide the area that it marks, and see whether the prediction changes.
 
-Where a model looked is where hiding moves its answer. So the hottest part of a map is hidden, and for comparison the
-same shape at random places: what moves the answer no more than they do was no evidence. Hidden pixels become what their
-surroundings suggest (`hide`): black or grey patches would be objects of their own, with edges that a model sees.
+If hiding the hot area changes the probability no more than hiding the same shape at random places, the map is not
+evidence. Hidden pixels get the colours around them (`hide`), because a black or grey patch would be a new object with
+edges of its own.
 """
 
 from collections.abc import Callable
@@ -15,20 +15,20 @@ from torch import Tensor
 from cvlab.explain import heatmap, predict, predicted_masks
 from cvlab.models import Model
 
-BORDER = 64  # of the picture's side, one part: pixels beside a region that still show the edge of what is hidden
-PIXELS_AT_ONCE = 2**20  # in one forward pass: 20 views of 224 x 224
+BORDER = 64  # this part of the picture's side is hidden around a region, because it still shows the region's edge
+PIXELS_AT_ONCE = 2**20  # in a forward pass: 20 views of 224 x 224
 
 
 @dataclass(frozen=True)
 class Deletion:
-    """What hiding a part of the picture does to a probability.
+    """The probability of a class, or its mean over a segmenter's region, with parts of the picture hidden.
 
     Attributes:
-        before: of the whole picture: a class's probability, or the mean probability over a segmenter's region.
+        before: with nothing hidden.
         hidden: with the hottest part of the map hidden.
-        random: with the same shape hidden at random places, one value a repeat.
-        share: of the picture that was hidden; less than asked for where a map has less evidence.
-        picture: (1, 3, H, W), with the hottest part hidden.
+        random: with the same shape hidden at random places, one value for each.
+        share: of the picture that was hidden; smaller than the share asked for if the map has less evidence.
+        picture: (1, 3, H, W) with the hottest part hidden.
     """
 
     before: float
@@ -39,7 +39,7 @@ class Deletion:
 
     @property
     def telling(self) -> bool:
-        """Whether hiding the hottest part lowers the probability more than hiding any of the random ones."""
+        """Whether hiding the hottest part lowers the probability more than hiding any of the random places."""
         return self.hidden < min(self.random)
 
 
@@ -55,17 +55,17 @@ def deletion(
 ) -> Deletion:
     """Hides the hottest `share` of a picture, then the same shape at `repeats` random places: 2 + repeats forwards.
 
-    A random place is the shape moved by any number of pixels right and down; what leaves the picture enters on the
-    other side. So all have the same area and outline, and as much chance as any to meet what matters.
+    For a random place the shape is moved right and down by random numbers of pixels; parts that leave the picture
+    enter on the other side. So all places have the same area, and every position is equally likely.
 
     Args:
         images: one image, (1, 3, H, W) in [0, 1].
-        attribution: its map, (1, 1, h, w), signed or not; only evidence for the score counts.
-        class_idx: whose probability; by default a classifier's top class, or a segmenter's class 0.
-        region: of a segmenter, (H, W) bool: over which pixels; by default the predicted mask, fixed before hiding.
+        attribution: its map, (1, 1, h, w); only positive values count.
+        class_idx: the class; by default a classifier's predicted class, or a segmenter's class 0.
+        region: pixels of a segmenter's output, (H, W) bool; by default the mask that it predicts with nothing hidden.
 
     Raises:
-        ValueError: a map without evidence, or a region (or predicted mask) without a pixel.
+        ValueError: the map has no positive value, or the region or predicted mask no pixel.
     """
     hottest = hottest_part(heatmap(attribution, images.shape[-2:]), share)
     generator = torch.Generator().manual_seed(seed)
@@ -84,16 +84,16 @@ def deletion_curves(
     region: Tensor | None = None,
     steps: int = 10,
 ) -> tuple[list[float], list[float], list[float]]:
-    """The probability while more and more is hidden, hottest first, and while the hottest appears first.
+    """The probability while more and more is hidden, the hottest first, and while more and more is shown.
 
-    Petsiuk, Das and Saenko, "RISE", 2018. A map that is right falls early and rises early.
+    Petsiuk, Das and Saenko, "RISE", 2018. For a good map the first curve falls early and the second rises early.
 
     Args:
-        images, attribution, class_idx, region: as in `deletion`; here negative evidence counts too, as the coolest.
-        steps: parts of equal area.
+        images, attribution, class_idx, region: as in `deletion`; here negative values count as the coolest.
+        steps: number of parts of equal area.
 
     Returns:
-        Shares from 0 to 1, the probability with that share hidden, and with that share alone shown: steps + 1 each.
+        Shares from 0 to 1, the probability with this share hidden, and with only this share shown: steps + 1 of each.
     """
     heat = F.interpolate(attribution, images.shape[-2:], mode="bilinear")[0, 0]
     order = heat.flatten().argsort(descending=True, stable=True)
@@ -108,7 +108,7 @@ def deletion_curves(
 
 
 def hottest_part(heat: Tensor, share: float) -> Tensor:
-    """The hottest `share` of the pixels of a heatmap (1, 1, H, W) >= 0, but none without evidence: (H, W) bool.
+    """The hottest `share` of the pixels of a heatmap (1, 1, H, W) >= 0, none of them 0, as (H, W) bool.
 
     Raises:
         ValueError: the heatmap is blank.
@@ -116,17 +116,17 @@ def hottest_part(heat: Tensor, share: float) -> Tensor:
     heat = heat[0, 0]
     count = min(round(share * heat.numel()), int((heat > 0).sum()))
     if not count:
-        raise ValueError("the map shows no evidence, so there is nothing to hide: take another stage or class")
+        raise ValueError("the map shows no evidence, so there is nothing to hide: choose another stage or class")
     hottest = torch.zeros(heat.numel(), dtype=torch.bool)
     hottest[heat.flatten().topk(count).indices] = True
     return hottest.reshape(heat.shape)
 
 
 def hide(images: Tensor, regions: Tensor) -> Tensor:
-    """Pictures with their regions painted in the colours around them; a border of a 64th of the side goes as well.
+    """Pictures whose regions, with a border of a 64th of the side, are painted in the colours around them.
 
-    The colours are those of pull and push (Gortler, Grzeszczuk, Szeliski and Cohen, "The Lumigraph", 1996): means over
-    ever larger squares, of the pixels that are not hidden. Where all is hidden, the picture's mean colour remains.
+    The colours are means of the visible pixels over larger and larger squares (push-pull: Gortler, Grzeszczuk, Szeliski
+    and Cohen, "The Lumigraph", 1996). If everything is hidden, the picture's mean colour is used.
 
     Args:
         images: (N, 3, H, W) in [0, 1].
@@ -140,7 +140,7 @@ def hide(images: Tensor, regions: Tensor) -> Tensor:
 
 
 def _painted(images: Tensor, visible: Tensor) -> Tensor:
-    """Images (N, 3, h, w) where `visible` (N, 1, h, w) is 1; elsewhere the same at half the size, bilinear."""
+    """Images (N, 3, h, w) where `visible` (N, 1, h, w) is 1; elsewhere the result at half the size, bilinear."""
     if max(images.shape[-2:]) == 1:
         return images
     count = F.avg_pool2d(visible, 2, ceil_mode=True)
@@ -150,7 +150,7 @@ def _painted(images: Tensor, visible: Tensor) -> Tensor:
 
 
 def _probabilities(model: Model, pictures: Tensor, class_idx: int | None, region: Tensor | None) -> list[float]:
-    """Of each picture (N, 3, H, W), for the class and region that the first one settles."""
+    """The probability for each picture (N, 3, H, W), of the class and region that the first one decides."""
     at_once = max(1, PIXELS_AT_ONCE // pictures[0, 0].numel())
     probability_of: Callable[[Tensor], Tensor] | None = None
     values: list[float] = []
@@ -164,12 +164,12 @@ def _probabilities(model: Model, pictures: Tensor, class_idx: int | None, region
 def _probability_of(
     model: Model, logits: Tensor, class_idx: int | None, region: Tensor | None
 ) -> Callable[[Tensor], Tensor]:
-    """Logits to (N,) probabilities."""
+    """A function from logits to (N,) probabilities."""
     if model.task == "classification":
         chosen = int(logits.argmax()) if class_idx is None else class_idx
         return lambda logits: logits.softmax(1)[:, chosen]
     chosen = class_idx or 0
     pixels = predicted_masks(model, logits)[0, chosen] if region is None else region
     if not pixels.any():
-        raise ValueError("there is no pixel whose probability could move: the mask is empty")
+        raise ValueError("the mask is empty: there is no pixel whose probability could change")
     return lambda logits: logits[:, chosen].sigmoid()[:, pixels].mean(1)

@@ -3,9 +3,9 @@
 python tests/bench/copies.py DIR ...         folders of photos; prints a table, a row for each folder
 python tests/bench/copies.py DIR --out S.png     also a sheet of the pairs found among the photos themselves
 
-Of each folder at most 1,000 photos are taken, spread over all of it. To every one a copy is added, made in one of the
-ways of `KINDS` in turn, in a temporary folder. Pairs among the photos themselves are counted apart: public data sets
-hold many true ones, so whether such a pair is wrong is for the eye.
+At most 1,000 photos of each folder are used, spread over all of it. A copy of each is made in a temporary folder, by
+the methods in `KINDS` in turn. Pairs among the photos themselves are counted separately: public data sets have many
+true ones, so a person has to look whether such a pair is wrong.
 """
 
 import argparse
