@@ -28,7 +28,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 PUSH = """
 import sys
-from cvlab import hub
+from cvlab.checkpoint import hub
 for folder, model_id in zip(sys.argv[1::2], sys.argv[2::2]):
     hub.push(folder, model_id)
 """
@@ -92,6 +92,7 @@ def files_in(folder):
 def test_only_what_the_page_needs_is_sent(tree):
     names = files_in(tree)
     assert {"app.py", "README.md", "requirements.txt", "cvlab/checkpoint/folder.py", "cvlab/models/unet.py"} <= names
+    assert {f"cvlab/page/{path.name}" for path in (ROOT / "cvlab/page").glob("*.[cj]s*")} <= names
     assert not [name for name in names if name.split("/")[0] in ("train", "tests", "checkpoints", "runs", ".ci")]
     assert not {"cvlab/data/parts.py", "cvlab/learning/losses.py"} & names
 

@@ -85,7 +85,8 @@ def space_files(space_id: str, models: list[str]) -> dict[str, bytes]:
     """Path to content: the page, the modules that it imports, its requirements and its card."""
     networks = (ROOT / "cvlab" / "models").glob("*.py")  # imported by their names when a model asks for them
     sources = imported_sources(ROOT / "app.py", *networks)
-    files = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in sources}
+    read = (ROOT / "cvlab" / "page").glob("*.[cj]s*")  # style sheet and script
+    files = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in (*sources, *read)}
     packages = {name.split(".")[0] for path in sources for name in imports(path)}
     return files | {
         "requirements.txt": requirements(packages).encode(),
@@ -130,14 +131,28 @@ def requirements(packages: set[str]) -> str:
 
 
 def space_card(space_id: str, models: list[str]) -> str:
-    """README.md of the Space: the front matter of this repository, which is a Space's too, with its name and models."""
-    front = yaml.safe_load((ROOT / "README.md").read_text("utf-8").split("---\n")[1])
-    front |= {"title": space_id.split("/")[1], "models": [model_id.partition("@")[0] for model_id in models]}
+    """README.md of the Space: its settings as front matter, and links to the models that it offers."""
+    (gradio,) = re.findall(r"^gradio~=([\d.]+)", (ROOT / "requirements.txt").read_text("utf-8"), re.M)
+    title = space_id.split("/")[1]
+    front = {
+        "title": title,
+        "emoji": "\N{LEFT-POINTING MAGNIFYING GLASS}",
+        "colorFrom": "blue",
+        "colorTo": "yellow",
+        "sdk": "gradio",
+        "sdk_version": gradio,
+        "python_version": "3.11",
+        "app_file": "app.py",
+        "short_description": "What a vision model sees in a photo, and why",
+        "license": "apache-2.0",
+        "tags": ["computer-vision", "grad-cam", "u-net", "explainability"],
+        "models": [model_id.partition("@")[0] for model_id in models],
+    }
     links = "\n".join(f"- [{model_id}](https://huggingface.co/{model_id.partition('@')[0]})" for model_id in models)
     return (
-        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n# {front['title']}\n\n"
-        f"What does a model see in a photo, and why? This page offers\n\n{links}\n\n"
-        "It was put up with `train/publish.py --space` of cvlab.\n"
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n# {title}\n\n"
+        f"What does a vision model see in a photo, and why? This page offers\n\n{links}\n\n"
+        "It was published with `train/publish.py --space` of cvlab.\n"
     )
 
 
