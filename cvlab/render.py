@@ -180,7 +180,9 @@ def many_curves(scores: dict[str, dict[int, float]], kept: dict[str, int], best:
     for (run, line), color in zip(scores.items(), colors, strict=True):
         label, width = (f"{run}, best: {line[kept[run]]:.3f}", 3) if run == best else (run, 1)
         dot = [list(line).index(kept[run])]
-        axes.plot(line.keys(), line.values(), color=color, linewidth=width, label=label, marker="o", markevery=dot)
+        axes.plot(
+            line.keys(), line.values(), color=color, linewidth=width, label=label, marker="o", ms=4, markevery=dot
+        )
     axes.set_xlabel("epoch")
     axes.set_title("score on validation")
     axes.grid(alpha=0.3)

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from cvlab.data.duplicates import fingerprint
-from cvlab.data.folders import DataError
+from cvlab.data.folders import DataError, class_pictures
 from cvlab.data.masks import read_mask
 from cvlab.data.parts import PARTS, Parts, classification_parts, segmentation_parts
 from cvlab.transforms import to_uint8, whole_mask
@@ -135,6 +135,18 @@ def test_given_parts_are_kept(tmp_path: Path, val: str) -> None:
             assert paths_of(parts, part) == set((tmp_path / folder).glob("*/*.png"))
         assert labels_of(parts, "test") == {"cat": 3, "dog": 4}
         assert parts.notes == ["Classes of fewer than 20 pictures: cat (10), dog (13)."]
+
+
+def test_the_classes_are_the_folders_of_train(tmp_path: Path) -> None:
+    for part, name in (("train", "cat"), ("train", "dog"), ("valid", "cat"), ("valid", "parrot")):
+        save_pictures(tmp_path / part / name, 2, seed=0)
+    (tmp_path / "train" / ".cache").mkdir()
+    found = class_pictures(tmp_path)
+    assert {part: list(classes) for part, classes in found.items()} == {
+        part: ["cat", "dog"] for part in ("train", "val")
+    }
+    assert found["val"] == {"cat": [tmp_path / "valid" / "cat" / f"00{i}.png" for i in range(2)], "dog": []}
+    assert list(class_pictures(tmp_path / "train")) == ["all"]
 
 
 def test_without_a_test_part_one_is_cut_from_train(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""cvlab.fetch: torchvision's own loaders, on small copies of its layouts, become the folders that cvlab trains on."""
+"""cvlab.data.public: torchvision's loaders, on small copies of its layouts, become folders that cvlab reads."""
 
 import hashlib
 from pathlib import Path

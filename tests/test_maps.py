@@ -1,4 +1,4 @@
-"""cvlab.maps and train/explain.py: every picture once, whatever happens on the way, and the same model is the same."""
+"""Maps of many pictures, also by train/explain.py: every picture once, and the same model twice is the same."""
 
 import json
 import os

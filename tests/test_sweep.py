@@ -54,7 +54,8 @@ for epoch in range(len(lines) + 1, args.epochs + 1):
         log.write(f"{args.out.name} {epoch}\\n")
     os.replace(path.with_name("writing"), path)
 if args.keep:
-    path.with_name("manifest.json").write_text(json.dumps({"best_epoch": args.keep}))
+    path.with_name("writing").write_text(json.dumps({"best_epoch": args.keep}))
+    os.replace(path.with_name("writing"), path.with_name("manifest.json"))
 """
 
 
@@ -263,6 +264,14 @@ def test_a_recipe_lists_runs_beside_the_figures_of_a_report(script: Path, monkey
         ("off", "0.5", "8", "0.7", "0.0500"),
         ("off", "1", "", "0.8", "0.1000"),
     ]
+
+
+@pytest.mark.parametrize(("name", "number"), [("horses-sweep", 12), ("scenes8-sweep", 8), ("lessons", 27)])
+def test_the_scripts_take_every_run_of_a_recipe(tmp_path: Path, name: str, number: int) -> None:
+    recipe = cli.read_recipe(name)
+    settings = {"script": None, "trials": None, "prune": None, "sampler": "tpe", "seed": 0}
+    args = argparse.Namespace(data=tmp_path, over=recipe["options"].get("over", []), **settings)
+    assert len(sweep_plan.make_plan(args, recipe, [])["runs"]) == number
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 A worker is a process of train/sweep.py. Any number of them share the folder of a sweep, on one machine or several:
 
-FOLDER/journal.log                   Optuna's journal: every run, its options, how it ended
-FOLDER/001/heartbeat, 002/... , ...  names the worker that has the run, which touches the file every second
+FOLDER/journal.log     Optuna's journal: every run, its options, how it ended
+FOLDER/NNN/heartbeat   names the worker of run NNN, which touches the file every second
 
 Workers take runs under a lock, one worker at a time. A worker whose heartbeat stops is dead: its run is queued again,
 as another trial with the same run number. A file lock that the worker holds would be shorter, but on a network folder

@@ -122,7 +122,7 @@ def train(study: optuna.Study, trial: optuna.Trial, queue: RunQueue) -> None:
 
 
 def die_with_the_sweep() -> None:
-    """Linux ends a training with its worker, even a killed one: it would go on beside the one that replaces it."""
+    """Asks Linux to kill the training when its worker dies: it would go on beside the one that replaces it."""
     if LIBC:
         LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 

@@ -36,13 +36,9 @@ def table(study: optuna.Study, out: Path) -> list[dict[str, str]]:
     for run, trial in sorted(latest(study).items()):
         folder, options = out / f"{run:03}", trial.user_attrs["options"] or {}
         history, epoch = read_history(folder), kept_epoch(folder)
-        measured = (
-            STATES[trial.state.name],
-            str(len(history)),
-            f"{val_scores(folder)[epoch]:.4f}" if epoch else "",
-            str(epoch or ""),
-            f"{sum(line['seconds'] for line in history) / 60:.1f}",
-        )
+        best = f"{val_scores(folder)[epoch]:.4f}" if epoch else ""
+        minutes = f"{sum(line['seconds'] for line in history) / 60:.1f}"
+        measured = (STATES[trial.state.name], str(len(history)), best, str(epoch or ""), minutes)
         rows.append({"run": f"{run:03}", **options, **dict(zip(MEASURED, measured, strict=True))})
         names |= options
     return [{name: row.get(name, "") for name in ("run", *names, *MEASURED)} for row in rows]
