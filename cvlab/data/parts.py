@@ -97,30 +97,27 @@ class Parts:
             OSError: the disk is full.
         """
         samples = self.samples[part]
-        good: list = []
 
-        def read_one(sample: object) -> tuple[Tensor, object] | str:
+        def read_one(sample: object) -> tuple[Tensor, object, object] | str:
             try:
                 image, label = self.open_sample(sample, at_least=at_least)
-                return prepare(image), prepare_mask(label) if prepare_mask else label
+                return prepare(image), prepare_mask(label) if prepare_mask else label, sample
             except (ImageError, DataError) as error:
                 return str(error)
 
-        def readable() -> Iterator[tuple[Tensor, object]]:
+        def readable() -> Iterator[tuple[Tensor, object, object]]:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                opened = tqdm(pool.map(read_one, samples), f"reading {part}", len(samples), leave=False)
-                for sample, pair in zip(samples, opened, strict=True):
-                    if isinstance(pair, str):
-                        self.notes.append(f"Left out of {part}: {pair}")
+                for row in tqdm(pool.map(read_one, samples), f"reading {part}", len(samples), leave=False):
+                    if isinstance(row, str):
+                        self.notes.append(f"Left out of {part}: {row}")
                     else:
-                        good.append(sample)
-                        yield pair
+                        yield row
 
         kept = (cache or Cache()).keep(readable())
         if not kept:
             raise DataError(f"No picture in the part {part} of {self.name} can be used. {' '.join(self.notes[:3])}")
-        self.samples[part] = good
-        return [image for image, _ in kept], [label for _, label in kept]
+        images, labels, self.samples[part] = map(list, zip(*kept, strict=True))
+        return images, labels
 
 
 # --- classification ---------------------------------------------------------------------------------------------------
