@@ -6,52 +6,62 @@
 CVLAB_MODELS="user/a,user/b" adds models as the command line does. On a public server CVLAB_ALLOW="user,school" limits
 the other Hub names that a visitor may type to these owners.
 
-Here are the widgets, what happens when one of them is touched, and the endpoints for programs. What the tabs say is in
-cvlab/page/tabs.py, and how it looks in cvlab/page/panels.py.
+This file holds the widgets (`layout`) and what happens when one of them is touched (`wire`). What the tabs show is in
+cvlab/page/panels.py, the endpoints for programs in cvlab/page/api.py.
 """
 
 import argparse
-import base64
 import contextvars
 import os
 import secrets
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
 from functools import partial
-from io import BytesIO
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported: nothing leaves this machine
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read with torch: threads that wait leave the processor to others
 
 import gradio as gr
-from gradio.data_classes import GradioRootModel, ImageData
-from gradio.utils import get_upload_folder
-from PIL import Image
 
 from cvlab.checkpoint import hub
 from cvlab.explain import METHODS, default_stage
 from cvlab.memory import share_arenas
 from cvlab.models import Model
-from cvlab.page import panels, style, tabs
-from cvlab.page.answers import map_of, peak_of, worth_of
-from cvlab.page.desk import Desk, Photo
+from cvlab.page.api import add_api, in_sentences
 from cvlab.page.examples import example_files
-from cvlab.page.figures import paragraph
-from cvlab.page.offer import Models, model_facts, offered_models
-from cvlab.page.question import Question, from_query
-from cvlab.render import enlarged, to_picture
+from cvlab.page.gallery import explain_files
+from cvlab.page.html import paragraph
+from cvlab.page.models import Models, model_facts, offered_models
+from cvlab.page.panels import METHOD_NAMES, draw, sentence_of
+from cvlab.page.question import COLORMAPS, Question, from_query, picked
+from cvlab.page.upload import MAX_UPLOAD_MB, UPLOADS, photo_input
+from cvlab.page.visit import Answer, Visits
 
 ROOT = Path(__file__).resolve().parent
+CSS, SCRIPT = ROOT / "cvlab/page/page.css", (ROOT / "cvlab/page/page.js").read_text("utf-8")
 TOP_CLASSES = 5
-MAX_UPLOAD_MB = 40
-COLOURS = ("colormap", "opacity", "common_scale")  # the settings that ask for no other map
-KEPT = ("method", *COLOURS)  # of the settings, when another photo or model is chosen
-UPLOADS = Path(get_upload_folder()).resolve()
 AT_ONCE = 8  # answers; a model gives one at a time
+COLOURS = ("colormap", "opacity", "common_scale")  # the settings that need no other map
+KEPT = ("method", *COLOURS)  # of the settings, when another photo or model is chosen
+FIRST = ("notes", "look")  # the panels that depend on photo and model alone
+REDRAWN = ("grad_cam", "picker", "stages", "contributions", "errors", "link", "code")  # those that the question changes
+ROWS = {"no.": 60, "file": 180, "prediction": 130, "share": 90, "peak": 90, "what to know": 260}  # pixels wide
+METHOD_CHOICES = [(name + (" (slow)" if key not in METHODS else ""), key) for key, name in METHOD_NAMES.items()]
+REGION_CHOICES = [
+    ("the whole mask", "mask"),
+    ("the part of the mask that I click", "part"),
+    ("the pixel that I click", "pixel"),
+    ("a box", "box"),
+    ("a brush stroke", "stroke"),
+    ("what was wrongly found (needs the true mask)", "false positives"),
+    ("what was missed (needs the true mask)", "false negatives"),
+]
+COLORMAP_CHOICES = [(f"{name} (as in older reports)" if name == "jet" else name, name) for name in COLORMAPS]
 
 # System fonts, as the default theme asks a font server; and greys and blues that can be read on their background.
 THEME = gr.themes.Default(
@@ -63,395 +73,272 @@ THEME = gr.themes.Default(
     block_info_text_color_dark="*neutral_300",
 )
 
-# --- what is shown ----------------------------------------------------------------------------------------------------
 
-Shown = dict[str, object]  # by the names that build_page gives its widgets
+def build_page(models: Models) -> gr.Blocks:
+    """The Blocks page, not launched."""
+    visits = Visits(models)
+    with gr.Blocks(title="cvlab", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+        wire(page, layout(list(models.offered)), visits)
+        add_api(visits)
+    return page
 
 
-def answer(desk: Desk, photo: Photo | None, name: str, mask: Photo | None, question: Question) -> Shown:
-    """Everything that is shown for a photo and a model, and the settings of the question.
+# --- widgets ----------------------------------------------------------------------------------------------------------
 
-    What cannot be answered is emptied, with a sentence instead: an old heatmap never stands beside another photo.
+
+def layout(names: Sequence[str]) -> SimpleNamespace:
+    """The widgets, by the names of panels and settings, in the `gr.Blocks` that is being built.
+
+    Args:
+        names: of the models to choose from.
     """
-    shown: Shown = dict.fromkeys(("notes", "look", *tabs.REDRAWN), "") | {"facts": None, "label": None}
-    try:
-        model = desk.models[name]
-        shown |= {"facts": model_facts(model)} | settings_for(model, question)
-        model, seen = desk.seen(photo, name)
-    except (ValueError, OSError) as error:
-        return shown | {"notes": paragraph(tabs.sentence_of(error))}
-    shown["notes"] = "".join(map(paragraph, seen.notes))
-    share, heading = ("Probability", True) if seen.mask is None else ("Share of the photo", False)
-    shown["label"] = gr.Label(value=seen.shares, label=share, show_heading=heading)
-    shown["look"] = panels.look_panel(seen, model, question)
-    return shown | tabs.explained(desk, photo, name, mask, question, progress_of(question))
+    at, usual = SimpleNamespace(), Question()
+    at.fresh = gr.State(True)  # the first answer is to what the link asks
+    gr.Markdown("# cvlab\nWhat does a vision model see in a photo, and why? Choose a model and drop a picture.")
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            at.model = gr.Dropdown(
+                names,
+                value=names[0] if names else None,
+                allow_custom_value=True,
+                label="Model",
+                info="From the list, or a name on the Hugging Face Hub: user/name",
+            )
+            at.facts = gr.Textbox(label="About the model", interactive=False, lines=2)
+            examples = example_files()
+            at.photo = photo_input(value=next(iter(examples)), label="Photo", height=280, alt_text="The chosen photo")
+            gr.Markdown("Examples")
+            with gr.Row(elem_classes="examples"):
+                for path, caption in examples.items():
+                    example = gr.Button(caption, icon=path, size="sm")
+                    example.click(partial(str, path), None, at.photo, api_visibility="private")
+            with gr.Accordion("Colours", open=False):
+                at.colormap = gr.Dropdown(COLORMAP_CHOICES, value=usual.colormap, label="Colour map")
+                at.opacity = gr.Slider(0, 1, usual.opacity, step=0.05, label="Opacity over the photo")
+                at.common_scale = gr.Checkbox(
+                    label="One scale", info="For all stages of a U-Net, or for a class beside the predicted one"
+                )
+            at.link = gr.HTML(js_on_load=SCRIPT)
+        with gr.Column(scale=5, min_width=300):
+            at.notes = gr.HTML()
+            with gr.Tab("Predict"), gr.Row():
+                with gr.Column(min_width=220):
+                    at.label = gr.Label(label="Probability", num_top_classes=TOP_CLASSES)
+                with gr.Column(min_width=220):
+                    at.look = gr.HTML()
+            with gr.Tab("Grad-CAM"):
+                with gr.Row():
+                    at.class_name = choice([("", "")], label="Evidence for the class", min_width=150)
+                    at.rather_than = choice([("", "")], label="Rather than", min_width=150)
+                    at.stage = choice([], label="Read at the stage", min_width=150)
+                    at.method = gr.Dropdown(METHOD_CHOICES, value="grad_cam", label="Method", min_width=150)
+                at.against = gr.Checkbox(label="Show the evidence against it instead")
+                at.grad_cam = gr.HTML()
+                at.check = gr.Button("Can I believe it? Hide the hottest tenth of the picture", size="sm")
+                at.believe = gr.HTML()
+            with gr.Tab("U-Net stages"):
+                with gr.Column(visible=False) as at.asking:
+                    with gr.Row():
+                        with gr.Column(min_width=260):
+                            at.picker = gr.HTML(js_on_load=SCRIPT)
+                        with gr.Column(min_width=220):
+                            at.region = gr.Dropdown(REGION_CHOICES, value="mask", label="Ask about")
+                            at.points = gr.Textbox(
+                                label="Places",
+                                info="Click or drag in the picture, or write x,y from the top left, then Enter",
+                                placeholder="20,30 50,60",
+                            )
+                            at.threshold = gr.Slider(0.05, 0.95, 0.5, step=0.01, label="Threshold")
+                    with gr.Accordion("Compare with the true mask", open=False):
+                        at.mask = photo_input(
+                            label="True mask (white is the class)", height=160, sources=["upload"], elem_id="true-mask"
+                        )
+                    at.errors = gr.HTML()
+                at.stages = gr.HTML()
+                at.contributions = gr.HTML()
+            with gr.Tab("Compare"):
+                with gr.Row():
+                    same = [("(the same)", ""), *names]
+                    at.other = gr.Dropdown(same, value="", allow_custom_value=True, label="Second model")
+                    at.second = photo_input(label="Second picture (empty: the same)", height=180, elem_id="second")
+                at.compared = gr.HTML(paragraph("Choose a second model, a second picture, or both."))
+            with gr.Tab("Many pictures"):
+                with gr.Row():
+                    at.files = gr.UploadButton(
+                        "Choose pictures, or a zip of them", file_count="multiple", variant="primary", elem_id="many"
+                    )
+                    at.again = gr.Button("Again, with the model and stage that are chosen now")
+                at.gallery = gr.HTML(js_on_load=SCRIPT)
+                widths = [f"{width}px" for width in ROWS.values()]
+                at.rows = gr.Dataframe(
+                    headers=list(ROWS), column_widths=widths, label="Results", interactive=False, wrap=True
+                )
+                with gr.Row():
+                    at.table, at.maps = (
+                        gr.File(label=kind, interactive=False, height=90) for kind in ("Table (CSV)", "Maps (zip)")
+                    )
+            with gr.Tab("Report") as at.report:
+                at.record = gr.HTML()
+            with gr.Tab("Code"):
+                at.code = gr.HTML(js_on_load=SCRIPT)
+    return at
 
 
 def choice(choices: Sequence, value: str = "", **options: object) -> gr.Dropdown:
-    """A list that depends on the model. What is not in it is said by the library, in a sentence."""
+    """A list that depends on the model. A value that is not in it is refused by the library, in a sentence."""
     return gr.Dropdown(choices, value=value, allow_custom_value=True, **options)
 
 
-def settings_for(model: Model, question: Question) -> Shown:
-    """The widgets at what the question says, where the model has it."""
+def settings_for(model: Model, question: Question) -> dict[str, object]:
+    """The widgets of the settings as the question has them, where the model can be asked so."""
 
-    def one_of(names: list[str], value: str, empty: str, **options: object) -> gr.Dropdown:
+    def one_of(value: str, empty: str, **options: object) -> gr.Dropdown:
         return choice([(empty, ""), *names], value=value if value in names else "", **options)
 
     names, segments = model.class_names, model.task == "segmentation"
     stage = question.stage if question.stage in model.stages else default_stage(model)
     return asdict(question) | {
-        "class_name": one_of(names, question.class_name, "(the first)" if segments else "(predicted)"),
-        "rather_than": one_of(names, question.rather_than, "(nothing else)", visible=len(names) > 1),
+        "class_name": one_of(question.class_name, "(the first)" if segments else "(predicted)"),
+        "rather_than": one_of(question.rather_than, "(nothing else)", visible=len(names) > 1),
         "stage": choice(list(model.stages), value=stage),
         "threshold": question.threshold or model.threshold,
         "asking": gr.Column(visible=segments),
     }
 
 
+# --- what happens -----------------------------------------------------------------------------------------------------
+
+
+def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
+    """Connects the widgets of `layout`: every event asks one question of one visit and draws panels of the answer."""
+    settings = {field.name: getattr(at, field.name) for field in fields(Question)}
+    asked = [at.photo, at.model, at.mask, *settings.values()]
+    redrawn = [getattr(at, name) for name in (*REDRAWN, "believe")]
+    everything = [getattr(at, name) for name in (*FIRST, "facts", "label", "model", "asking")]
+    everything += [*redrawn, *settings.values()]
+
+    def by_widget(shown: dict[str, object]) -> dict:
+        return {getattr(at, name): value for name, value in shown.items()}
+
+    def answer_to(photo: str | None, name: str, mask: str | None, question: Question) -> Answer:
+        return visits.get(photo, name).ask(question, mask, progress_of(question))
+
+    def answer_of(photo: str | None, name: str, mask: str | None, *values: object) -> Answer:
+        with in_sentences():
+            return answer_to(photo, name, mask, Question(*values))
+
+    def begin(request: gr.Request, fresh: bool, photo: str | None, name: str, mask: str | None, *values) -> dict:
+        query, before = dict(request.query_params) if fresh else {}, answer_of(photo, name, mask, *values)
+        name = query.get("model") or name
+        question = Question(**{key: getattr(before.given, key) for key in KEPT})
+        answer = answer_to(photo, name, mask, from_query(query) if fresh else question)
+        shown = {"model": name, "facts": None, "label": None, "believe": ""}
+        with suppress(ValueError, OSError):  # the panel "notes" says it
+            shown |= {"facts": model_facts(answer.model)} | settings_for(answer.model, answer.given)
+            label, heading = ("Share of the photo", False) if answer.segments else ("Probability", True)
+            shown["label"] = gr.Label(value=answer.prediction.shares, label=label, show_heading=heading)
+        return {at.fresh: False} | by_widget(shown | draw(answer, (*FIRST, *REDRAWN)))
+
+    def redraw(*inputs: object) -> dict:
+        return by_widget(draw(answer_of(*inputs), REDRAWN) | {"believe": ""})
+
+    def pick(event: gr.EventData, photo: str | None, name: str, mask: str | None, *values: object) -> dict:
+        answer = answer_of(photo, name, mask, *values)
+        with suppress(ValueError, OSError):  # the panels say it
+            question = picked(answer.question, answer.model, answer.prediction.logits, event.points)
+            answer = answer_to(photo, name, mask, question)
+        chosen = {"region": answer.given.region, "points": answer.given.points, "believe": ""}
+        return by_widget(chosen | draw(answer, REDRAWN))
+
+    def recolour(*inputs: object) -> dict:
+        return by_widget(draw(answer_of(*inputs), REDRAWN))  # the check hides the same places as before
+
+    def work_out(*inputs: object) -> None:
+        with suppress(ValueError, OSError):  # the panel of the maps says it
+            answer_of(*inputs).work_out_paths()
+
+    def show_stages(*inputs: object) -> dict:
+        return by_widget(draw(answer_of(*inputs), ("stages", "contributions")))
+
+    def show_believe(*inputs: object) -> dict:
+        return by_widget(draw(answer_of(*inputs), ("believe",)))
+
+    def show_compared(other: str, second: str | None, photo: str | None, name: str, *values: object) -> dict:
+        beside = answer_of(second or photo, other or name, None, *values)
+        return by_widget(draw(answer_of(photo, name, None, *values), ("compared",), beside))
+
+    def show_record(name: str) -> dict:
+        return by_widget(draw(visits.get(None, name).ask(Question()), ("record",)))
+
+    def explain_all(files: list[str] | None, name: str, stage: str, method: str) -> tuple:
+        folder = UPLOADS / secrets.token_hex(16)  # Gradio deletes it with the uploads
+        with in_sentences():
+            question = Question(stage=stage, method=method)
+        try:
+            return explain_files(visits.get(None, name), files or [], question, gr.Progress(), folder)
+        except (ValueError, OSError) as error:
+            return paragraph(sentence_of(error)), None, None, None
+
+    def when(triggers: list, make: Callable, inputs: list, outputs: list, **options: object) -> object:
+        # "always_last": the last choice made while an answer is on its way is not lost.
+        return gr.on(triggers, make, inputs, outputs, trigger_mode="always_last", api_visibility="private", **options)
+
+    waiting = {"show_progress_on": [at.label, at.grad_cam, at.stages]}
+    quietly = {"api_visibility": "private", "show_progress": "hidden"}
+    begun = [page.load, at.photo.change, at.model.input]
+    touched = [widget.input for name, widget in settings.items() if name not in ("points", *COLOURS)]
+    answers = [
+        when(begun, begin, [at.fresh, *asked], [at.fresh, *everything], **waiting),
+        when([*touched, at.points.submit, at.mask.change], redraw, asked, redrawn),
+        when([at.picker.select], pick, asked, [at.region, at.points, *redrawn]),
+    ]
+    for each in answers:  # what takes more passes follows, and is drawn apart: the stages may have changed meanwhile
+        each.then(work_out, asked, None, **quietly).then(show_stages, asked, [at.stages, at.contributions], **quietly)
+    when([getattr(at, name).input for name in COLOURS], recolour, asked, redrawn)
+    when([at.check.click], show_believe, asked, [at.believe])
+    both = [at.other, at.second, at.photo, at.model, *settings.values()]
+    when([at.other.input, at.second.change], show_compared, both, [at.compared])
+    when([at.report.select, at.model.input], show_record, [at.model], [at.record])
+    many = [at.gallery, at.rows, at.table, at.maps]
+    chosen = [at.files, at.model, at.stage, at.method]
+    when([at.files.upload, at.again.click], explain_all, chosen, many, concurrency_limit=1)
+
+
 def progress_of(question: Question) -> Callable[[float], None] | None:
-    """Where a slow method tells how far it is."""
+    """Shows on the page how far a slow method is."""
     if question.method in METHODS:
         return None
     progress = gr.Progress()
-    return lambda share: progress(share, desc=panels.METHOD_NAMES[question.method])
+    return lambda share: progress(share, desc=METHOD_NAMES[question.method])
 
 
 def fetch_with_progress(model_id: str) -> Path:
-    """`hub.pull`, with the bytes counted on the page where it is called in answer to one."""
+    """`hub.pull`, with the bytes counted on the page of the visitor who waits for them."""
     progress, here = gr.Progress(), contextvars.copy_context()
 
     def show(arrived: int, expected: int) -> None:
-        # Called in threads of the download, which do not know whom they work for.
+        # The download calls this in threads of its own, which do not know whose page it is.
         here.copy().run(progress, (arrived, expected), desc=f"Fetching {model_id}", unit="bytes")
 
     return hub.pull(model_id, show)
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------
+# --- the command ------------------------------------------------------------------------------------------------------
 
 
-class Sent(GradioRootModel):
-    """Whatever was sent as a photo: judged by `file_of`, which answers in sentences, and documented as an image."""
-
-    root: Any
-
-    @classmethod
-    def model_json_schema(cls, *arguments: object, **options: object) -> dict:
-        """That of an image, for the page of the API and its clients."""
-        return ImageData.model_json_schema(*arguments, **options)
-
-
-def photo_input(**options: object) -> gr.Image:
-    """An image input that hands over the file as it came, for cvlab's own opener (Gradio's spoils several formats)."""
-    component = gr.Image(image_mode=None, type="filepath", buttons=[], **options)
-    component.data_model = Sent
-    component.preprocess = file_of
-    return component
-
-
-def file_of(payload: object) -> Photo | None:
-    """What was uploaded, undecoded: the path of a file in Gradio's cache, or the bytes of a data: URL.
-
-    Raises:
-        gr.Error: anything else, also another path of this machine.
-    """
-    payload = payload.root if isinstance(payload, Sent) else payload
-    if payload is None:
-        return None
-    url, path = (payload.get("url"), payload.get("path")) if isinstance(payload, dict) else (None, None)
-    if isinstance(url, str) and url.startswith("data:"):
-        if len(url) > MAX_UPLOAD_MB * 2**20 * 4 / 3:
-            raise gr.Error(f"The picture is too large: up to {MAX_UPLOAD_MB} MB are taken.")
-        try:
-            return BytesIO(base64.b64decode(url.partition(",")[2]))
-        except ValueError as error:
-            raise gr.Error("The data: URL of the picture is damaged.") from error
-    if isinstance(path, str) and "\0" not in path and Path(path).resolve().is_relative_to(UPLOADS):
-        return path
-    raise gr.Error("That is not an uploaded picture.")
-
-
-def build_page(models: Models) -> gr.Blocks:
-    """The Blocks page, not launched."""
-    desk, names, usual = Desk(models), list(models.offered), Question()
-    examples = example_files(Path(tempfile.mkdtemp(prefix="cvlab-examples-")))
-    shown: dict[str, gr.blocks.Block] = {}  # widgets, by the names that the functions above answer with
-    with gr.Blocks(title="cvlab", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        fresh = gr.State(True)  # the first answer is to what the link asks
-        gr.Markdown("# cvlab\nWhat does a vision model see in a photo, and why? Choose a model and drop a picture.")
-        with gr.Row():
-            with gr.Column(scale=2, min_width=300):
-                shown["model"] = gr.Dropdown(
-                    names,
-                    value=names[0] if names else None,
-                    allow_custom_value=True,
-                    label="Model",
-                    info="From the list, or a name on the Hugging Face Hub: user/name",
-                )
-                shown["facts"] = gr.Textbox(label="About the model", interactive=False, lines=2)
-                first = next(iter(examples))
-                photo = photo_input(value=first, label="Photo", height=280, alt_text="The chosen photo")
-                gr.Markdown("Examples")
-                with gr.Row(elem_classes="examples"):
-                    for path, caption in examples.items():
-                        example = gr.Button(caption, icon=path, size="sm")
-                        example.click(partial(str, path), None, photo, api_visibility="private")
-                with gr.Accordion("Colours", open=False):
-                    shown["colormap"] = gr.Dropdown(tabs.COLORMAP_CHOICES, value=usual.colormap, label="Colour map")
-                    shown["opacity"] = gr.Slider(0, 1, usual.opacity, step=0.05, label="Opacity over the photo")
-                    shown["common_scale"] = gr.Checkbox(
-                        label="One scale", info="For all stages of a U-Net, or for a class beside the predicted one"
-                    )
-                shown["link"] = gr.HTML(js_on_load=style.LINK_JS)
-            with gr.Column(scale=5, min_width=300):
-                shown["notes"] = gr.HTML()
-                with gr.Tab("Predict"), gr.Row():
-                    with gr.Column(min_width=220):
-                        shown["label"] = gr.Label(label="Probability", num_top_classes=TOP_CLASSES)
-                    with gr.Column(min_width=220):
-                        shown["look"] = gr.HTML()
-                with gr.Tab("Grad-CAM"):
-                    with gr.Row():
-                        shown["class_name"] = choice([("", "")], label="Evidence for the class", min_width=150)
-                        shown["rather_than"] = choice([("", "")], label="Rather than", min_width=150)
-                        shown["stage"] = choice([], label="Read at the stage", min_width=150)
-                        shown["method"] = gr.Dropdown(
-                            tabs.METHOD_CHOICES, value="grad_cam", label="Method", min_width=150
-                        )
-                    shown["against"] = gr.Checkbox(label="Show the evidence against it instead")
-                    shown["grad_cam"] = gr.HTML()
-                    check = gr.Button("Can I believe it? Hide the hottest tenth of the picture", size="sm")
-                    shown["believe"] = gr.HTML()
-                with gr.Tab("U-Net stages"):
-                    with gr.Column(visible=False) as shown["asking"]:
-                        with gr.Row():
-                            with gr.Column(min_width=260):
-                                shown["picker"] = gr.HTML(js_on_load=style.PICKER_JS)
-                            with gr.Column(min_width=220):
-                                shown["region"] = gr.Dropdown(tabs.REGION_CHOICES, value="mask", label="Ask about")
-                                shown["points"] = gr.Textbox(
-                                    label="Places",
-                                    info="Click or drag in the picture, or write x,y from the top left, then Enter",
-                                    placeholder="20,30 50,60",
-                                )
-                                shown["threshold"] = gr.Slider(0.05, 0.95, 0.5, step=0.01, label="Threshold")
-                        with gr.Accordion("Compare with the true mask", open=False):
-                            mask = photo_input(
-                                label="True mask (white is the class)",
-                                height=160,
-                                sources=["upload"],
-                                elem_id="true-mask",
-                            )
-                        shown["errors"] = gr.HTML()
-                    shown["stages"] = gr.HTML()
-                    shown["ways"] = gr.HTML()
-                with gr.Tab("Compare"):
-                    with gr.Row():
-                        other = gr.Dropdown(
-                            [("(the same)", ""), *names], value="", allow_custom_value=True, label="Second model"
-                        )
-                        other_photo = photo_input(
-                            label="Second picture (empty: the same)", height=180, elem_id="second"
-                        )
-                    shown["compared"] = gr.HTML(paragraph(tabs.CHOOSE_TWO))
-                with gr.Tab("Many pictures"):
-                    with gr.Row():
-                        files = gr.UploadButton(
-                            "Choose pictures, or a zip of them",
-                            file_count="multiple",
-                            variant="primary",
-                            elem_id="many",
-                        )
-                        again = gr.Button("Again, by the model and stage that are chosen now")
-                    gallery = gr.HTML(js_on_load=style.SORT_JS)
-                    rows = gr.Dataframe(
-                        headers=list(tabs.ROWS),
-                        column_widths=[f"{width}px" for width in tabs.ROWS.values()],
-                        label="Results",
-                        interactive=False,
-                        wrap=True,
-                    )
-                    with gr.Row():
-                        kinds = ("Table (CSV)", "Maps (zip)")
-                        written = [gr.File(label=kind, interactive=False, height=90) for kind in kinds]
-                with gr.Tab("Report") as report_tab:
-                    shown["record"] = gr.HTML()
-                with gr.Tab("Code"):
-                    shown["code"] = gr.HTML(js_on_load=style.COPY_JS)
-
-        settings = {field.name: shown[field.name] for field in fields(Question)}
-        asked, everything = [photo, shown["model"], mask, *settings.values()], list(shown.values())
-        redrawn = [shown[name] for name in tabs.REDRAWN]
-
-        def by_widget(answered: Shown) -> dict:
-            return {shown[name]: value for name, value in answered.items()}
-
-        def answer_to(
-            request: gr.Request, new: bool, photo: Photo | None, name: str, mask: Photo | None, *values
-        ) -> dict:
-            query = dict(request.query_params) if new else {}
-            name, before = query.get("model") or name, question_of(values)
-            question = from_query(query) if new else Question(**{key: getattr(before, key) for key in KEPT})
-            linked = {"model": name} if query.get("model") else {}
-            return {fresh: False} | by_widget(linked | answer(desk, photo, name, mask, question))
-
-        def redraw(photo: Photo | None, name: str, mask: Photo | None, *values: object) -> dict:
-            question = question_of(values)
-            return by_widget(tabs.explained(desk, photo, name, mask, question, progress_of(question)))
-
-        def pick(event: gr.EventData, photo: Photo | None, name: str, mask: Photo | None, *values: object) -> dict:
-            question = tabs.chosen(desk, photo, name, question_of(values), event.points)
-            chosen = {"region": question.region, "points": question.points}
-            return by_widget(chosen | tabs.explained(desk, photo, name, mask, question, progress_of(question)))
-
-        def recolour(photo: Photo | None, name: str, mask: Photo | None, *values: object) -> dict:
-            drawn = tabs.explained(desk, photo, name, mask, question_of(values))
-            return by_widget(drawn | {"believe": gr.skip()})  # it hides the same places as before
-
-        def work_out(photo: Photo | None, name: str, mask: Photo | None, *values: object) -> None:
-            tabs.work_out(desk, photo, name, mask, question_of(values))
-
-        def show_stages(photo: Photo | None, name: str, mask: Photo | None, *values: object) -> dict:
-            return by_widget(tabs.stages(desk, photo, name, mask, question_of(values)))
-
-        def show_believe(photo: Photo | None, name: str, mask: Photo | None, *values: object) -> str:
-            return tabs.believe(desk, photo, name, mask, question_of(values))
-
-        def show_compared(other: str, second: Photo | None, photo: Photo | None, name: str, *values: object) -> str:
-            return tabs.compared(desk, photo, name, question_of(values), other, second)
-
-        def show_record(name: str) -> str:
-            return tabs.record(desk, name)
-
-        def explain_all(files: list[str] | None, name: str, stage: str, method: str) -> tuple:
-            folder = Path(page.GRADIO_CACHE) / secrets.token_hex(16)  # deleted with the uploads
-            return tabs.many(desk, files, name, stage, method, gr.Progress(), folder)
-
-        def when(triggers: list, make: Callable, inputs: list, outputs: list, **options: object) -> object:
-            # The last choice made while an answer is on its way is not lost.
-            return gr.on(
-                triggers, make, inputs, outputs, trigger_mode="always_last", api_visibility="private", **options
-            )
-
-        waiting = {"show_progress_on": [shown["label"], shown["grad_cam"], shown["stages"]]}
-        begun = [page.load, photo.change, shown["model"].input]
-        quietly = {"api_visibility": "private", "show_progress": "hidden"}
-        answers = [when(begun, answer_to, [fresh, *asked], [fresh, *everything], **waiting)]
-        touched = [widget.input for name, widget in settings.items() if name not in ("points", *COLOURS)]
-        answers += [when([*touched, shown["points"].submit, mask.change], redraw, asked, redrawn)]
-        answers += [when([shown["picker"].select], pick, asked, [shown["region"], shown["points"], *redrawn])]
-        for each in answers:  # what takes more passes follows
-            # Drawn apart: what is chosen while it is worked out has its own stages.
-            each.then(work_out, asked, None, **quietly).then(
-                show_stages, asked, [shown["stages"], shown["ways"]], **quietly
-            )
-        when([shown[name].input for name in COLOURS], recolour, asked, redrawn)
-        when([check.click], show_believe, asked, [shown["believe"]])
-        both = [other, other_photo, photo, shown["model"], *settings.values()]
-        when([other.input, other_photo.change], show_compared, both, [shown["compared"]])
-        when([report_tab.select, shown["model"].input], show_record, [shown["model"]], [shown["record"]])
-        all_of = [files, shown["model"], shown["stage"], shown["method"]]
-        when([files.upload, again.click], explain_all, all_of, [gallery, rows, *written], concurrency_limit=1)
-        add_api(desk)
-    return page
-
-
-# --- for programs -----------------------------------------------------------------------------------------------------
-
-
-def add_api(desk: Desk) -> None:
-    """The endpoints, whose names and parameters are kept."""
-
-    def saved(picture: Image.Image) -> str:
-        """A PNG in Gradio's cache, in a folder of its own: nobody else writes there while it is read."""
-        path = Path(answer.GRADIO_CACHE) / secrets.token_hex(16) / "image.png"
-        path.parent.mkdir(parents=True)
-        picture.save(path, "PNG", compress_level=1)
-        return str(path)
-
-    def predict(image: Photo, model: str) -> dict:
-        """Of a classifier {label, confidences}, of a segmenter {mask, shares, numbers}."""
-        with in_sentences():
-            network, seen = desk.seen(image, model)
-        if network.task == "classification":
-            ranked = sorted(seen.shares.items(), key=lambda item: -item[1])
-            confidences = [{"label": name, "confidence": share} for name, share in ranked]
-            return {"label": ranked[0][0], "confidences": confidences}
-        mask = gr.FileData(path=saved(enlarged(seen.mask)))
-        return {"mask": mask.model_dump(), "shares": seen.shares, "numbers": seen.sentence}
-
-    def grad_cam(
-        image: Photo, model: str, class_name: str | None = None, stage: str | None = None
-    ) -> tuple[str, str, str, float]:
-        """Original, heatmap, overlay, peak; by default for the predicted class at the deepest stage."""
-        with in_sentences():
-            question = Question(class_name=class_name, stage=stage)
-            network, seen = desk.seen(image, model)
-            _, attribution = map_of(desk.evidence(image, model, question), network, question)
-        three = to_picture(seen.images), *panels.pictures(seen.images, attribution, question)
-        return *(saved(enlarged(picture)) for picture in three), peak_of(attribution)
-
-    def grad_cam_array(
-        image: Photo, model: str, class_name: str | None = None, stage: str | None = None, method: str | None = None
-    ) -> dict:
-        """{class_name, stage, method, score, peak, map}: the map is raw and signed, in rows, as large as its stage."""
-        with in_sentences():
-            question = Question(class_name=class_name, stage=stage, method=method or "grad_cam")
-            network, _ = desk.seen(image, model)
-            evidence = desk.evidence(image, model, question)
-            stage, attribution = map_of(evidence, network, question)
-        return {
-            "class_name": network.class_names[evidence.class_idx],
-            "stage": stage,
-            "method": question.method,
-            "score": evidence.score,
-            "peak": peak_of(attribution, question.method),
-            "map": attribution[0, 0].tolist(),
-        }
-
-    def stages(image: Photo, model: str) -> tuple[str, list[tuple[str, str]]]:
-        """The mask picture and a gallery of every stage, each with its name, resolution and peak."""
-        question, gallery = Question(), []
-        with in_sentences():
-            network, seen = desk.seen(image, model)
-            if network.task == "classification":
-                raise ValueError(panels.CLASSIFIER)
-            evidence = desk.evidence(image, model, question)
-        for name, attribution in evidence.maps["grad_cam"].items():
-            height, width = attribution.shape[-2:]
-            worth = worth_of(attribution, evidence, question)
-            caption = f"{name}: {width} x {height}, peak {peak_of(attribution):.3g}. {worth}"
-            gallery.append((saved(enlarged(panels.over_photo(seen.images, attribution, question))), caption))
-        return saved(enlarged(panels.mask_picture(seen, network, question))), gallery
-
-    image = photo_input(visible=False, label="a photo, in any format")
-    model = gr.Textbox(visible=False, label="a model by its name on the page, or on the Hub: user/name")
-    class_name = gr.Textbox(visible=False, label="a class by its name; empty: the predicted one")
-    stage = gr.Textbox(visible=False, label="a stage by its name; empty: the deepest one")
-    method = gr.Textbox(visible=False, label="grad_cam or hires_cam; empty: grad_cam")
-    pictures = [gr.Image(visible=False, format="png") for _ in range(4)]
-    number, gallery, answer = gr.Number(visible=False), gr.Gallery(visible=False, format="png"), gr.JSON(visible=False)
-    trigger = gr.Button(visible=False)
-    trigger.click(predict, [image, model], answer, api_name="predict")
-    trigger.click(grad_cam, [image, model, class_name, stage], [*pictures[:3], number], api_name="grad_cam")
-    trigger.click(grad_cam_array, [image, model, class_name, stage, method], answer, api_name="grad_cam_array")
-    trigger.click(stages, [image, model], [pictures[3], gallery], api_name="stages")
-
-
-def question_of(values: Sequence[object]) -> Question:
-    """The question that the settings make, in the order of its fields."""
-    with in_sentences():
-        return Question(*values)
-
-
-@contextmanager
-def in_sentences() -> Iterator[None]:
-    """An error of the library reaches a program as its sentence."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise gr.Error(tabs.sentence_of(error)) from error
+def launch(page: gr.Blocks, **options: object) -> None:
+    """Starts the server, with the settings that keep it closed: no analytics, no history of the users' pictures."""
+    share_arenas()
+    page.queue(api_open=False, default_concurrency_limit=AT_ONCE).launch(
+        theme=THEME,
+        css_paths=CSS,
+        run_history=False,
+        footer_links=["api"],
+        max_file_size=f"{MAX_UPLOAD_MB}mb",
+        show_error=True,  # else a program that calls with wrong types is told nothing
+        ssr_mode=False,
+        **options,
+    )
 
 
 def main() -> None:
@@ -463,22 +350,8 @@ def main() -> None:
     named = [name.strip() for name in os.environ.get("CVLAB_MODELS", "").split(",") if name.strip()]
     offered = offered_models(ROOT, [*args.models, *named])
     owners = [owner.strip() for owner in os.environ.get("CVLAB_ALLOW", "").split(",") if owner.strip()]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # an orderly end, which deletes the files of the page
     launch(build_page(Models(offered, owners, fetch_with_progress)), server_port=args.port)
-
-
-def launch(page: gr.Blocks, **options: object) -> None:
-    """Starts the server, with the settings that keep it closed: no analytics, no history of the users' pictures."""
-    share_arenas()
-    page.queue(api_open=False, default_concurrency_limit=AT_ONCE).launch(
-        theme=THEME,
-        css=style.CSS,
-        run_history=False,
-        footer_links=["api"],
-        max_file_size=f"{MAX_UPLOAD_MB}mb",
-        show_error=True,  # else a program that calls with wrong types is told nothing
-        ssr_mode=False,
-        **options,
-    )
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from cvlab.data import shapes
 from cvlab.explain import class_score, explain, grad_cam, peak, predict
 from cvlab.metrics import segmentation_counts, segmentation_scores
 from cvlab.models import build
+from cvlab.page.models import Models, offered_models
 from cvlab.transforms import open_image, view
 from cvlab.trust import deletion
 
@@ -60,7 +61,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(hostile: Path) -> Iterator[str]:
-    page = app.build_page(app.Models(app.offered_models(ROOT, [str(hostile)])))
+    page = app.build_page(Models(offered_models(ROOT, [str(hostile)])))
     app.launch(page, prevent_thread_lock=True, quiet=True)
     yield page.local_url
     page.close()
@@ -242,7 +243,7 @@ def unet(visit: Page, url: str, scene: Path) -> Page:
     """The page with the segmenter, in its tab, and the scene, answered."""
     visit.goto(f"{url}?model={SEGMENTER}")
     tab(visit, "U-Net stages")
-    title = visit.get_by_text("Evidence for 'shape' in the whole mask; score").filter(visible=True)
+    title = visit.get_by_text("Evidence for “shape” in the whole mask; score").filter(visible=True)
     expect(title).to_be_visible()
     before = title.text_content()
     upload(visit, scene)
@@ -313,16 +314,16 @@ def test_an_upload_shows_the_prediction(page: Page, tmp_path: Path) -> None:
 
 def test_what_is_asked_changes_the_map_and_how_it_is_drawn_the_picture(page: Page) -> None:
     tab(page, "Grad-CAM")
-    seen = [picture(page, re.compile("^Heatmap: Evidence for 'cross' at stage4"))]
+    seen = [picture(page, re.compile("^Heatmap: Evidence for “cross” at stage4"))]
     expect(page.locator(".scale").filter(visible=True)).to_have_text(re.compile(r"^0\s+[\d.]+ logits$"))
     choose(page, "Evidence for the class", "triangle")
-    seen.append(picture(page, "Heatmap: Evidence for 'triangle' at stage4"))
+    seen.append(picture(page, "Heatmap: Evidence for “triangle” at stage4"))
     choose(page, "Rather than", "cross")
-    seen.append(picture(page, "Heatmap: Evidence for 'triangle' rather than 'cross' at stage4"))
+    seen.append(picture(page, "Heatmap: Evidence for “triangle” rather than “cross” at stage4"))
     page.get_by_label("Show the evidence against it instead").check()
-    seen.append(picture(page, "Heatmap: Evidence against 'triangle' rather than 'cross' at stage4"))
+    seen.append(picture(page, "Heatmap: Evidence against 'triangle' rather than “cross” at stage4"))
     choose(page, "Read at the stage", "stage2")
-    seen.append(picture(page, "Heatmap: Evidence against 'triangle' rather than 'cross' at stage2"))
+    seen.append(picture(page, "Heatmap: Evidence against 'triangle' rather than “cross” at stage2"))
     choose(page, "Method", "HiResCAM")
     expect(figures(page).nth(1)).to_contain_text("HiResCAM at stage2")
     seen.append(picture(page, re.compile("^Heatmap")))
@@ -342,9 +343,9 @@ def test_what_is_asked_changes_the_map_and_how_it_is_drawn_the_picture(page: Pag
 def test_a_slow_cross_check_is_drawn_for_the_whole_picture(page: Page) -> None:
     tab(page, "Grad-CAM")
     choose(page, "Method", "Occlusion (slow)")
-    picture(page, "Heatmap: Evidence for 'cross' at the whole picture")
+    picture(page, "Heatmap: Evidence for “cross” at the whole picture")
     choose(page, "Method", "Grad-CAM")
-    picture(page, "Heatmap: Evidence for 'cross' at stage4")
+    picture(page, "Heatmap: Evidence for “cross” at stage4")
 
 
 def test_the_three_pictures_stand_in_one_row(page: Page) -> None:
@@ -410,7 +411,7 @@ def test_a_click_asks_about_a_part_and_a_drag_about_a_box(unet: Page) -> None:
     unet.mouse.down()
     unet.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=3)
     unet.mouse.up()
-    expect(unet.get_by_text("Evidence for 'shape' in the box; score").filter(visible=True)).to_be_visible()
+    expect(unet.get_by_text("Evidence for “shape” in the box; score").filter(visible=True)).to_be_visible()
     assert re.fullmatch(r"\d,\d 3[12],3[12]", unet.get_by_label("Places").input_value())
 
 
@@ -502,10 +503,10 @@ def test_many_pictures_become_a_table_a_csv_and_a_zip(page: Page, scene: Path, t
 def test_a_link_restores_model_and_settings(page: Page, url: str) -> None:
     page.goto(f"{url}?model={CLASSIFIER}&class_name=star&stage=stage2&method=hires_cam&colormap=jet&opacity=oops")
     tab(page, "Grad-CAM")
-    picture(page, "Heatmap: Evidence for 'star' at stage2")
+    picture(page, "Heatmap: Evidence for “star” at stage2")
     expect(figures(page).nth(1)).to_contain_text("HiResCAM at stage2")
     choose(page, "Read at the stage", "stage3")
-    picture(page, "Heatmap: Evidence for 'star' at stage3")
+    picture(page, "Heatmap: Evidence for “star” at stage3")
     link = f"?model={CLASSIFIER}&class_name=star&stage=stage3&method=hires_cam&colormap=jet"
     expect(page.get_by_role("link", name="Link to this model")).to_have_attribute("href", link)
     expect(page).to_have_url(url + link)
@@ -517,7 +518,7 @@ def test_the_code_makes_the_map_that_is_shown(
     tab(page, "Grad-CAM")
     choose(page, "Evidence for the class", "star")
     choose(page, "Read at the stage", "stage3")
-    picture(page, "Heatmap: Evidence for 'star' at stage3")
+    picture(page, "Heatmap: Evidence for “star” at stage3")
     tab(page, "Code")
     lines = page.locator("pre.code").inner_text()
     (photo,) = re.findall(r"open_image\('(.*?)'\)", lines)
@@ -545,7 +546,7 @@ def test_an_unknown_model_is_a_sentence(page: Page) -> None:
     box = page.get_by_label("Model", exact=True)
     box.fill("no such model")
     box.press("Enter")
-    expect(page.get_by_text("There is no model 'no such model'")).to_be_visible()
+    expect(page.get_by_text("There is no model “no such model”")).to_be_visible()
 
 
 def test_names_from_strangers_are_shown_not_run(page: Page, hostile: Path) -> None:

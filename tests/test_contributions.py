@@ -1,4 +1,4 @@
-"""cvlab.contributions: parts of a score worked out by hand, and that they add up."""
+"""cvlab.explain.paths: parts of a score worked out by hand, and that they add up."""
 
 from pathlib import Path
 

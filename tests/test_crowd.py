@@ -13,6 +13,8 @@ import pytest
 
 import app
 from cvlab.data import shapes
+from cvlab.page.models import Models, offered_models
+from cvlab.page.upload import Sent, path_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSIFIER, SEGMENTER = "shapes-classifier", "shapes-segmenter"
@@ -36,7 +38,7 @@ def url() -> Iterator[str]:
 
 def fresh_page() -> gr.Blocks:
     """A page that has answered nothing yet."""
-    return app.build_page(app.Models(app.offered_models(ROOT, [])))
+    return app.build_page(Models(offered_models(ROOT, [])))
 
 
 def photo_url(i: int) -> str:
@@ -76,7 +78,7 @@ def answer_alone(page: gr.Blocks, i: int) -> object:
     """The same by the function that the endpoint calls, one after the other."""
     name, (photo, *arguments) = asked_by(i)
     make = next(each.fn for each in page.fns.values() if each.api_name == name)
-    answer = make(app.file_of(app.Sent(photo)), *arguments)
+    answer = make(path_of(Sent(photo)), *arguments)
     if name == "stages":
         mask, gallery = answer
         pictures = [{"image": Path(path).read_bytes(), "caption": caption} for path, caption in gallery]

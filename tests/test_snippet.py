@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cvlab import checkpoint
 from cvlab.data import shapes
 from cvlab.explain import explain, predict
-from cvlab.page.answers import evidence_for
+from cvlab.page.evidence import evidence_for
 from cvlab.page.question import Question, score_of
 from cvlab.page.snippet import PUBLIC, as_python
 from cvlab.transforms import open_image, view

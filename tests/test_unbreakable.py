@@ -28,6 +28,8 @@ import app
 from cvlab import checkpoint
 from cvlab.data import shapes
 from cvlab.models import build
+from cvlab.page.models import Models, offered_models
+from cvlab.page.upload import Sent, path_of
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "shapes-classifier"
@@ -54,7 +56,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
     shapes.scene(4022, 64).image.save(folder / "secret.png")
     (folder / "secret.txt").write_text("secret words of the server")
     sys.addaudithook(_watch)
-    page = app.build_page(app.Models(app.offered_models(ROOT, [str(each) for each in doomed])))
+    page = app.build_page(Models(offered_models(ROOT, [str(each) for each in doomed])))
     app.launch(page, prevent_thread_lock=True, quiet=True)
     yield SimpleNamespace(url=page.local_url, page=page, folder=folder, doomed=doomed, photo=scene("PNG"))
     page.close()
@@ -82,7 +84,7 @@ def scene(form: str, seed: int = 4003) -> bytes:
 
 def photo_of(content: bytes) -> object:
     """What the page makes of a data: URL."""
-    return app.file_of(app.Sent({"url": "data:image/png;base64," + base64.b64encode(content).decode()}))
+    return path_of(Sent({"url": "data:image/png;base64," + base64.b64encode(content).decode()}))
 
 
 def what_is_said(ask: Callable, *arguments: object) -> str:
@@ -235,8 +237,8 @@ def test_data_urls(server: SimpleNamespace) -> None:
     assert len(urls) == SHARES["urls"]
     predict = endpoint(server, "predict")
     for url in urls:
-        assert what_is_said(lambda url=url: predict(app.file_of(app.Sent({"url": url})), MODEL)), str(url)[:50]
-    assert not what_is_said(lambda: predict(app.file_of(app.Sent({"url": good})), MODEL))
+        assert what_is_said(lambda url=url: predict(path_of(Sent({"url": url})), MODEL)), str(url)[:50]
+    assert not what_is_said(lambda: predict(path_of(Sent({"url": good})), MODEL))
 
 
 def names() -> list[str]:

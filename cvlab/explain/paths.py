@@ -1,13 +1,13 @@
-"""What each way through a U-Net contributed to a score: the skips, the bottleneck, and the biases, which add up to it.
+"""What each path through a U-Net added to a score: the skips, the bottleneck and the biases.
 
-The part of a U-Net above the cut through all skips and the bottleneck's output is piecewise linear: convolutions, batch
-normalisation in eval mode, ReLU, concatenation. Such a function equals its gradient times its inputs plus, for every
-bias in it, the bias times the gradient there (Euler's theorem; Srinivas and Fleuret, "Full-Gradient Representation for
-Neural Network Visualization", 2019). So the score falls into signed parts, with nothing left over. A part is no share:
-parts may be negative, or larger than the score.
+The part of a U-Net after the skips and the bottleneck is piecewise linear: convolutions, batch normalisation in eval
+mode, ReLU, concatenation. Such a function equals its gradient times its inputs plus, for every bias in it, the bias
+times the gradient there (Euler's theorem; Srinivas and Fleuret, "Full-Gradient Representation for Neural Network
+Visualization", 2019). So the score is the sum of signed parts. A part is not a share: it may be negative, or larger
+than the score.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from cvlab.explain.hooks import passes
 from cvlab.explain.maps import correlation, explain
-from cvlab.explain.scores import region_score
 from cvlab.models import Model
 from cvlab.models.unet import UNet
 
-REST = 1e-3  # of the largest part: what rounding may leave over
+REST = 1e-3  # of the largest part: by how much rounding may change the sum
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def contributions(model: Model, images: Tensor, score: Callable[[Tensor], Tensor
         ValueError: the model is no U-Net of cvlab, or the score is not linear in the logits (a probability).
     """
     if not isinstance(model, UNet):
-        raise ValueError("only a U-Net has skips and a bottleneck that a score could be divided among")
+        raise ValueError("only cvlab's own U-Net has skips and a bottleneck that a score can be divided among")
     edges = {f"skip{i}": skip for i, skip in enumerate(model.skips, start=1)} | {"bottleneck": model.bottleneck}
     above = {
         f"{part}.{name}": module
@@ -66,47 +65,39 @@ def contributions(model: Model, images: Tensor, score: Callable[[Tensor], Tensor
 
 
 def _shift(module: nn.Module) -> Tensor:
-    """What a layer adds to each of its channels, whatever comes in: (C,)."""
+    """What a layer adds to each of its channels, whatever its input: (C,)."""
     if isinstance(module, nn.BatchNorm2d):
         scale = module.weight / (module.running_var + module.eps).sqrt()
         return (module.bias - module.running_mean * scale).detach()
     return module.weight.new_zeros(module.out_channels) if module.bias is None else module.bias.detach()
 
 
-HARDLY = 0.95  # correlation between the maps of two regions from which a map says little of either
+HARDLY = 0.95  # correlation between the maps of two regions from which on a map says little about either
 
 
 def region_dependence(
-    model: Model,
-    images: Tensor,
-    region: Tensor,
-    other: Tensor | None = None,
-    class_idx: int = 0,
-    stages: Sequence[str] | None = None,
-    method: str = "grad_cam",
-) -> dict[str, Tensor]:
-    """For every stage Pearson's r between the maps of two regions, (N,) each; two forward and two backward passes.
+    model: Model, images: Tensor, maps: dict[str, dict[str, Tensor]], elsewhere: Callable[[Tensor], Tensor]
+) -> dict[str, dict[str, Tensor]]:
+    """By method and stage Pearson's r between the maps of a region and those of another one, (N,) each.
 
-    The second region is by default the complement of the first. Two halves of one object would be no test: they share
-    their evidence, so their maps may rightly agree. An object and what surrounds it share the least, and a map that is
-    the same for both depends on neither.
+    The other region is best the complement. Two halves of one object would be no test: they share their evidence, so
+    their maps may rightly agree. An object and its surroundings share the least: a map that is the same for both
+    depends on neither. Takes one forward and one backward pass.
 
     Args:
         images: (N, 3, S, S) in [0, 1].
-        region, other: bool, (S, S) for all images, or (N, S, S) or (N, 1, S, S).
-        stages: keys of model.stages; by default all.
+        maps: of the region, as `explain` gives them: maps[method][stage].
+        elsewhere: the score of the other region.
 
     Raises:
-        ValueError: as `explain`; or a region that covers a whole image, where no other is given.
+        ValueError: as `explain`; the other region has no pixel.
     """
-    if other is None:
-        other = ~region
-        if not other.flatten(-2).any(-1).all():
-            raise ValueError("the region covers the whole picture: give another one to compare its maps with")
-    maps, others = (
-        explain(model, images, region_score(each, class_idx), stages, [method]).maps[method] for each in (region, other)
-    )
-    return {stage: correlation(maps[stage], others[stage]) for stage in maps}
+    stages = list(next(iter(maps.values())))
+    others = explain(model, images, elsewhere, stages, list(maps)).maps
+    return {
+        method: {stage: correlation(attribution, others[method][stage]) for stage, attribution in each.items()}
+        for method, each in maps.items()
+    }
 
 
 def dependence_sentence(r: float) -> str:

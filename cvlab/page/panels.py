@@ -1,29 +1,41 @@
-"""The parts of the page as HTML: what a question's answer looks like, and how it is to be read."""
+"""The panels of the page. Each is a function of an answer, and returns HTML or raises an error that `draw` words."""
 
-from collections.abc import Callable, Sequence
+import html
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from cvlab.explain.many import likeness
+from cvlab.explain import METHODS
 from cvlab.explain.paths import dependence_sentence
-from cvlab.models import Model
-from cvlab.page.answers import Evidence, Seen, Ways, in_view, map_of, peak_of, scores_of, worth_of
-from cvlab.page.figures import Figure, Scale, as_html, number, pairs, paragraph, picker, sorted_by, table
-from cvlab.page.many import Explained
-from cvlab.page.question import SLOW_METHODS, Question, mask_of, parse_points, region_words
+from cvlab.metrics import segmentation_counts, segmentation_scores
+from cvlab.page.evidence import in_view, peak_of
+from cvlab.page.gallery import compare
+from cvlab.page.html import (
+    Figure,
+    Scale,
+    as_html,
+    code_block,
+    number,
+    pairs,
+    paragraph,
+    picker,
+    quoted,
+    table,
+)
+from cvlab.page.question import SLOW_METHODS, Question, mask_of, parse_points, settled_score, to_query
+from cvlab.page.record import record_panel
+from cvlab.page.snippet import as_python
+from cvlab.page.visit import Answer
 from cvlab.render import heatmap_picture, mask_overlay, outlined, overlay, to_picture
+from cvlab.transforms import resize_logits
 from cvlab.trust import deletion
+from cvlab.trust.diagnosis import diagnose_model
 
-MOST_SHOWN = 60  # of many pictures; the table and the zip hold all
-MANY_ORDERS = {
-    "number": lambda row: row.number,
-    "prediction": lambda row: (row.prediction or "", -row.share),
-    "share, the least first": lambda row: row.share,
-    "peak, the highest first": lambda row: -row.peak,
-}
 METHOD_NAMES = {
     "grad_cam": "Grad-CAM",
     "hires_cam": "HiResCAM",
@@ -32,72 +44,101 @@ METHOD_NAMES = {
 }
 UNIT = "logits"
 CLASSIFIER = (
-    "This model is a classifier: it has no mask and no U-Net stages. Its own stages can be chosen in the tab Grad-CAM"
+    "This model is a classifier: it has no mask and no U-Net stages. Its own stages can be chosen in the tab Grad-CAM."
 )
 READING = (
     "Each map is divided by its own maximum. A peak is that maximum times the number of positions of its stage, in "
-    "units of the score (logits): with it the stages of one model can be compared, but not two models."
+    "units of the score (logits). Peaks of one model's stages can be compared, peaks of two models cannot."
 )
-DEPENDENCE = (
-    "Does a map answer for the region? r compares it with the map of everything else: near 1 it would be the same "
-    "whatever is asked."
+DEPENDENCE = "Does a map depend on your region? r near 1: it would look the same for any region."
+ALL_SELECTED = "The region is the whole picture: there is nothing else to compare its maps with."
+SAME_MAP = (
+    "These lines compute the map that is shown, equal to within a thousandth of its largest value: the page runs a "
+    "faster copy of the model, which rounds differently."
 )
-WHOLE_PICTURE = "The region is the whole picture: there is nothing else to compare its maps with."
 
 
-def words_of(model: Model, evidence: Evidence, question: Question) -> str:
-    """What the maps show, as it stands in a title."""
-    name = repr(model.class_names[evidence.class_idx])
-    if evidence.other is not None:
-        name += f" rather than {model.class_names[evidence.other]!r}"
-    where = "" if evidence.region is None else f" in {region_words(question)}"
-    return f"Evidence {'against' if question.against else 'for'} {name}{where}"
+def draw(answer: Answer, names: Iterable[str], *others: Answer) -> dict[str, str]:
+    """Panels by their names, as HTML: the one place where an error becomes a sentence.
 
-
-def look_panel(seen: Seen, model: Model, question: Question) -> str:
-    """The answer in one look: the mask, or where the model saw what it predicts."""
-    if seen.mask is not None:
-        return as_html(
-            [Figure(seen.mask, "Mask", seen.sentence, "The photo, grey outside the predicted mask")], "large"
-        )
-    words = words_of(model, seen.evidence, Question())
-    _, attribution = map_of(seen.evidence, model, Question())
-    laid = over_photo(seen.images, attribution, question)
-    return as_html([Figure(laid, words, "By Grad-CAM; elsewhere the picture is unchanged.")], "large")
-
-
-def why_panel(seen: Seen, model: Model, evidence: Evidence, question: Question, usual: Evidence | None = None) -> str:
-    """Original, heatmap and overlay of one map in a row, with its scale, peak and worth in words.
+    Where the panel "notes" fails, model or photo cannot be opened. That is said there, and the rest stays empty.
 
     Args:
-        usual: of a classifier the answer to what the model says itself, whose scale is held as well.
+        names: of PANELS; "notes" comes first.
+        others: what a panel takes besides the answer.
     """
-    stage, attribution = map_of(evidence, model, question)
-    held = [usual.maps.get(question.method, {}).get(stage)] if usual else [*evidence.maps[question.method].values()]
-    top, largest = scale_of(attribution, [each for each in held if each is not None], question)
-    heat, laid = pictures(seen.images, attribution, question, largest)
-    words, side = words_of(model, evidence, question), seen.images.shape[-1]
+    drawn = dict.fromkeys(names, "")
+    for name in drawn:
+        try:
+            drawn[name] = PANELS[name](answer, *others)
+        except (ValueError, OSError) as error:
+            drawn[name] = "" if name in SILENT else paragraph(sentence_of(error))
+            if name == "notes":
+                break
+    return drawn
+
+
+def sentence_of(error: Exception) -> str:
+    """An error of the library as a sentence."""
+    text = str(error)
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def notes(answer: Answer) -> str:
+    """What was done to open the photo."""
+    return "".join(map(paragraph, answer.prediction.notes))
+
+
+def look(answer: Answer) -> str:
+    """The prediction in one picture: the mask, or where the evidence for the predicted class is."""
+    prediction = answer.prediction
+    if prediction.mask is not None:
+        alt_text = "The photo, grey outside the predicted mask"
+        return as_html([Figure(prediction.mask, "Mask", prediction.sentence, alt_text)], "large")
+    usual = answer.again(Question())
+    laid = over_photo(prediction.images, usual.attribution, answer.question)
+    return as_html([Figure(laid, usual.words, "By Grad-CAM; elsewhere the picture is unchanged.")], "large")
+
+
+def why(answer: Answer) -> str:
+    """Original, heatmap and overlay of one map in a row, with its scale, peak and warning."""
+    question, attribution, stage = answer.question, answer.attribution, answer.stage
+    images, side = answer.prediction.images, answer.prediction.images.shape[-1]
+    top, largest = scale_of(attribution, _on_one_scale(answer), question)
+    heat, laid = pictures(images, attribution, question, largest)
+    words = answer.words
     at = f"{METHOD_NAMES[question.method]} at {stage}, {attribution.shape[-1]} x {attribution.shape[-2]} positions."
-    peak = f"Peak {number(peak_of(attribution, question.method))} of a score of {number(evidence.score)} {UNIT}."
+    peak = f"Peak {number(peak_of(attribution, question.method))} of a score of {number(answer.evidence.score)} {UNIT}."
     three = [
-        Figure(to_picture(seen.images), "Original", f"What the model sees: {side} x {side} pixels."),
+        Figure(to_picture(images), "Original", f"What the model sees: {side} x {side} pixels."),
         Figure(heat, words, f"{at} {peak}", f"Heatmap: {words} at {stage}", Scale(top, UNIT, question.colormap)),
         Figure(laid, "Where it is", "Elsewhere the picture is unchanged.", f"{words}, over the photo"),
     ]
-    return as_html(three, "large") + paragraph(worth_of(attribution, evidence, question))
+    return as_html(three, "large") + paragraph(answer.warning(attribution))
 
 
-def scale_of(attribution: Tensor, held: Sequence[Tensor], question: Question) -> tuple[float, float | None]:
+def _on_one_scale(answer: Answer) -> list[Tensor]:
+    """The maps on the scale of the shown one: a segmenter's at all stages, a classifier's of its prediction."""
+    method = answer.question.method
+    if not answer.question.common_scale:
+        return []
+    if answer.segments:
+        return list(answer.evidence.maps[method].values())
+    usual = answer.again(Question(stage=answer.question.stage)).evidence.maps
+    return [usual[method][answer.stage]] if answer.stage in usual.get(method, {}) else []
+
+
+def scale_of(attribution: Tensor, others: Sequence[Tensor], question: Question) -> tuple[float, float | None]:
     """The top of a map's scale as a peak, and the value of the map that it stands for; None for the map's own maximum.
 
     Args:
-        held: maps that share the scale where the question wants one scale.
+        others: maps on the same scale, where the question wants one.
     """
-    top = peak_of(attribution, question.method)
+    method = question.method
     if not question.common_scale:
-        return top, None
-    top = max([top, *(peak_of(each, question.method) for each in held)])
-    return top, top if question.method == "occlusion" else top / attribution[0, 0].numel()
+        return peak_of(attribution, method), None
+    top = max(peak_of(each, method) for each in (attribution, *others))
+    return top, top if method == "occlusion" else top / attribution[0, 0].numel()
 
 
 def pictures(
@@ -109,20 +150,26 @@ def pictures(
 
 
 def over_photo(images: Tensor, attribution: Tensor, question: Question, largest: float | None = None) -> Image.Image:
-    """A map over the photo alone."""
+    """A map over the photo, as a question wants it drawn."""
     return overlay(images, attribution, question.colormap, question.opacity, largest)
 
 
-def believe_panel(seen: Seen, model: Model, evidence: Evidence, question: Question) -> str:
-    """What hiding the hottest tenth of the picture does to the probability, beside hiding random tenths."""
-    stage, attribution = map_of(evidence, model, question)
-    check = deletion(model, seen.images, attribution, evidence.class_idx, evidence.region)
-    name = repr(model.class_names[evidence.class_idx])
+def believe(answer: Answer) -> str:
+    """What hiding the hottest tenth of the picture does to the probability, and what speaks against the map."""
+    evidence, question, attribution = answer.evidence, answer.question, answer.attribution
+    images, name = answer.prediction.images, quoted(answer.model.class_names[evidence.class_idx])
+    reason = ""
+    if question.method in METHODS:
+        score = settled_score(evidence.class_idx, evidence.other, evidence.region, question.against)
+        reason = paragraph(diagnose_model(answer.model, images, score, answer.stage, question.method))
+    if reason and attribution.max() <= 0:
+        return reason  # there is no hottest part to hide
+    check = deletion(answer.model, images, attribution, evidence.class_idx, evidence.region)
     moved = "lowers" if check.hidden < check.before else "does not lower"
     verdict = (
-        "More than any of the random places does: the model did look there."
+        "It changes more than with any of the random places hidden: the model did look there."
         if check.telling
-        else "Random places do as much: do not take this map for the reason."
+        else "Hiding random places changes it as much: this map is not evidence."
     )
     if question.against or evidence.other is not None:
         verdict = ""  # what speaks against a class need not lower its probability
@@ -132,150 +179,141 @@ def believe_panel(seen: Seen, model: Model, evidence: Evidence, question: Questi
         (f"{len(check.random)} random places hidden, mean", f"{np.mean(check.random):.1%}"),
         ("random places, from and to", f"{min(check.random):.1%} to {max(check.random):.1%}"),
     ]
-    shown = Figure(to_picture(check.picture), "The hottest part hidden", f"Painted over: {stage}.")
-    sentence = f"Hiding the hottest part {moved} the probability of {name}. {verdict}"
-    return paragraph(sentence) + table(("shown to the model", f"probability of {name}"), rows) + as_html([shown])
+    shown = Figure(to_picture(check.picture), "The hottest part hidden", f"Painted over: {answer.stage}.")
+    sentence = paragraph(f"Hiding the hottest part {moved} the probability of {name}. {verdict}")
+    return sentence + reason + table(("shown to the model", f"probability of {name}"), rows) + as_html([shown])
+
+
+def link(answer: Answer) -> str:
+    """A link to the model and the question."""
+    href = html.escape(to_query(answer.visit.name, answer.question))
+    return f'<a class="settings-link" href="{href}">Link to this model and these settings</a> (without the photo)'
+
+
+def code(answer: Answer) -> str:
+    """Python that computes the map again."""
+    visit = answer.visit
+    _ = answer.prediction  # without a photo there is nothing to compute
+    lines = as_python(visit.models.public_name(visit.name), Path(visit.photo).name, answer.model, answer.question)
+    return paragraph(SAME_MAP) + code_block(lines)
+
+
+def record(answer: Answer) -> str:
+    """The scores, training and card in the folder of the model."""
+    visit = answer.visit
+    _ = visit.model  # opening it checks what stands in its folder
+    return record_panel(visit.models.folder(visit.name))
 
 
 # --- segmenters -------------------------------------------------------------------------------------------------------
 
 
-def region_picker(seen: Seen, model: Model, question: Question, region: Tensor | None) -> str:
-    """The photo with the mask at the question's threshold, an orange line around the region, to choose another in."""
-    shown, side = mask_picture(seen, model, question), seen.images.shape[-1]
+def region_picker(answer: Answer) -> str:
+    """The photo with the mask at the question's threshold and a line around the region, to choose another region in."""
+    if not answer.segments:
+        return ""
+    shown, side = mask_picture(answer), answer.prediction.images.shape[-1]
+    with suppress(ValueError):  # a question without an answer leaves the picture to choose another region in
+        shown = outlined(shown, answer.evidence.region.numpy())
     try:
-        at = parse_points(question.points)[-1]
+        at = parse_points(answer.question.points)[-1]
     except ValueError:
         at = side // 2, side // 2
-    return picker(outlined(shown, region.numpy()) if region is not None else shown, side, at)
+    return picker(shown, side, at)
 
 
-def mask_picture(seen: Seen, model: Model, question: Question) -> Image.Image:
+def mask_picture(answer: Answer) -> Image.Image:
     """The photo as the model sees it, grey outside the mask at the question's threshold."""
-    return mask_overlay(to_picture(seen.images), mask_of(question, model, seen.logits).numpy())
+    prediction = answer.prediction
+    mask = mask_of(answer.question, answer.model, prediction.logits)
+    return mask_overlay(to_picture(prediction.images), mask.numpy())
 
 
-def stages_panel(seen: Seen, model: Model, evidence: Evidence, question: Question, ways: Ways | None = None) -> str:
-    """Grad-CAM beside HiResCAM at every stage, for the region that is asked about.
-
-    Args:
-        ways: beside each map, where they are known, how far it depends on that region.
-    """
+def stages(answer: Answer) -> str:
+    """Grad-CAM beside HiResCAM at every stage, and how far each map depends on the region, where that is known."""
+    if not answer.segments:
+        return paragraph(CLASSIFIER)
+    evidence, question, paths = answer.evidence, answer.question, answer.paths
     if question.method in SLOW_METHODS:
-        return paragraph(f"{METHOD_NAMES[question.method]} belongs to no stage: see the tab Grad-CAM")
-    drawn, dependence = [], ways.dependence if ways else {}
-    for stage in evidence.maps["grad_cam"]:
-        two, notes = [], []
-        for method, stages in evidence.maps.items():
-            attribution, name = stages[stage], METHOD_NAMES[method]
-            top, largest = scale_of(attribution, [*stages.values()], question)
+        return paragraph(f"{METHOD_NAMES[question.method]} belongs to no stage: see the tab Grad-CAM.")
+    drawn = []
+    for stage, first in evidence.maps["grad_cam"].items():
+        two, sentences = [], []
+        for method, maps in evidence.maps.items():
+            attribution, name = maps[stage], METHOD_NAMES[method]
+            top, largest = scale_of(attribution, [*maps.values()], question)
             caption = f"peak {number(peak_of(attribution, method))} {UNIT}"
-            worth = [worth_of(attribution, evidence, question)]
-            if dependence:
-                caption += f", r\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{dependence[method][stage]:.2f}"
-                worth.append(dependence_sentence(dependence[method][stage]))
-            two.append(
-                Figure(
-                    over_photo(seen.images, attribution, question, largest),
-                    name,
-                    caption,
-                    f"{words_of(model, evidence, question)} at {stage} by {name}, over the photo",
-                    Scale(top, "", question.colormap) if question.common_scale else None,
-                )
-            )
-            notes += [f"{name}: {sentence}" for sentence in worth if sentence]
-        height, width = evidence.maps["grad_cam"][stage].shape[-2:]
-        drawn.append((f"{stage}, {width} x {height}", " ".join(notes), two))
-    title = f"{words_of(model, evidence, question)}; score {number(evidence.score)} {UNIT}."
-    depends = DEPENDENCE if dependence else WHOLE_PICTURE if ways else ""
-    return paragraph(title) + pairs(drawn) + paragraph(f"{READING} {depends}")
+            known = [answer.warning(attribution)]
+            if paths and paths.dependence:
+                r = paths.dependence[method][stage]
+                caption += f", r\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{r:.2f}"
+                known.append(dependence_sentence(r))
+            scale = Scale(top, "", question.colormap) if question.common_scale else None
+            alt_text = f"{answer.words} at {stage} by {name}, over the photo"
+            laid = over_photo(answer.prediction.images, attribution, question, largest)
+            two.append(Figure(laid, name, caption, alt_text, scale))
+            sentences += [f"{name}: {sentence}" for sentence in known if sentence]
+        drawn.append((f"{stage}, {first.shape[-1]} x {first.shape[-2]}", " ".join(sentences), two))
+    reading = READING
+    if paths:
+        reading += f" {DEPENDENCE if paths.dependence else ALL_SELECTED}"
+    return paragraph(f"{answer.words}; score {number(evidence.score)} {UNIT}.") + pairs(drawn) + paragraph(reading)
 
 
-def ways_panel(evidence: Evidence, ways: Ways) -> str:
-    """What each way through a U-Net contributed to the score."""
-    if not ways.parts:
-        return paragraph("Contributions of the skips are worked out for cvlab's own U-Net only.")
-    reading = "What each way through the U-Net added to the score; together they are the score. Orange is against it."
-    return paragraph(reading) + table(("way", UNIT), [*ways.parts.items(), ("score", evidence.score)])
+def contributions(answer: Answer) -> str:
+    """What each path through a U-Net added to the score, once that was worked out."""
+    if not answer.segments or not answer.paths:
+        return ""
+    parts = answer.paths.contributions
+    if not parts:
+        return paragraph("The contributions of the skips are worked out for cvlab's own U-Net only.")
+    reading = "What each path through the U-Net added to the score; together they are the score. Orange is against it."
+    return paragraph(reading) + table(("path", UNIT), [*parts.items(), ("score", answer.evidence.score)])
 
 
-def errors_panel(
-    seen: Seen, model: Model, question: Question, true_mask: Tensor, answer: Callable[[Question], Evidence]
-) -> str:
-    """A true mask (H, W) held against the predicted one: scores, where they differ, and why.
+def errors(answer: Answer) -> str:
+    """The true mask compared with the predicted one: scores, where they differ, and why.
 
-    What was wrongly found is asked for the evidence for it, what was missed for the evidence against it.
+    Of what was wrongly found the evidence for it is shown, of what was missed the evidence against it.
     """
-    scores = scores_of(seen.logits, model, question, true_mask)
-    found, true = mask_of(question, model, seen.logits), in_view(true_mask, model)
+    if answer.mask is None or not answer.segments:
+        return ""
+    question, model, prediction, true_mask = answer.question, answer.model, answer.prediction, answer.true_mask
+    predicted = mask_of(question, model, resize_logits(prediction.logits, true_mask.shape))
+    scores = segmentation_scores(segmentation_counts(predicted[None, None], true_mask[None, None]))
+    found, true = mask_of(question, model, prediction.logits), in_view(true_mask, model)
     false, missed = found & ~true, true & ~found
-    pixels = np.asarray(to_picture(seen.images)).copy()
+    pixels = np.asarray(to_picture(prediction.images)).copy()
     for wrong, color in ((false.numpy(), (213, 94, 0)), (missed.numpy(), (0, 114, 178))):
         pixels[wrong] = np.round(0.25 * pixels[wrong] + 0.75 * np.array(color)).astype(np.uint8)
     shares = f"{false.float().mean():.1%} of the picture is wrongly found, {missed.float().mean():.1%} is missed."
     drawn = [Figure(Image.fromarray(pixels), "Errors", f"Orange: wrongly found, blue: missed. {shares}")]
     method = "grad_cam" if question.method in SLOW_METHODS else question.method
     for title, region in (("Why wrongly found", "false positives"), ("Why missed", "false negatives")):
-        asked = replace(question, region=region, against=region == "false negatives", method=method)
+        against = region == "false negatives"
+        asked = answer.again(replace(question, region=region, against=against, method=method))
         try:
-            evidence = answer(asked)
-        except ValueError as error:
-            drawn.append(Figure(to_picture(seen.images), title, f"{str(error).capitalize()}."))
-            continue
-        stage, attribution = map_of(evidence, model, asked)
-        caption = f"{words_of(model, evidence, asked)} at {stage}, peak {number(peak_of(attribution, method))} {UNIT}."
-        drawn.append(Figure(pictures(seen.images, attribution, asked)[1], title, caption))
+            laid = over_photo(prediction.images, asked.attribution, question)
+            peak = f"peak {number(peak_of(asked.attribution, method))} {UNIT}"
+            drawn.append(Figure(laid, title, f"{asked.words} at {asked.stage}, {peak}."))
+        except ValueError as error:  # there is no such error
+            drawn.append(Figure(to_picture(prediction.images), title, sentence_of(error)))
     listed = ", ".join(f"{name} {getattr(scores, name):.3f}" for name in ("iou", "dice", "precision", "recall"))
     return paragraph(f"At threshold {question.threshold or model.threshold:g}: {listed}.") + as_html(drawn, "large")
 
 
-# --- two models, two pictures -----------------------------------------------------------------------------------------
-
-
-def compare_panel(sides: Sequence[tuple[str, Seen, Model, Evidence, Question]]) -> str:
-    """Two answers beside each other: (title, seen, model, evidence, question) each."""
-    drawn, maps = [], []
-    for title, seen, model, evidence, question in sides:
-        stage, attribution = map_of(evidence, model, question)
-        maps.append(attribution)
-        words = f"{words_of(model, evidence, question)} at {stage}"
-        peak = f"Peak {number(peak_of(attribution, question.method))} {UNIT}."
-        drawn += [
-            Figure(to_picture(seen.images), title, said(seen, model), f"{title} as the model sees it"),
-            Figure(pictures(seen.images, attribution, question)[1], words, peak, f"{title}: {words}"),
-        ]
-    notes = ["One model, one class: the peaks of the two pictures can be compared."]
-    if sides[0][2] is not sides[1][2]:
-        r, difference = (each.item() for each in likeness(*maps))
-        alike = ("look elsewhere", "partly look at the same places", "look at the same places")[(r > 0.3) + (r > 0.7)]
-        notes = [
-            f"Agreement of the two maps: r = {r:.2f}; the models {alike}. On average the maps differ by "
-            f"{difference:.2f} of their largest values. Of models only the shape of maps can be compared, not peaks."
-        ]
-    return "".join(map(paragraph, notes)) + as_html(drawn, "two")
-
-
-def said(seen: Seen, model: Model) -> str:
-    """A prediction in a sentence."""
-    if seen.sentence:
-        return seen.sentence
-    name = max(seen.shares, key=seen.shares.get)
-    return f"{name!r} with probability {seen.shares[name]:.1%}."
-
-
-def many_panel(drawn: Sequence[Explained], count: int) -> str:
-    """A gallery of many pictures, each with the evidence for what was predicted."""
-    figures = [
-        Figure(
-            overlay(each.view, each.attribution),
-            f"{each.row.number}: {each.row.prediction or 'nothing found'}",
-            f"{each.row.share:.1%}, peak {each.row.peak:.3g}",
-            f"{each.row.file}: evidence for {each.row.prediction or 'nothing'}",
-        )
-        for each in drawn
-    ]
-    rest = f" The first {MOST_SHOWN} are shown; the table and the zip hold all." if len(drawn) == MOST_SHOWN else ""
-    orders = {
-        name: sorted(range(len(drawn)), key=lambda i, key=key: key(drawn[i].row)) for name, key in MANY_ORDERS.items()
-    }
-    return paragraph(f"{count} pictures.{rest}") + (sorted_by(orders) if drawn else "") + as_html(figures)
+PANELS: dict[str, Callable[..., str]] = {
+    "notes": notes,
+    "look": look,
+    "grad_cam": why,
+    "picker": region_picker,
+    "stages": stages,
+    "contributions": contributions,
+    "errors": errors,
+    "link": link,
+    "code": code,
+    "believe": believe,
+    "compared": compare,
+    "record": record,
+}
+SILENT = ("look", "picker", "contributions", "link")  # what these cannot show, the panel beside them says

@@ -1,4 +1,4 @@
-"""What a visitor asks of a model about a picture, and how the answer is coloured: all that a link to the page holds."""
+"""What a visitor asks a model about a picture, and how the answer is drawn: all that a link to the page holds."""
 
 import math
 import re
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cvlab.explain import METHODS, Score, against, class_score, contrast_score, region_score, regions
 from cvlab.models import Model
+from cvlab.page.html import quoted
 
 SLOW_METHODS = ("integrated_gradients", "occlusion")  # cvlab/explain/slow.py: at image size, not at a stage
 REGIONS = ("mask", "part", "pixel", "box", "stroke", "false positives", "false negatives")
@@ -20,19 +21,19 @@ STROKE_RADIUS = 1 / 40  # of the view's side
 
 @dataclass(frozen=True)
 class Question:
-    """One question. What is left empty is what the model itself says: its class, its mask, its deepest stage.
+    """One question. An empty field stands for the model's own choice: its prediction, its mask, its deepest stage.
 
     Attributes:
-        class_name: whose evidence is asked for.
-        rather_than: why the class and not this one.
-        against: the evidence against instead of for.
+        class_name: the class whose evidence is asked for.
+        rather_than: a class to compare it with: why the one and not the other?
+        against: ask for the evidence against it instead.
         stage: a key of model.stages.
         method: of METHODS, or of SLOW_METHODS.
-        region: of REGIONS, of a segmenter only: which pixels are asked about.
+        region: of REGIONS; which pixels a segmenter is asked about.
         points: "x,y x,y ..." in pixels of the view, for part and pixel (the last one), box (the last two) and stroke.
         threshold: of the mask; 0 is the model's own.
-        colormap, opacity: of the drawing.
-        common_scale: whether maps that can be compared are drawn on one scale.
+        colormap, opacity: of the heatmap over the photo.
+        common_scale: draw all maps that can be compared on one scale.
     """
 
     class_name: str = ""
@@ -48,7 +49,7 @@ class Question:
     common_scale: bool = False
 
     def __post_init__(self) -> None:
-        """Raises a ValueError for what no widget of the page can say: programs and links may say anything."""
+        """Raises a ValueError for values that no widget of the page has: programs and links may send anything."""
         allowed = {"method": (*METHODS, *SLOW_METHODS), "region": REGIONS, "colormap": COLORMAPS}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -65,20 +66,20 @@ class Question:
 
     @property
     def asked(self) -> tuple:
-        """What decides the maps; the rest is drawing."""
+        """The fields that decide which maps are computed; the others only choose among them and draw them."""
         slow = self.method if self.method in SLOW_METHODS else ""
         return self.class_name, self.rather_than, self.against, self.region, self.points, self.threshold, slow
 
 
 def to_query(model: str, question: Question) -> str:
-    """The query of a link that restores model and question: ?model=...&stage=... Only what is not as usual is in it."""
+    """The query of a link that restores model and question: ?model=...&stage=... Defaults are left out."""
     usual = Question()
     chosen = {field.name: getattr(question, field.name) for field in fields(Question)}
     return "?" + urlencode({"model": model} | {k: v for k, v in chosen.items() if v != getattr(usual, k)})
 
 
 def from_query(query: Mapping[str, str]) -> Question:
-    """The question of a link; what it says wrongly is left out, as the link of a later page might say more."""
+    """The question of a link. Wrong and unknown values are ignored: links of other versions of the page work."""
     question = Question()
     for field in fields(Question):
         try:
@@ -105,7 +106,7 @@ def parse_points(text: str) -> list[tuple[int, int]]:
 
 
 def class_indices(question: Question, model: Model, logits: Tensor) -> tuple[int, int | None]:
-    """The class that is asked about, and the one that it is held against; of one image, (1, C) or (1, C, H, W).
+    """The class that is asked about, and the one that it is compared with; of one image, (1, C) or (1, C, H, W).
 
     Raises:
         ValueError: the model does not have it, or both are the same.
@@ -115,7 +116,7 @@ def class_indices(question: Question, model: Model, logits: Tensor) -> tuple[int
         chosen = int(logits.argmax()) if model.task == "classification" else 0
     other = class_index(model, question.rather_than)
     if other == chosen:
-        raise ValueError(f"Why {model.class_names[chosen]!r} rather than itself? Choose two different classes.")
+        raise ValueError(f"Why {quoted(model.class_names[chosen])} rather than itself? Choose two different classes.")
     return chosen, other
 
 
@@ -124,27 +125,30 @@ def class_index(model: Model, class_name: str | None) -> int | None:
     if not class_name:
         return None
     if class_name not in model.class_names:
-        raise ValueError(f"The model has no class {class_name!r}; it has {', '.join(model.class_names[:20])}.")
+        raise ValueError(f"The model has no class {quoted(class_name)}; it has {', '.join(model.class_names[:20])}.")
     return model.class_names.index(class_name)
 
 
-def score_of(question: Question, model: Model, true_mask: Tensor | None = None) -> Score:
-    """The score that a question asks about, of one image; class and region are settled by the logits that it is given.
+def settled(
+    question: Question, model: Model, logits: Tensor, true_mask: Tensor | None = None
+) -> tuple[int, int | None, Tensor | None]:
+    """The class, the class that it is compared with, and of a segmenter the region that a question means.
 
     Args:
+        logits: of one image, (1, C) or (1, C, H, W); they decide what the question leaves open.
         true_mask: (H, W) bool of the view's size, for false positives and false negatives.
     """
+    region = region_of(question, model, logits, true_mask) if model.task == "segmentation" else None
+    return *class_indices(question, model, logits), region
 
-    def score(logits: Tensor) -> Tensor:
-        chosen, other = class_indices(question, model, logits)
-        region = region_of(question, model, logits, true_mask) if model.task == "segmentation" else None
-        return settled_score(chosen, other, region, question.against)(logits)
 
-    return score
+def score_of(question: Question, model: Model, true_mask: Tensor | None = None) -> Score:
+    """The score that a question asks about, of one image, as in `settled`."""
+    return lambda logits: settled_score(*settled(question, model, logits, true_mask), question.against)(logits)
 
 
 def settled_score(class_idx: int, other: int | None, region: Tensor | None, negative: bool) -> Score:
-    """The score of a class, perhaps rather than another one, perhaps in a region of a segmenter; or its negative."""
+    """The score of a class, or of a class minus another; of a segmenter in a region; `negative` flips the sign."""
     if region is not None:
         mine = region_score(region, class_idx)
         theirs = None if other is None else region_score(region, other)
@@ -171,7 +175,7 @@ def region_of(question: Question, model: Model, logits: Tensor, true_mask: Tenso
         return regions.whole(mask)
     if question.region.startswith("false"):
         if true_mask is None:
-            raise ValueError("Give the true mask first: what is false is known from it.")
+            raise ValueError("Upload the true mask first: errors are found by comparing with it.")
         compare = regions.false_positives if question.region == "false positives" else regions.false_negatives
         return compare(mask, true_mask)
     points, size = parse_points(question.points), mask.shape
@@ -187,7 +191,7 @@ def region_of(question: Question, model: Model, logits: Tensor, true_mask: Tenso
 
 
 def region_words(question: Question) -> str:
-    """The region as it stands in a sentence."""
+    """The region in words, to stand in a sentence."""
     at = question.points.split()[-1] if question.points.split() else "?"
     return {
         "mask": "the whole mask",
@@ -203,8 +207,8 @@ def region_words(question: Question) -> str:
 def picked(question: Question, model: Model, logits: Tensor, points: list) -> Question:
     """The question after a click (one point) or a drag (several) in the picture.
 
-    Where no shape was chosen before, a click on the mask asks about that part of it, beside the mask about the pixel,
-    and a drag about a box.
+    Where neither box nor stroke was chosen, a click on the mask asks about that part of it, a click elsewhere about the
+    pixel, and a drag about a box.
     """
     side = logits.shape[-1]
     points = [(min(max(int(x), 0), side - 1), min(max(int(y), 0), side - 1)) for x, y in points[:MOST_POINTS]]

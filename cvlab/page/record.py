@@ -12,7 +12,7 @@ from pathlib import Path
 from cvlab import render
 from cvlab.checkpoint.config import opened
 from cvlab.checkpoint.hub import MAX_TEXT_BYTES
-from cvlab.page.figures import Figure, as_html, card_text, paragraph, table
+from cvlab.page.html import Figure, as_html, card_text, paragraph, table
 from cvlab.transforms import open_image
 
 MOST_PICTURES = 40

@@ -1,20 +1,20 @@
-"""A question to a model as Python: a few lines of cvlab's public functions that make the same map again.
+"""A question to a model as Python: a few lines that compute the same map with cvlab's public functions.
 
-Names of classes, photos and models come from strangers. They enter as string literals only (`repr`), and everything
-else is chosen from what stands here.
+Names of classes, photos and models come from strangers. They enter as string literals only (`repr`); everything else is
+written here.
 """
 
 import ast
 
 from cvlab.explain import METHODS, default_stage
 from cvlab.models import Model
-from cvlab.page.answers import GRADIENT_STEPS, OCCLUSION_PARTS
+from cvlab.page.evidence import GRADIENT_STEPS, OCCLUSION_PARTS
 from cvlab.page.question import STROKE_RADIUS, Question, parse_points
 
 PUBLIC = {
     "checkpoint": "cvlab",
-    "in_view": "cvlab.page.answers",
-    "open_mask": "cvlab.page.answers",
+    "in_view": "cvlab.page.evidence",
+    "open_mask": "cvlab.page.evidence",
     "integrated_gradients": "cvlab.explain.slow",
     "occlusion": "cvlab.explain.slow",
     "against": "cvlab.explain",
@@ -40,12 +40,12 @@ def as_python(source: str, photo: str, model: Model, question: Question, true_ma
     """Lines that leave the map of a question, signed, in `attribution` and save it over the photo.
 
     Args:
-        source: the model's folder or its name on the Hub, as whoever reads the lines has it: no path of a server.
+        source: the model's folder or its name on the Hub, as the reader of the lines knows it: no path of a server.
         photo, true_mask: names of files.
         model: that of `source`.
 
     Raises:
-        ValueError: the question has no place in the picture where it needs one.
+        ValueError: the question needs a place in the picture and has none.
     """
     lines = [
         f"model = checkpoint.load({source!r})",
@@ -112,7 +112,7 @@ def _attribution(question: Question, model: Model) -> str:
 
 
 def _imports(lines: list[str]) -> list[str]:
-    """The import statements of the public names in use, a line a module."""
+    """The import statements of the public names in use, one for each module."""
     used = {node.id for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, ast.Name)}
     modules: dict[str, list[str]] = {}
     for name in sorted(used & PUBLIC.keys()):

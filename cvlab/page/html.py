@@ -1,4 +1,4 @@
-"""Captioned pictures, bars and tables as HTML: what the page shows, for every width of screen and without seeing.
+"""Figures, tables and texts as HTML, for every width of screen and for screen readers.
 
 Every text is escaped here: names of classes, models and files come from strangers.
 """
@@ -25,7 +25,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with its title, caption, text for those who cannot see it, and, of a heatmap, its scale."""
+    """A picture with its title, caption, text for screen readers, and, of a heatmap, its scale."""
 
     picture: Image.Image
     title: str
@@ -35,12 +35,12 @@ class Figure:
 
 
 def as_html(drawn: Sequence[Figure], size: str = "") -> str:
-    """Figures as HTML that folds to the width of the screen."""
+    """Figures in a grid that adapts to the width of the screen."""
     return f'<div class="figures {size}">{"".join(map(figure, drawn))}</div>'
 
 
 def pairs(drawn: Sequence[tuple[str, str, Sequence[Figure]]]) -> str:
-    """Figures that belong together, two beside each other, under the title and above the text of the pair."""
+    """Pairs of figures side by side, given as (title above, text below, figures)."""
     parts = (
         f'<div class="pair"><p><strong>{html.escape(title)}</strong></p>{"".join(map(figure, two))}'
         f"<p>{html.escape(text)}</p></div>"
@@ -61,7 +61,7 @@ def figure(each: Figure) -> str:
 def source(picture: Image.Image) -> str:
     """A picture as the source of an <img>."""
     buffer = BytesIO()
-    picture.save(buffer, "JPEG", quality=92, subsampling=0)  # PNG takes 70 times as long to encode
+    picture.save(buffer, "JPEG", quality=92, subsampling=0)  # a PNG takes 70 times as long to encode
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -74,7 +74,7 @@ def scale_bar(scale: Scale, stops: int = 9) -> str:
 
 
 def picker(picture: Image.Image, side: int, at: tuple[int, int]) -> str:
-    """A picture of side x side pixels in which places are chosen by pointer or keyboard, from `at`."""
+    """A picture of side x side pixels in which a place is chosen by pointer or keyboard, starting from `at`."""
     return (
         f'<div class="picker" tabindex="0" role="application" data-side="{side}" data-x="{at[0]}" data-y="{at[1]}" '
         'aria-label="Choose a place: click, drag a box, or move with the arrow keys and press Enter">'
@@ -84,7 +84,7 @@ def picker(picture: Image.Image, side: int, at: tuple[int, int]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table; a float in it is shown as a signed bar beside its number, in proportion to the largest of its column."""
+    """A table. Beside a float stands a signed bar, in proportion to the largest value of its column."""
     largest = [max((abs(row[i]) for row in rows if isinstance(row[i], float)), default=0) for i in range(len(head))]
 
     def cell(value: object, most: float) -> str:
@@ -103,7 +103,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def sorted_by(orders: dict[str, Sequence[int]]) -> str:
-    """A list to choose an order from, for the figures that follow: by its name their indices, the first as drawn."""
+    """A list of orders for the figures that follow: name to their indices. The first is the order they are drawn in."""
     options = "".join(
         f'<option value="{",".join(map(str, order))}">{html.escape(name)}</option>' for name, order in orders.items()
     )
@@ -115,18 +115,24 @@ def code_block(lines: str) -> str:
     return f'<button class="copy">Copy</button><pre class="code" tabindex="0">{html.escape(lines)}</pre>'
 
 
+def quoted(name: str) -> str:
+    """A name in quotation marks, at most 99 characters of it; characters that cannot be printed are spelled out."""
+    shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in name[:99])
+    return f"\N{LEFT DOUBLE QUOTATION MARK}{shown}\N{RIGHT DOUBLE QUOTATION MARK}"
+
+
 def number(value: float) -> str:
-    """Three digits, or all before the point."""
+    """Three significant digits, and never fewer than stand before the point."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def paragraph(text: str) -> str:
-    """Plain text as HTML; nothing where there is none."""
+    """Plain text as HTML; an empty text gives nothing."""
     return f"<p>{html.escape(text)}</p>" if text else ""
 
 
 def card_text(title: str, text: str) -> str:
-    """A longer text that can be opened, as it stands: whoever wrote it, nothing of it is rendered."""
+    """A longer text under a title that unfolds it, shown as it was written: no Markdown or HTML in it is rendered."""
     return (
         f'<details><summary>{html.escape(title)}</summary><pre class="card" tabindex="0">{html.escape(text)}</pre>'
         "</details>"

@@ -1,0 +1,102 @@
+"""The endpoints of the page for programs. Their names and parameters are part of the contract with those programs."""
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import gradio as gr
+from PIL import Image
+
+from cvlab.page import panels
+from cvlab.page.evidence import peak_of
+from cvlab.page.question import Question
+from cvlab.page.upload import UPLOADS, photo_input
+from cvlab.page.visit import Visits
+from cvlab.render import enlarged, to_picture
+
+
+@contextmanager
+def in_sentences() -> Iterator[None]:
+    """An error of the library reaches a program as a sentence."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise gr.Error(panels.sentence_of(error)) from error
+
+
+def saved(picture: Image.Image) -> str:
+    """A PNG in Gradio's cache, in a folder of its own: nobody else writes there while it is read."""
+    path = UPLOADS / secrets.token_hex(16) / "image.png"
+    path.parent.mkdir(parents=True)
+    picture.save(path, "PNG", compress_level=1)
+    return str(path)
+
+
+def add_api(visits: Visits) -> None:
+    """Adds the endpoints to the page that is being built."""
+
+    def predict(image: str, model: str) -> dict:
+        """{label, confidences} for a classifier, {mask, shares, numbers} for a segmenter."""
+        with in_sentences():
+            answer = visits.get(image, model).ask(Question())
+            prediction = answer.prediction
+        if answer.segments:
+            mask = gr.FileData(path=saved(enlarged(prediction.mask)))
+            return {"mask": mask.model_dump(), "shares": prediction.shares, "numbers": prediction.sentence}
+        ranked = sorted(prediction.shares.items(), key=lambda item: -item[1])
+        confidences = [{"label": name, "confidence": share} for name, share in ranked]
+        return {"label": ranked[0][0], "confidences": confidences}
+
+    def grad_cam(
+        image: str, model: str, class_name: str | None = None, stage: str | None = None
+    ) -> tuple[str, str, str, float]:
+        """Original, heatmap, overlay and peak; by default for the predicted class at the deepest stage."""
+        with in_sentences():
+            answer = visits.get(image, model).ask(Question(class_name=class_name, stage=stage))
+            attribution, images = answer.attribution, answer.prediction.images
+        three = to_picture(images), *panels.pictures(images, attribution, answer.question)
+        return *(saved(enlarged(picture)) for picture in three), peak_of(attribution)
+
+    def grad_cam_array(
+        image: str, model: str, class_name: str | None = None, stage: str | None = None, method: str | None = None
+    ) -> dict:
+        """{class_name, stage, method, score, peak, map}: the raw, signed map, in rows, at the size of its stage."""
+        with in_sentences():
+            question = Question(class_name=class_name, stage=stage, method=method or "grad_cam")
+            answer = visits.get(image, model).ask(question)
+            attribution, evidence = answer.attribution, answer.evidence
+        return {
+            "class_name": answer.model.class_names[evidence.class_idx],
+            "stage": answer.stage,
+            "method": question.method,
+            "score": evidence.score,
+            "peak": peak_of(attribution, question.method),
+            "map": attribution[0, 0].tolist(),
+        }
+
+    def stages(image: str, model: str) -> tuple[str, list[tuple[str, str]]]:
+        """The mask picture and a gallery of every stage, each with its name, resolution and peak."""
+        with in_sentences():
+            answer = visits.get(image, model).ask(Question())
+            if not answer.segments:
+                raise ValueError(panels.CLASSIFIER)
+            images, maps = answer.prediction.images, answer.evidence.maps["grad_cam"]
+        pictures = []
+        for name, attribution in maps.items():
+            height, width = attribution.shape[-2:]
+            caption = f"{name}: {width} x {height}, peak {peak_of(attribution):.3g}. {answer.warning(attribution)}"
+            pictures.append((saved(enlarged(panels.over_photo(images, attribution, answer.question))), caption))
+        return saved(enlarged(panels.mask_picture(answer))), pictures
+
+    image = photo_input(visible=False, label="a photo, in any format")
+    model = gr.Textbox(visible=False, label="a model by its name on the page, or on the Hub: user/name")
+    class_name = gr.Textbox(visible=False, label="a class by its name; empty: the predicted one")
+    stage = gr.Textbox(visible=False, label="a stage by its name; empty: the deepest one")
+    method = gr.Textbox(visible=False, label="grad_cam or hires_cam; empty: grad_cam")
+    shown = [gr.Image(visible=False, format="png") for _ in range(4)]
+    number, gallery, answer = gr.Number(visible=False), gr.Gallery(visible=False, format="png"), gr.JSON(visible=False)
+    trigger = gr.Button(visible=False)
+    trigger.click(predict, [image, model], answer, api_name="predict")
+    trigger.click(grad_cam, [image, model, class_name, stage], [*shown[:3], number], api_name="grad_cam")
+    trigger.click(grad_cam_array, [image, model, class_name, stage, method], answer, api_name="grad_cam_array")
+    trigger.click(stages, [image, model], [shown[3], gallery], api_name="stages")

@@ -1,0 +1,194 @@
+"""What the page computes for a photo: the prediction, the maps that explain it, and how they depend on the question."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cvlab.explain import METHODS, default_stage, explain, peak, predict, predicted_masks
+from cvlab.explain.paths import contributions, region_dependence
+from cvlab.explain.slow import integrated_gradients, occlusion
+from cvlab.models import Model
+from cvlab.models.unet import UNet
+from cvlab.page.question import SLOW_METHODS, Question, score_of, settled, settled_score
+from cvlab.render import mask_overlay
+from cvlab.transforms import open_image, resize_logits, view, whole_mask
+
+MAX_SIDE = 1024  # pixels of a displayed photo
+WHOLE_PICTURE = "the whole picture"  # stands for the stage of a map that belongs to none
+OCCLUSION_PARTS = 8  # windows along a side of the view; each overlaps half of the next
+GRADIENT_STEPS = 32
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The maps that answer a question about one image.
+
+    Attributes:
+        logits: (1, C) or (1, C, H, W).
+        score: what was explained.
+        maps: maps[method][stage], signed (1, 1, h, w); the stage of a slow method is WHOLE_PICTURE.
+        class_idx: the class that was asked about.
+        other: the class that it was compared with, or None.
+        region: of a segmenter, (H, W) bool.
+    """
+
+    logits: Tensor
+    score: float
+    maps: dict[str, dict[str, Tensor]]
+    class_idx: int
+    other: int | None = None
+    region: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the tensors take."""
+        maps = [attribution for stages in self.maps.values() for attribution in stages.values()]
+        return sum(each.nbytes for each in (self.logits, *maps))
+
+
+@dataclass(frozen=True)
+class Paths:
+    """How a segmenter came to its answer.
+
+    Attributes:
+        dependence: by method and stage Pearson's r between the map of the region and that of everything else; empty
+            where the region is the whole picture.
+        contributions: what each path through cvlab's own U-Net added to the score, signed; empty for other networks.
+    """
+
+    dependence: dict[str, dict[str, float]]
+    contributions: dict[str, float]
+    nbytes: int = 2**12  # a few hundred numbers at most
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model sees in a photo.
+
+    Attributes:
+        images: the view of the model, (1, 3, S, S) in [0, 1].
+        logits: (1, C) or (1, C, S, S).
+        shares: by class name a classifier's probability, or the share of the photo that a segmenter's mask covers.
+        mask: the photo with a segmenter's mask; None for a classifier.
+        sentence: about that mask.
+        size: of the photo, (height, width).
+        notes: what was done to open the photo.
+        evidence: the answer to `Question()`; None where nothing was found.
+    """
+
+    images: Tensor
+    logits: Tensor
+    shares: dict[str, float]
+    mask: Image.Image | None
+    sentence: str
+    size: tuple[int, int]
+    notes: list[str] = field(default_factory=list)
+    evidence: Evidence | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of nearly all of it."""
+        picture = self.mask.width * self.mask.height * 3 if self.mask else 0
+        maps = self.evidence.nbytes if self.evidence else 0
+        return picture + maps + self.images.nbytes + self.logits.nbytes
+
+
+def predict_photo(image: Image.Image, model: Model) -> Prediction:
+    """The prediction for a photo and the evidence for it, in one forward and one backward pass."""
+    images = view(image, model)
+    try:
+        evidence = evidence_for(images, model, Question())
+        logits = evidence.logits
+    except ValueError:  # no pixel was found, so there is nothing to explain
+        evidence, logits = None, predict(model, images)
+    size, notes = (image.height, image.width), image.info.get("notes", [])
+    if model.task == "classification":
+        shares = dict(zip(model.class_names, logits.softmax(1)[0].tolist(), strict=True))
+        return Prediction(images, logits, shares, None, "", size, notes, evidence)
+    photo = image.copy()
+    photo.thumbnail((MAX_SIDE, MAX_SIDE))
+    masks = predicted_masks(model, resize_logits(logits, size))[0]
+    shown = predicted_masks(model, resize_logits(logits, (photo.height, photo.width)))[0].any(0)
+    shares = {name: mask.float().mean().item() for name, mask in zip(model.class_names, masks, strict=True)}
+    pixels, total = int(masks.any(0).sum()), image.width * image.height
+    sentence = f"The mask covers {pixels:,} of {total:,} pixels ({pixels / total:.1%}), threshold {model.threshold:g}."
+    if pixels == 0:
+        sentence = f"No pixel reaches the threshold of {model.threshold:g}: the model finds nothing here."
+    return Prediction(images, logits, shares, mask_overlay(photo, shown.numpy()), sentence, size, notes, evidence)
+
+
+def evidence_for(
+    images: Tensor,
+    model: Model,
+    question: Question,
+    true_mask: Tensor | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Evidence:
+    """The maps of a question: of a classifier at its stage, of a segmenter at every stage; Grad-CAM and HiResCAM.
+
+    Args:
+        images: one image, (1, 3, S, S) in [0, 1].
+        true_mask: (S, S) bool, for false positives and false negatives.
+        progress: told the share that is done, of a slow method.
+
+    Raises:
+        ValueError: a class or stage that the model does not have, or a region without a pixel.
+    """
+    if question.method not in SLOW_METHODS:
+        stages = [question.stage or default_stage(model)] if model.task == "classification" else None
+        found = explain(model, images, score_of(question, model, true_mask), stages, tuple(METHODS))
+        asked = settled(question, model, found.logits, true_mask)
+        return Evidence(found.logits, found.scores.item(), found.maps, *asked)
+    logits = predict(model, images)
+    # Class and region are those of the whole picture: with parts of it hidden the model may see others.
+    asked = settled(question, model, logits, true_mask)
+    score = settled_score(*asked, question.against)
+    if question.method == "occlusion":
+        attribution = occlusion(model, images, score, max(1, images.shape[-1] // OCCLUSION_PARTS), progress=progress)
+    else:
+        attribution = integrated_gradients(model, images, score, steps=GRADIENT_STEPS, progress=progress)
+    return Evidence(logits, score(logits).item(), {question.method: {WHOLE_PICTURE: attribution}}, *asked)
+
+
+def paths_of(images: Tensor, model: Model, evidence: Evidence, against: bool) -> Paths:
+    """How far a segmenter's maps depend on the region, and what each path through it added; two more passes."""
+    dependence = {}
+    if not evidence.region.all():
+        elsewhere = settled_score(evidence.class_idx, evidence.other, ~evidence.region, against)
+        found = region_dependence(model, images, evidence.maps, elsewhere)
+        dependence = {method: {stage: r.item() for stage, r in each.items()} for method, each in found.items()}
+    parts = {}
+    if isinstance(model, UNet):
+        score = settled_score(evidence.class_idx, evidence.other, evidence.region, against)
+        parts = contributions(model, images, score).parts
+    return Paths(dependence, {name: value.item() for name, value in parts.items()})
+
+
+def peak_of(attribution: Tensor, method: str = "grad_cam") -> float:
+    """The largest evidence of a map in units of the score; of occlusion it is what the score falls by."""
+    return attribution.max().relu().item() if method == "occlusion" else peak(attribution).item()
+
+
+def open_mask(file: object, model: Model, class_idx: int, size: tuple[int, int]) -> Tensor:
+    """The true mask of a class for a photo of `size` (height, width): (H, W) bool at its own resolution.
+
+    White (or 1) is the class; of several classes the values may be their numbers, counted from 1.
+
+    Raises:
+        ValueError: no picture, or of another shape than the photo.
+    """
+    values = np.asarray(open_image(file)).max(2)
+    height, width = values.shape
+    if abs(width / height - size[1] / size[0]) > 0.02 * size[1] / size[0]:
+        raise ValueError(f"The mask is {width} x {height} pixels and the photo {size[1]} x {size[0]}: another shape.")
+    numbered = values.max() <= len(model.class_names)
+    return torch.from_numpy(values == class_idx + 1 if numbered else values > values.max() / 2)
+
+
+def in_view(mask: Tensor, model: Model) -> Tensor:
+    """A mask (H, W) of a photo as the model sees it, (S, S)."""
+    return whole_mask(mask[None], model.image_size)[0]

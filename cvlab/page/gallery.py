@@ -1,0 +1,147 @@
+"""Answers beside each other: two models, two pictures, or a gallery of many pictures."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, replace
+from pathlib import Path
+
+from cvlab.explain import METHODS, default_stage
+from cvlab.explain.many import compared_stages, likeness
+from cvlab.files import write_bytes
+from cvlab.page.evidence import peak_of
+from cvlab.page.html import Figure, as_html, number, paragraph, quoted, sorted_by
+from cvlab.page.many import Explained, explain_many, to_csv, write_zip
+from cvlab.page.question import Question
+from cvlab.page.unzip import list_pictures
+from cvlab.page.visit import Answer, Visit
+from cvlab.render import overlay, to_picture
+
+MOST_SHOWN = 60  # of many pictures; the table and the zip hold all
+ORDERS = {
+    "number": lambda row: row.number,
+    "prediction": lambda row: (row.prediction or "", -row.share),
+    "share, the least first": lambda row: row.share,
+    "peak, the highest first": lambda row: -row.peak,
+}
+
+
+def compare(answer: Answer, second: Answer) -> str:
+    """Two models on one picture, one model on two pictures, or both; each explains its prediction.
+
+    Raises:
+        ValueError, OSError: as the answers; or a classifier is compared with a segmenter.
+    """
+    if (second.visit.name, second.visit.photo) == (answer.visit.name, answer.visit.photo):
+        return paragraph("Choose a second model, a second picture, or both.")
+    first = answer.again(_comparable(answer.question))
+    _ = first.prediction, second.prediction
+    if first.model.task != second.model.task:
+        raise ValueError("A classifier and a segmenter are asked different questions: compare like with like.")
+    second = second.again(_of_second(first, second))
+    titles = first.visit.name, second.visit.name
+    if titles[0] == titles[1]:
+        titles = "First picture", "Second picture"
+    drawn = []
+    for title, each in zip(titles, (first, second), strict=True):
+        images, attribution, question = each.prediction.images, each.attribution, each.question
+        words = f"{each.words} at {each.stage}"
+        peak = f"Peak {number(peak_of(attribution, question.method))} logits."
+        laid = overlay(images, attribution, question.colormap, question.opacity)
+        drawn.append(Figure(to_picture(images), title, _said(each), f"{title} as the model sees it"))
+        drawn.append(Figure(laid, words, peak, f"{title}: {words}"))
+    return paragraph(_agreement(first, second)) + as_html(drawn, "two")
+
+
+def _comparable(question: Question) -> Question:
+    """What both sides can be asked: places and slow methods belong to one picture or one model."""
+    method = question.method if question.method in METHODS else "grad_cam"
+    return replace(question, method=method, region="mask", points="", rather_than="", threshold=0.0)
+
+
+def _of_second(first: Answer, second: Answer) -> Question:
+    """The question to the second side: at the same stage and about the same class, where its model has them."""
+    stages = [first.question.stage or default_stage(first.model)]
+    asked = replace(first.question, stage=compared_stages(first.model, second.model, stages)[1])
+    if first.model is second.model:  # the same class, so that the peaks can be compared
+        return replace(asked, class_name=first.model.class_names[first.evidence.class_idx])
+    return asked if asked.class_name in second.model.class_names else replace(asked, class_name="")
+
+
+def _said(answer: Answer) -> str:
+    """A prediction as a sentence."""
+    prediction = answer.prediction
+    if prediction.sentence:
+        return prediction.sentence
+    name = max(prediction.shares, key=prediction.shares.get)
+    return f"{quoted(name)} with probability {prediction.shares[name]:.1%}."
+
+
+def _agreement(first: Answer, second: Answer) -> str:
+    if first.model is second.model:
+        return "One model, one class: the peaks of the two pictures can be compared."
+    r, difference = (each.item() for each in likeness(first.attribution, second.attribution))
+    if r > 0.7:
+        places = "look at the same places"
+    elif r > 0.3:
+        places = "partly look at the same places"
+    else:
+        places = "look at different places"
+    return (
+        f"Agreement of the two maps: r = {r:.2f}; the models {places}. On average the maps differ by {difference:.2f} "
+        "of their largest values. Of two models only the shape of maps can be compared, not peaks."
+    )
+
+
+def explain_files(
+    visit: Visit, files: Sequence[str], question: Question, progress: Callable[[tuple[int, int]], object], folder: Path
+) -> tuple[str, list[list], str, str]:
+    """Explains what a model predicts for many pictures.
+
+    Args:
+        visit: names the model; its photo is not used.
+        files: paths of pictures and zips.
+        question: its stage and method are used, where the model has them.
+        progress: told (pictures done, of how many).
+        folder: gets table.csv and maps.zip; it must not exist.
+
+    Returns:
+        The gallery as HTML, the rows of the table, the paths of table.csv and of maps.zip.
+
+    Raises:
+        ValueError, OSError: no files, no such model, or a zip that cannot be opened.
+    """
+    if not files:
+        raise ValueError("Choose pictures, or a zip of pictures.")
+    model = visit.model
+    stage = question.stage if question.stage in model.stages else default_stage(model)
+    method = question.method if question.method in METHODS else "grad_cam"
+    shown: list[Explained] = []
+
+    def noted(explained: Iterator[Explained]) -> Iterator[Explained]:
+        for each in explained:
+            if each.attribution is not None and len(shown) < MOST_SHOWN:
+                shown.append(each)
+            yield each
+
+    explained = explain_many(model, list_pictures(files), stage, method, lambda done, of: progress((done, of)))
+    folder.mkdir(parents=True)
+    table, maps = folder / "table.csv", folder / "maps.zip"
+    rows = write_zip(maps, model, noted(explained), stage, method, visit.models.public_name(visit.name))
+    write_bytes(table, to_csv(rows).encode("utf-8-sig"))
+    cells = [[round(cell, 4) if isinstance(cell, float) else cell for cell in astuple(row)] for row in rows]
+    return gallery(shown, len(rows)), cells, str(table), str(maps)
+
+
+def gallery(drawn: Sequence[Explained], count: int) -> str:
+    """A gallery of many pictures, each with the evidence for its prediction."""
+    figures = [
+        Figure(
+            overlay(each.view, each.attribution),
+            f"{each.row.number}: {each.row.prediction or 'nothing found'}",
+            f"{each.row.share:.1%}, peak {each.row.peak:.3g}",
+            f"{each.row.file}: evidence for {each.row.prediction or 'nothing'}",
+        )
+        for each in drawn
+    ]
+    rest = f" The first {MOST_SHOWN} are shown; the table and the zip hold all." if len(drawn) == MOST_SHOWN else ""
+    orders = {name: sorted(range(len(drawn)), key=lambda i, key=key: key(drawn[i].row)) for name, key in ORDERS.items()}
+    return paragraph(f"{count} pictures.{rest}") + (sorted_by(orders) if drawn else "") + as_html(figures)

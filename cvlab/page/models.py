@@ -1,0 +1,135 @@
+"""The models that a page offers: each is loaded when it is first asked for, and dropped when others need the memory."""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from torch import Tensor
+
+from cvlab import checkpoint
+from cvlab.checkpoint import hub
+from cvlab.data import shapes
+from cvlab.explain import METHODS, explain
+from cvlab.models import Model
+from cvlab.page.cache import Cache
+from cvlab.page.html import quoted
+from cvlab.transforms import view
+
+ROOT = Path(__file__).resolve().parents[2]
+MAX_NAME = 300  # characters of a model's name
+MAX_BYTES = 3 * 2**30  # of parameters and buffers, of all models in memory
+TOLERANCE = 1e-3  # of a map's largest value: by how much the maps of the faster copy may differ
+TEST_SCENES = (4015, 4019)
+
+
+def offered_models(root: Path, names: Sequence[str]) -> dict[str, str]:
+    """The models to choose from, {name: folder or Hub name}: those that were named, then checkpoints/, then runs/."""
+    offered = {name: name for name in names}
+    offered |= {config.parent.name: str(config.parent) for config in sorted(root.glob("checkpoints/*/config.json"))}
+    offered |= {f"runs/{config.parent.name}": str(config.parent) for config in sorted(root.glob("runs/*/config.json"))}
+    return offered
+
+
+class Models:
+    """The models of a page by name. A visitor can name a model on the Hub, but no folder of the server.
+
+    A branch on the Hub is looked up once, so that all answers come from one commit while the page runs.
+
+    Args:
+        offered: name to folder or Hub name.
+        owners: whose other models on the Hub a visitor may name; empty for everybody's.
+        fetch: downloads a Hub name and returns its folder.
+        limit: bytes of the models in memory; the least recently used are dropped.
+    """
+
+    def __init__(
+        self,
+        offered: dict[str, str],
+        owners: Sequence[str] = (),
+        fetch: Callable[[str], Path] = hub.pull,
+        limit: int = MAX_BYTES,
+    ) -> None:
+        self.offered = offered
+        self.owners = owners
+        self.loaded = Cache(limit, bytes_of)
+        self._fetch = lru_cache(maxsize=None)(fetch)
+
+    def __getitem__(self, name: str) -> Model:
+        """The model of an offered name (a shipped one also as checkpoints/NAME) or of a Hub name.
+
+        It answers as `faster_copy` does: its maps may differ by TOLERANCE from those of the model as it was saved.
+
+        Raises:
+            ValueError: there is no such model, or it cannot be opened.
+        """
+        source = self._source(name)
+        return self.loaded.get(source, lambda: faster_copy(checkpoint.load(self._folder(source))))
+
+    def folder(self, name: str) -> Path:
+        """The folder with the model's files. Raises the same errors as opening it."""
+        return self._folder(self._source(name))
+
+    def public_name(self, name: str) -> str:
+        """The name for other people: a shipped model's folder in the project, never a path of this machine."""
+        source = Path(self.offered.get(name.removeprefix("checkpoints/"), name))
+        inside = source.is_absolute() and source.is_relative_to(ROOT)
+        return source.relative_to(ROOT).as_posix() if inside else name
+
+    def _source(self, name: str) -> str:
+        if not name or not isinstance(name, str) or len(name) > MAX_NAME:
+            raise ValueError("Choose a model, or type its name on the Hub (user/name).")
+        if source := self.offered.get(name.removeprefix("checkpoints/")):
+            return source
+        if not hub.is_id(name):
+            raise ValueError(
+                f"There is no model {quoted(name)}: choose one from the list, or type a Hub name (user/name)."
+            )
+        if self.owners and name.split("/")[0] not in self.owners:
+            raise ValueError(f"This page opens models of {', '.join(self.owners)} only, not {quoted(name)}.")
+        return name
+
+    def _folder(self, source: str) -> Path:
+        return self._fetch(source) if hub.is_id(source) and not self._is_offered_folder(source) else Path(source)
+
+    def _is_offered_folder(self, source: str) -> bool:
+        """A name that a visitor typed is never a folder, even where a folder has that name."""
+        return source in self.offered.values() and Path(source).is_dir()
+
+
+def faster_copy(model: Model) -> Model:
+    """A copy with batch normalisation fused into the convolutions, which answers faster.
+
+    It is tried once, on synthetic scenes: where a map at any stage differs by more than TOLERANCE of its largest value,
+    the model itself is returned.
+    """
+    from cvlab.models.fused import for_serving  # imported here: it takes time that the first page need not wait for
+
+    copy = for_serving(model)
+    for seed in TEST_SCENES:
+        images = view(shapes.scene(seed, model.image_size).image, model)
+        own, fused = (explain(each, images, _first_class, None, tuple(METHODS)).maps for each in (model, copy))
+        for method, stages in own.items():
+            for stage, attribution in stages.items():
+                if (fused[method][stage] - attribution).abs().max() > TOLERANCE * attribution.abs().max():
+                    return model
+    return copy
+
+
+def _first_class(logits: Tensor) -> Tensor:
+    """A score that every model has: the first class's logit, of a segmenter its mean over the picture."""
+    return logits[:, 0].reshape(len(logits), -1).mean(1)
+
+
+def bytes_of(model: Model) -> int:
+    """Bytes of the parameters and buffers."""
+    return sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
+
+
+def model_facts(model: Model) -> str:
+    """A model in plain text: what it predicts, its input size, its parameters."""
+    classes = model.class_names
+    shown = ", ".join(classes[:8]) + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")
+    kind = "Tells apart" if model.task == "classification" else "Finds the pixels of"
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    facts = f"{kind}: {shown}. It sees {model.image_size} x {model.image_size} pixels; {parameters:.1f} M parameters."
+    return facts + (f" From the Hub: {model.source}." if hub.is_id(model.source) else "")

@@ -1,0 +1,202 @@
+"""A visitor's photo before a model, and the answers to what is asked about it. Each value is computed once."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from operator import attrgetter
+from typing import Any
+
+from torch import Tensor
+
+from cvlab.explain import METHODS, default_stage
+from cvlab.models import Model
+from cvlab.page.cache import Cache
+from cvlab.page.evidence import (
+    WHOLE_PICTURE,
+    Evidence,
+    Paths,
+    Prediction,
+    evidence_for,
+    in_view,
+    open_mask,
+    paths_of,
+    predict_photo,
+)
+from cvlab.page.html import quoted
+from cvlab.page.models import Models
+from cvlab.page.question import SLOW_METHODS, Question, class_indices, region_words
+from cvlab.transforms import open_image
+from cvlab.trust.diagnosis import diagnose
+
+MAX_BYTES = 512 * 2**20  # of what is cached about photos
+
+
+class Visits:
+    """The visits of a page, and the cache that they share."""
+
+    def __init__(self, models: Models) -> None:
+        self.models = models
+        self._cache = Cache(MAX_BYTES, attrgetter("nbytes"))
+
+    def get(self, photo: str | None, name: str) -> "Visit":
+        """A photo before a model.
+
+        Args:
+            photo: path of an uploaded file. Gradio names its folder by a hash of the content, so that the path is the
+                key of everything that is cached about the photo.
+            name: of a model, as in `Models`.
+        """
+        return Visit(photo, name, self.models, self._cache)
+
+
+class Visit:
+    """One photo before one model. Nothing is opened or computed before it is looked at.
+
+    The values are in the cache and the model is in `Models`. A visit only refers to them, so that both can be dropped.
+    Reading `model` or `prediction` raises a ValueError or OSError where there is no such model or photo.
+    """
+
+    def __init__(self, photo: str | None, name: str, models: Models, cache: Cache) -> None:
+        self.photo, self.name, self.models, self._cache = photo, name, models, cache
+
+    @cached_property
+    def model(self) -> Model:
+        """The model, in eval mode."""
+        return self.models[self.name]
+
+    @cached_property
+    def prediction(self) -> Prediction:
+        """What the model sees in the photo."""
+        model = self.model
+        if self.photo is None:
+            raise ValueError("Drop a photo, or choose an example.")
+        return self.once(("prediction",), lambda: predict_photo(open_image(self.photo), model))
+
+    def ask(
+        self, question: Question, mask: str | None = None, progress: Callable[[float], None] | None = None
+    ) -> "Answer":
+        """The answer to a question.
+
+        Args:
+            mask: path of the true mask, where one was given.
+            progress: told the share that is done, of a slow method.
+        """
+        return Answer(self, question, mask, progress)
+
+    def once(self, key: tuple, make: Callable[[], Any]) -> Any:
+        """A value of this visit, computed by `make` where it is not in the cache."""
+        return self._cache.get((self.photo, self.name, *key), make)
+
+    def known(self, key: tuple) -> Any | None:
+        """A value of this visit if it is in the cache, else None."""
+        return self._cache.known((self.photo, self.name, *key))
+
+
+class Answer:
+    """The answer to one question about one visit: what every panel of the page is drawn from."""
+
+    def __init__(
+        self, visit: Visit, question: Question, mask: str | None, progress: Callable[[float], None] | None
+    ) -> None:
+        self.visit, self.mask = visit, mask
+        self.given, self._progress = question, progress
+
+    def again(self, question: Question) -> "Answer":
+        """The answer to another question about the same photo."""
+        return self.visit.ask(question, self.mask)
+
+    @property
+    def model(self) -> Model:
+        """The model, in eval mode."""
+        return self.visit.model
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the model sees in the photo."""
+        return self.visit.prediction
+
+    @property
+    def segments(self) -> bool:
+        """Whether the model is a segmenter."""
+        return self.model.task == "segmentation"
+
+    @cached_property
+    def question(self) -> Question:
+        """What was asked. The model's own threshold and default stage are left out: one question has one form."""
+        threshold = 0.0 if self.given.threshold == self.model.threshold else self.given.threshold
+        stage = "" if self.given.stage == default_stage(self.model) else self.given.stage
+        return replace(self.given, threshold=threshold, stage=stage)
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """The maps. Raises a ValueError where there is nothing to explain."""
+        usual = self.question.asked == Question().asked and (self.segments or not self.question.stage)
+        if usual and self.prediction.evidence:
+            return self.prediction.evidence
+        return self.visit.once(("evidence", *self._key), self._explain)
+
+    def _explain(self) -> Evidence:
+        true = in_view(self.true_mask, self.model) if self._needs_mask and self.mask else None
+        return evidence_for(self.prediction.images, self.model, self.question, true, self._progress)
+
+    @property
+    def _needs_mask(self) -> bool:
+        return self.question.region.startswith("false")
+
+    @property
+    def _key(self) -> tuple:
+        """What decides the maps: of a classifier also the stage, of its errors also the true mask."""
+        stage = self.question.stage if not self.segments and self.question.method in METHODS else ""
+        return (*self.question.asked, stage, self.mask if self._needs_mask else None)
+
+    @cached_property
+    def true_mask(self) -> Tensor:
+        """The true mask (H, W) of the class that is asked about, bool, at its own resolution."""
+        if not self.segments:
+            raise ValueError("This model is a classifier: there is no mask to compare.")
+        class_idx, _ = class_indices(self.question, self.model, self.prediction.logits)
+        size = self.prediction.size
+        return self.visit.once(
+            ("mask", self.mask, class_idx), lambda: open_mask(self.mask, self.model, class_idx, size)
+        )
+
+    @property
+    def stage(self) -> str:
+        """The stage whose map is asked for; WHOLE_PICTURE for a slow method."""
+        stages = self.evidence.maps[self.question.method]
+        stage = WHOLE_PICTURE if WHOLE_PICTURE in stages else self.question.stage or default_stage(self.model)
+        if stage not in stages:
+            raise ValueError(f"The model has no stage {quoted(stage)}; it has {', '.join(self.model.stages)}.")
+        return stage
+
+    @property
+    def attribution(self) -> Tensor:
+        """The map that is asked for, signed, (1, 1, h, w)."""
+        return self.evidence.maps[self.question.method][self.stage]
+
+    @property
+    def words(self) -> str:
+        """What the maps show, as it stands in a title."""
+        evidence, names = self.evidence, self.model.class_names
+        compared = "" if evidence.other is None else f" rather than {quoted(names[evidence.other])}"
+        where = "" if evidence.region is None else f" in {region_words(self.question)}"
+        side = "against" if self.question.against else "for"
+        return f"Evidence {side} {quoted(names[evidence.class_idx])}{compared}{where}"
+
+    def warning(self, attribution: Tensor) -> str:
+        """What to know before one of the maps is believed, as a sentence; empty where there is nothing to warn of."""
+        if self.question.method in SLOW_METHODS:
+            return "" if attribution.max() > 0 else "Blank: all evidence speaks against the score."
+        plain = self.evidence.other is None and not self.question.against
+        return diagnose(attribution, self.evidence.logits if plain else None, self.evidence.class_idx)
+
+    @property
+    def paths(self) -> Paths | None:
+        """How a segmenter came to the answer, if `work_out_paths` was called before."""
+        return self.visit.known(("paths", *self._key))
+
+    def work_out_paths(self) -> None:
+        """Takes two passes more; `paths` is known afterwards. Does nothing for a classifier or a slow method."""
+        if self.segments and self.question.method in METHODS:
+            images, against = self.prediction.images, self.question.against
+            self.visit.once(("paths", *self._key), lambda: paths_of(images, self.model, self.evidence, against))

@@ -1,0 +1,201 @@
+"""cvlab.page.visit and its panels: answered once, drawn as asked, and a sentence where there is no answer."""
+
+import re
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from cvlab import checkpoint
+from cvlab.data import shapes
+from cvlab.explain import METHODS, explain, predicted_score
+from cvlab.page.evidence import evidence_for, open_mask, peak_of
+from cvlab.page.models import TOLERANCE, Models, bytes_of, faster_copy
+from cvlab.page.panels import PANELS, draw
+from cvlab.page.question import Question, score_of
+from cvlab.page.visit import Visits
+from cvlab.transforms import open_image, view
+
+ROOT = Path(__file__).resolve().parents[1]
+OF_ONE = [name for name in PANELS if name not in ("notes", "compared", "record")]
+
+
+@pytest.fixture
+def visits(tmp_path: Path, classifier: nn.Module, segmenter: nn.Module) -> Visits:
+    segmenter.head.bias.data.fill_(0.3)  # so that a mask is found
+    for name, model in (("pets", classifier), ("riders", segmenter)):
+        checkpoint.save(model, tmp_path / name)
+    return Visits(Models({name: str(tmp_path / name) for name in ("pets", "riders")}))
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> str:
+    shapes.scene(4003, 40).image.save(tmp_path / "photo.png")
+    return str(tmp_path / "photo.png")
+
+
+def test_drawing_needs_no_other_pass(visits: Visits, photo: str) -> None:
+    riders, pets = visits.get(photo, "riders"), visits.get(photo, "pets")
+    first = riders.ask(Question()).evidence
+    drawn = Question(
+        opacity=0.1, colormap="jet", common_scale=True, method="hires_cam", stage="decoder1", threshold=0.5
+    )
+    assert visits.get(photo, "riders").ask(drawn).evidence is first
+    assert riders.ask(Question(against=True)).evidence is not first
+    asked = Question("cat", method="occlusion")
+    assert pets.ask(asked).evidence is pets.ask(Question("cat", "", False, "stage1", "occlusion")).evidence
+
+
+def test_a_photo_and_its_mask_are_opened_once_whatever_is_asked(visits: Visits, photo: str) -> None:
+    opened: list[str] = []
+    sys.addaudithook(lambda event, about: opened.append(str(about[0])) if event == "open" else None)
+    mask = photo.removesuffix("photo.png") + "mask.png"
+    shapes.scene(4003, 40).image.convert("L").point(lambda value: 255 * (value > 99)).save(mask)
+    opened.clear()
+    for question in (Question(), Question(against=True), Question(region="false positives")):
+        draw(visits.get(photo, "riders").ask(question, mask), ("notes", *OF_ONE))
+    assert (opened.count(photo), opened.count(mask)) == (1, 1)
+
+
+def test_evidence_is_that_of_explain(visits: Visits, photo: str) -> None:
+    model = visits.models["riders"]
+    images = view(open_image(photo), model)
+    for question in (Question(), Question("rider", "horse", True, region="box", points="1,1 9,9")):
+        expected = explain(model, images, score_of(question, model), None, tuple(METHODS))
+        found = visits.get(photo, "riders").ask(question).evidence
+        assert found.score == pytest.approx(expected.scores.item())
+        for method, stages in expected.maps.items():
+            for stage, attribution in stages.items():
+                assert torch.equal(found.maps[method][stage], attribution)
+
+
+def test_a_slow_method_explains_the_class_that_the_whole_picture_is(visits: Visits, photo: str) -> None:
+    model = visits.models["pets"]
+    images = view(open_image(photo), model)
+    told: list[float] = []
+    for method in ("occlusion", "integrated_gradients"):
+        found = evidence_for(images, model, Question(method=method), progress=told.append)
+        (attribution,) = found.maps[method].values()
+        assert attribution.shape == (1, 1, 16, 16)
+        assert found.score == pytest.approx(predicted_score(model)(found.logits).item())
+        assert told[-1] == 1
+    assert peak_of(torch.tensor([[[[-1.0, 2.0]]]]), "occlusion") == 2
+    assert peak_of(torch.tensor([[[[-1.0, 2.0]]]])) == 4
+
+
+def test_every_panel_has_an_answer_or_a_sentence(visits: Visits, photo: str) -> None:
+    answer = visits.get(photo, "riders").ask(Question())
+    shown = draw(answer, OF_ONE)
+    assert all(shown[name] for name in ("look", "grad_cam", "picker", "stages", "link", "code"))
+    assert shown["contributions"] == ""
+    visits.get(photo, "riders").ask(Question(threshold=0.5)).work_out_paths()
+    assert "biases" in draw(answer, ["contributions"])["contributions"]
+    pets = visits.get(photo, "pets")
+    shown = draw(pets.ask(Question()), OF_ONE)
+    assert "random places" in shown["believe"]
+    assert "classifier" in shown["stages"]
+    for question in (
+        Question(class_name="dog?"),
+        Question(stage="stage9"),
+        Question(rather_than="cat", class_name="cat"),
+    ):
+        shown = draw(pets.ask(question), OF_ONE)
+        assert re.fullmatch(r"<p>[^<]+\.</p>", shown["grad_cam"])
+    for name, file in (("nothing", photo), ("", photo), ("pets", None), ("pets", __file__)):
+        answer = visits.get(file, name).ask(Question())
+        shown = draw(answer, OF_ONE)
+        assert re.fullmatch(r"<p>[^<]+\.</p>", shown["grad_cam"])
+        assert not shown["picker"]
+        shown = draw(answer, ("notes", *OF_ONE))  # said once, above all
+        assert re.fullmatch(r"<p>[^<]+\.</p>", shown["notes"])
+        assert not any(shown[name] for name in OF_ONE)
+
+
+def test_how_far_maps_depend_on_the_region_is_worked_out_later_and_stays_beside_them(
+    visits: Visits, photo: str
+) -> None:
+    def stages(**asked: object) -> str:
+        return draw(visits.get(photo, "riders").ask(Question(**asked)), ["stages"])["stages"]
+
+    asked, dependence = {"region": "box", "points": "1,1 9,9"}, "r\N{NO-BREAK SPACE}="
+    assert dependence not in stages(**asked)
+    visits.get(photo, "riders").ask(Question(**asked)).work_out_paths()
+    assert stages(**asked).count(dependence) >= 2 * 3
+    assert dependence in stages(**asked, colormap="jet")
+    assert dependence not in stages(**asked, against=True)
+    whole = {"region": "box", "points": "0,0 40,40"}
+    visits.get(photo, "riders").ask(Question(**whole)).work_out_paths()
+    assert "is the whole picture" in stages(**whole)
+
+
+def test_one_scale_brings_the_peaks_of_all_stages_under_one_top(visits: Visits, photo: str) -> None:
+    html = draw(visits.get(photo, "riders").ask(Question(common_scale=True)), ["stages"])["stages"]
+    tops = re.findall(r"</span></span> ([\d.,e+-]+) ", html) or re.findall(r"</span> ([\d.,e+-]+) </div>", html)
+    assert len(set(tops)) == len(METHODS)
+
+
+def test_the_same_model_and_picture_twice_agree(visits: Visits, photo: str) -> None:
+    def compared(other: str) -> str:
+        first, second = (visits.get(photo, name).ask(Question()) for name in ("pets", other))
+        return draw(first, ["compared"], second)["compared"]
+
+    visits.models.offered["twin"] = visits.models.offered["pets"] + "/."
+    assert "r = 1.00" in compared("twin")
+    assert "0.00 of their largest" in compared("twin")
+    assert "compare like with like" in compared("riders")
+    assert "<figure>" not in compared("pets")
+
+
+def test_a_true_mask_is_read_in_every_way_that_it_is_written(tmp_path: Path, segmenter: nn.Module) -> None:
+    true = np.zeros((20, 40), bool)
+    true[:, 10:20] = True
+    for name, values in (("a.png", true * 255), ("b.png", true * 1), ("c.png", true * 2), ("d.jpg", true * 255)):
+        Image.fromarray(values.astype(np.uint8)).save(tmp_path / name)
+        found = open_mask(str(tmp_path / name), segmenter, 1 if name == "c.png" else 0, (200, 400))
+        assert (found.numpy() == true).mean() > 0.97, name
+    with pytest.raises(ValueError, match="another shape"):
+        open_mask(str(tmp_path / "a.png"), segmenter, 0, (100, 100))
+
+
+def test_models_are_dropped_at_the_limit_and_come_back(visits: Visits) -> None:
+    largest = max(bytes_of(visits.models["pets"]), bytes_of(visits.models["riders"]))
+    models = Models(visits.models.offered, limit=largest)
+    first = models["pets"]
+    assert models["checkpoints/pets"] is first
+    assert models["riders"] is not first
+    assert models.loaded.bytes() <= largest
+    assert models["pets"] is not first
+
+
+@pytest.mark.parametrize("name", ["flowers", "shapes-classifier", "shapes-segmenter"])
+def test_the_faster_copy_makes_the_maps_of_the_code_tab(name: str, photo: str, tmp_path: Path) -> None:
+    folder = ROOT / "checkpoints" / name
+    answer = Visits(Models({name: str(folder)})).get(photo, name).ask(Question())
+    model = checkpoint.load(folder)
+    assert sum(type(module) is nn.BatchNorm2d for module in answer.model.modules()) == 0  # it is fused
+    score = score_of(Question(), model)
+    expected = explain(model, view(open_image(photo), model), score, [answer.stage], ["grad_cam"])
+    expected = expected.maps["grad_cam"][answer.stage]
+    assert (answer.attribution - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
+def test_a_copy_whose_maps_differ_is_not_used(classifier: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(model: nn.Module) -> nn.Module:
+        copy = deepcopy(model)
+        copy.load_state_dict({key: value * 1.01 for key, value in model.state_dict().items()})
+        return copy
+
+    assert faster_copy(classifier) is not classifier
+    monkeypatch.setattr("cvlab.models.fused.for_serving", wrong)
+    assert faster_copy(classifier) is classifier
+
+
+def test_a_path_of_the_server_is_not_a_name_and_not_in_the_code(visits: Visits, photo: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no model"):
+        visits.models[str(tmp_path / "pets")]
+    assert str(tmp_path) not in draw(visits.get(photo, "pets").ask(Question()), ["code"])["code"]
