@@ -111,7 +111,9 @@ def test_the_time_of_a_recipe_is_that_of_its_steps(tmp_path: Path, monkeypatch: 
 
 def test_pairs_are_shown_where_both_were_measured(tmp_path: Path) -> None:
     for name, value in (("flowers5-cvlab", 0.5), ("flowers5-transfer", 0.75)):
-        (tmp_path / f"{name}.json").write_text(json.dumps({"test": {**TEST, "value": value}}))
+        figures = {"measured": f"2026-01-{20 * value:02.0f}", "test": {**TEST, "value": value}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(figures))
+    assert "Measured on 2026-01-10 to 2026-01-15." in results.learned(tmp_path)
     (line,) = [line for line in results.learned(tmp_path).splitlines() if "0.750" in line]
     assert cells(line)[1:3] == ["flowers5-cvlab 0.500", "flowers5-transfer 0.750"]
 
@@ -119,12 +121,15 @@ def test_pairs_are_shown_where_both_were_measured(tmp_path: Path) -> None:
 def test_a_run_folder_is_collected_without_its_photographs(tmp_path: Path) -> None:
     lines = [{"epoch": i, "val_iou": iou} for i, iou in enumerate((0.5, 0.75, 0.25), start=1)]
     (tmp_path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "manifest.json").write_text(json.dumps({**MANIFEST, "best_epoch": 3, "versions": {}}))
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({**MANIFEST, "best_epoch": 3, "finished": "2026-01-05T10:00:00Z"})
+    )
     block = {"network": "unet", "data": {"name": "horses", "fingerprints": {"train": ["a"]}}, "image_size": 64}
     (tmp_path / "config.json").write_text(json.dumps({"cvlab": block}))
     metrics = {"part": "test", "n": 42, "iou": {"value": 0.5, "low": 0.25, "high": 0.75}, "dice": {}}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     found = results.collected(tmp_path)
+    assert found["measured"] == "2026-01-05"
     assert found["val"] == {"value": 0.25, "epoch": 3}
     assert found["test"] == {"value": 0.5, "low": 0.25, "high": 0.75, "n": 42}
     assert found["data"] == "horses"

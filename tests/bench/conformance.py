@@ -2,7 +2,7 @@
 
 python tests/bench/conformance.py                     all of them, about fifteen minutes; nothing is downloaded
 python tests/bench/conformance.py --json FILE         also into FILE, module by module; a second run goes on from there
-python tests/bench/conformance.py --write             also the summary into README.md
+python tests/bench/conformance.py --write             also the summary into tests/bench/README.md
 python tests/bench/conformance.py --modules resnet swin_transformer
 
 Weights are random. At every stage the map of `cvlab.explain.explain` is compared with captum.attr.LayerGradCam on the
@@ -160,7 +160,7 @@ def main() -> None:
     known = timm.list_modules()
     parser.add_argument("--modules", nargs="+", choices=known, metavar="NAME", default=known, help="only these")
     parser.add_argument("--json", type=Path, metavar="FILE", help="what is found, a line a module; read first if there")
-    parser.add_argument("--write", action="store_true", help="put the summary into README.md")
+    parser.add_argument("--write", action="store_true", help="put the summary into tests/bench/README.md")
     options = parser.parse_args()
     if options.write and options.modules != known:
         parser.error("--write is for all modules")

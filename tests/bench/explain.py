@@ -1,7 +1,7 @@
 """What a prediction with its explanation costs, as a multiple of the model's plain forward pass.
 
 python tests/bench/explain.py                print the tables; about fifteen minutes on two cores that do nothing else
-python tests/bench/explain.py --write        put them into README.md
+python tests/bench/explain.py --write        put them into tests/bench/README.md
 python tests/bench/explain.py --json FILE    the figures behind them too; a second run goes on from there
 python tests/bench/explain.py --shared       on a machine that does other things too: processor time of one thread
 python tests/bench/explain.py --quick        two small networks, twice: whether it runs
@@ -343,7 +343,7 @@ def memory_table(figures: dict) -> str:
 
 
 def page(figures: dict) -> str:
-    """What stands between the marks in README.md."""
+    """What stands between the marks in tests/bench/README.md."""
     versions = ", ".join(f"{key} {number}" for key, number in figures["versions"].items())
     command = "python tests/bench/explain.py" + " --shared" * ("processor time" in figures["hardware"])
     parts = [
@@ -369,7 +369,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two small networks, twice")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go; read first if there")
-    parser.add_argument("--write", action="store_true", help="put the tables into README.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into tests/bench/README.md")
     parser.add_argument("--memory", nargs=2, metavar=("NETWORK", "CONTENDER"), help=argparse.SUPPRESS)
     parser.add_argument("--shared", action="store_true", help="processor time of one thread, whatever else is running")
     options = parser.parse_args()

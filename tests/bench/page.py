@@ -2,7 +2,7 @@
 
 python tests/bench/page.py                   print the tables; about ten minutes on two cores that do nothing else
 python tests/bench/page.py --json FILE       the figures behind them too
-python tests/bench/page.py --write           put the tables into README.md
+python tests/bench/page.py --write           put the tables into tests/bench/README.md
 python tests/bench/page.py --quick           one model, a few requests: whether it runs
 
 The page is `python app.py` in a process of its own, asked over HTTP as a browser does: a photo is uploaded, the answer
@@ -309,7 +309,7 @@ def percentile_95(values: list[float]) -> float:
 
 
 def tables(figures: dict) -> str:
-    """What stands between the marks in README.md."""
+    """What stands between the marks in tests/bench/README.md."""
     rows, crowd_rows = [], []
     for name, times in figures["upload"].items():
         for way, each in (("in Chromium", figures["browser"].get(name)), ("over HTTP", times)):
@@ -342,7 +342,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one model, a few requests")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
-    parser.add_argument("--write", action="store_true", help="put the tables into README.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into tests/bench/README.md")
     options = parser.parse_args()
     figures = measure(options.quick)
     if options.json:

@@ -1,4 +1,4 @@
-"""Prints the README's table of shipped models from the files beside their weights.
+"""Prints the README's table of the models that ship, from the files beside their weights.
 
 python tests/bench/readme.py            print it
 python tests/bench/readme.py --write    put it into README.md
@@ -9,19 +9,26 @@ import json
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# What the data name in a model's config.json stands for.
+DATA = {
+    "flower_photos": "photos of five kinds of flowers",
+    "horses": "Weizmann horses",
+    "cvlab/shapes.py": "[synthetic scenes](cvlab/data/shapes.py)",
+}
 START, END = "<!-- figures -->\n", "<!-- /figures -->\n"
 
 
 def row(folder: Path) -> str:
-    """One shipped model: its score on the test part with the 95% interval, and what it cost."""
+    """One model: its score on the test part with the 95% interval, and what the training cost."""
     metrics, manifest = (json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "manifest"))
     config = json.loads((folder / "config.json").read_text())["cvlab"]
+    data = config["data"]["name"]
     name = "accuracy" if config["task"] == "classification" else "iou"
     score = metrics[name]
     trainings = [manifest, *filter(None, [manifest.get("started_from")])]
     epochs, minutes = (sum(each[key] for each in trainings) for key in ("epochs", "minutes"))
     return (
-        f"| [{folder.name}](checkpoints/{folder.name}) | {config['data']['name']} | {metrics['n']} | "
+        f"| [{folder.name}](checkpoints/{folder.name}) | {DATA.get(data, data)} | {metrics['n']} | "
         f"{name} **{score['value']:.3f}** ({score['low']:.3f} to {score['high']:.3f}) | "
         f"{manifest['parameters'] / 1e6:.2f} M | {epochs} | {minutes:.0f} | "
         f"{manifest['precision']} |"
@@ -29,10 +36,12 @@ def row(folder: Path) -> str:
 
 
 def table(root: Path = ROOT) -> str:
-    """The table, with the hardware and versions of the trainings."""
+    """The table, with the day, the hardware and the versions of the trainings."""
     folders = sorted(path.parent for path in root.glob("checkpoints/*/metrics.json"))
     manifests = [json.loads((folder / "manifest.json").read_text()) for folder in folders]
-    hardware = "; ".join(sorted({manifest["hardware"] for manifest in manifests}))
+    days = sorted({manifest["finished"][:10] for manifest in manifests})  # ISO dates
+    days = " to ".join(days[:1] + days[1:][-1:])
+    hardware = "; ".join(sorted({manifest["hardware"] for manifest in manifests})).replace(" 1 threads", " 1 thread")
     versions = ", ".join(sorted({f"torch {manifest['versions']['torch']}" for manifest in manifests}))
     lines = [
         "| model | data | test pictures | score on test (95% interval) | parameters | epochs | minutes | precision |",
@@ -40,14 +49,14 @@ def table(root: Path = ROOT) -> str:
         *(row(folder) for folder in folders),
     ]
     note = (
-        f"One training each (seed 0) on {hardware}, {versions}. Intervals: Wilson for accuracy, bootstrap "
-        "over pictures for iou; they cover the choice of pictures, not of the seed. Each model's card has its command."
+        f"One training each (seed 0), {days}, on {hardware}, {versions}. 95% intervals: Wilson for accuracy, bootstrap "
+        "over pictures for iou; they cover the choice of pictures, not of the seed. The cards have the commands."
     )
     return "\n".join(["", *lines, "", note, ""])
 
 
 def inserted(text: str) -> str:
-    """The README's text with the table between its marks."""
+    """The text of README.md with the table between its marks."""
     before, rest = text.split(START)
     return before + START + table() + "\n" + END + rest.split(END)[1]
 

@@ -1,14 +1,14 @@
-"""Prints the README's comparison with the five reports, and what was learned, from what runs left.
+"""Prints the tables of train/recipes/README.md: the comparison with the five reports, and what was learned.
 
-    python tests/bench/results.py                               print both
-    python tests/bench/results.py --write                       put them into README.md
-    python tests/bench/results.py --collect runs/NAME ...       keep a run's figures in tests/bench/results/NAME.json;
-                                                                NAME=FOLDER for a folder of another name
-    python tests/bench/results.py --time horses-unet 195 1      say how long a recipe would take here, on 195 pictures
-                                                                of one class
+    python tests/bench/results.py                            print both
+    python tests/bench/results.py --write                    put them into train/recipes/README.md
+    python tests/bench/results.py --collect runs/NAME ...    copy the figures of a run to tests/bench/results/NAME.json;
+                                                             NAME=FOLDER if the folder has another name
+    python tests/bench/results.py --time horses-unet 195 1   estimate how long a recipe takes on this machine, with 195
+                                                             training pictures of one class
 
-Runs are not part of the repository; their figures are, without photographs. A run is collected after
-`python train/evaluate.py runs/NAME --part test`, a sweep or a dropout study as it is.
+Runs are not part of the repository. Their figures are, without photographs. Collect a run after
+`python train/evaluate.py runs/NAME --part test`. Sweeps and dropout studies can be collected as they are.
 """
 
 import argparse
@@ -28,10 +28,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 FOLDER = ROOT / "tests" / "bench" / "results"
+PAGE = ROOT / "train" / "recipes" / "README.md"
 RECIPES = ROOT / "train" / "recipes"
-WEIGHTS = "pretrained weights cannot be fetched there"
-GPU = "neither a GPU nor a free core there"
-# The experiments of the reports, in their order, with ours after them; and why one has no figures, where it has none.
+WEIGHTS = "the pretrained weights could not be downloaded"
+GPU = "no GPU was available, and too little processor time"
+# The experiments of the reports in their order, each report followed by ours. The value is the reason that the table
+# gives for an experiment without figures.
 EXPERIMENTS = {
     "flowers102-cnn": GPU,
     "flowers17-cvlab": GPU,
@@ -61,7 +63,7 @@ EXPERIMENTS = {
     "horses-sweep": GPU,
     "horses-cvlab": GPU,
 }
-# What stands behind the name of a data folder; "for" names what a report used instead.
+# What a data folder holds; "for" names the data set that the report used.
 DATA = {
     "caltech101": "Caltech-101, at most 40 a class, for Caltech-256",
     "flower_photos": "flower photos, 400 a class",
@@ -75,19 +77,19 @@ NOT_RUN = "not run: {}"
 
 
 def read(name: str, folder: Path = FOLDER) -> dict | None:
-    """What was collected of an experiment, None where nothing was."""
+    """The figures collected for an experiment, or None."""
     path = folder / f"{name}.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
 
 def collected(run: Path) -> dict:
-    """What the table needs of a run folder, a sweep's or a dropout study's."""
+    """The figures of a run, a sweep or a dropout study that the tables need, with the day when they were measured."""
     if (run / "study.json").is_file():
-        return {"study": json.loads((run / "study.json").read_text())}
+        return {"measured": today(), "study": json.loads((run / "study.json").read_text())}
     if (run / "runs.csv").is_file():
         with open(run / "runs.csv", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["state"] == "done"]
-        return {"sweep": rows, "manifest": manifest_of(run / rows[0]["run"])}
+        return {"measured": today(), "sweep": rows, "manifest": manifest_of(run / rows[0]["run"])}
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     score = next(name for name in ("accuracy", "iou") if f"val_{name}" in history[0])
     manifest = json.loads((run / "manifest.json").read_text())
@@ -97,22 +99,32 @@ def collected(run: Path) -> dict:
     block = json.loads((run / "config.json").read_text())["cvlab"]
     test = {**metrics[score], "n": metrics["n"]} if metrics.get("part") == "test" else None
     facts = {"network": block["network"], "data": block["data"]["name"], "image_size": block["image_size"]}
-    return {"score": score, "val": val, "test": test, **facts, "manifest": manifest_of(run)}
+    measured = manifest["finished"][:10]  # an ISO date: its day
+    return {"measured": measured, "score": score, "val": val, "test": test, **facts, "manifest": manifest_of(run)}
+
+
+def today() -> str:
+    """The day as YYYY-MM-DD."""
+    return time.strftime("%Y-%m-%d", time.gmtime())
 
 
 def manifest_of(run: Path) -> dict:
-    """What is said of how a run was made."""
+    """How a run was made: its command, cost and hardware."""
     manifest = json.loads((run / "manifest.json").read_text())
     keys = ("command", "started_from", "seed", "precision", "parameters", "epochs", "minutes", "hardware")
     chosen = {key: manifest.get(key) for key in keys}
-    # Folders of this machine say nothing to others.
+    # Absolute paths mean nothing on another machine: only the last part is kept.
     return chosen | {"command": re.sub(r"(?<= )/\S*/", "", chosen["command"])}
 
 
 def timed(recipe: str, pictures: int, num_classes: int, steps: int = 3) -> dict:
-    """How long a recipe would take here on so many training pictures: by the median of some steps, after one more.
+    """Estimates how long a recipe takes on this machine: the median time of `steps` steps, after one warm-up step.
 
-    Both precisions are timed, and the faster one is taken, as the training scripts do.
+    Both precisions are timed and the faster one is used, as the training scripts do.
+
+    Args:
+        recipe: name of a recipe of train/classifier.py or train/segmenter.py.
+        pictures: number of training pictures.
     """
     import torch
 
@@ -136,7 +148,7 @@ def timed(recipe: str, pictures: int, num_classes: int, steps: int = 3) -> dict:
     seconds: dict[str, list[float]] = {"fp32": [], "bf16": []}
     for precision, taken_by in seconds.items():
         for _ in range(steps + 1):
-            start = time.process_time()  # of this process alone: the machine may have other work
+            start = time.process_time()  # not wall time: other programs may be running
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 logits = model(images)
             criterion(logits.float(), targets).backward()
@@ -148,12 +160,13 @@ def timed(recipe: str, pictures: int, num_classes: int, steps: int = 3) -> dict:
     hours = medians[precision] * (pictures // batch_size) * settings["epochs"] / 3600
     figures = {"seconds_a_step": float(f"{medians[precision]:.3g}"), "steps": steps, "precision": precision}
     return {
-        "timed": {**figures, "hours": float(f"{hours:.3g}"), "parameters": sum(p.numel() for p in model.parameters())}
+        "measured": today(),
+        "timed": {**figures, "hours": float(f"{hours:.3g}"), "parameters": sum(p.numel() for p in model.parameters())},
     }
 
 
 def rows_of(name: str, found: dict | None) -> list[str]:
-    """The rows of the table for one experiment: one, of a dropout study one for each network."""
+    """The table rows of one experiment: a dropout study has one for each network, everything else has one."""
     path = RECIPES / f"{name}.toml"
     report = tomllib.loads(path.read_text())["report"] if path.is_file() else {"row": "", "figure": ""}
     start = f"| {name}: {report['row']} | {report['figure']} |"
@@ -163,7 +176,7 @@ def rows_of(name: str, found: dict | None) -> list[str]:
         facts = found["timed"]
         steps = f"{facts['steps']} steps of {facts['seconds_a_step']} s in {facts['precision']}"
         time_taken = f"{facts['hours']:.0f} hours" if facts["hours"] >= 1.5 else f"{60 * facts['hours']:.0f} minutes"
-        reason = f"about {time_taken} of one core, by {steps}"
+        reason = f"it needs about {time_taken} of one core, estimated from {steps}"
         return [f"{start} {NOT_RUN.format(reason)} | | | {facts['parameters'] / 1e6:.2f} M | |"]
     if "study" in found:
         return [study_row(name, network, study) for network, study in found["study"].items()]
@@ -178,7 +191,7 @@ def rows_of(name: str, found: dict | None) -> list[str]:
 
 
 def study_row(name: str, network: str, study: dict) -> str:
-    """The value of dropout that val chooses, and the control."""
+    """The dropout value with the best validation score, beside the control with dropout 0."""
     best = max(study["rows"], key=lambda row: row["after"]["val"]["value"])
     control = next(row for row in study["rows"] if float(row["dropout"]) == 0)
     test = f"{interval(best['after']['test'], 'accuracy')}; at 0 {control['after']['test']['value']:.3f}"
@@ -188,12 +201,12 @@ def study_row(name: str, network: str, study: dict) -> str:
 
 
 def interval(score: dict, name: str) -> str:
-    """A score on the test part as the table shows it."""
+    """A score on the test part with its 95% interval and the number of pictures."""
     return f"{name} **{score['value']:.3f}** ({score['low']:.3f} to {score['high']:.3f}), n = {score['n']}"
 
 
 def table(folder: Path = FOLDER) -> str:
-    """The comparison: every experiment, with the commands of those that were run."""
+    """The comparison with the reports: every experiment, then the commands of those that were run."""
     found = {name: read(name, folder) for name in EXPERIMENTS}
     lines = [
         "| experiment | report | cvlab, test (95% interval) | best val | data | parameters | epochs, minutes |",
@@ -201,32 +214,40 @@ def table(folder: Path = FOLDER) -> str:
         *(row for name, each in found.items() for row in rows_of(name, each)),
     ]
     manifests = [each["manifest"] for each in found.values() if each and "manifest" in each]
-    hardware = "; ".join(sorted({manifest["hardware"] for manifest in manifests}))
-    notes = [
-        f"One training each (seed 0; any that a command names was chosen by val), on {hardware}, which had other work "
-        "beside it: the minutes are an upper bound. Test pictures were neither trained on nor chosen by. Intervals as "
-        "in the table above. The commands:",
-        *("    " + manifest["command"] for manifest in manifests),
-    ]
-    return "\n".join(["", *lines, "", notes[0], "", *notes[1:], ""])
+    hardware = "; ".join(sorted({manifest["hardware"] for manifest in manifests})).replace(" 1 threads", " 1 thread")
+    note = (
+        f"Measured on {days(found.values())} on {hardware}. One training each, with seed 0 unless the command names "
+        "another, which validation chose. Nothing was trained on test pictures or chosen by them. Other programs ran "
+        "on the machine, so the minutes are an upper bound. 95% intervals: Wilson for accuracy, bootstrap over "
+        "pictures for iou."
+    )
+    # Where the data lay says nothing to a reader, who gives a folder of their own.
+    commands = [re.sub(r"--data \S+", "--data DIR", manifest["command"]) for manifest in manifests]
+    return "\n".join(["", *lines, "", note, "", "```", *commands, "```", ""])
+
+
+def days(found: Iterable[dict | None]) -> str:
+    """The day of the measurements, or the first and the last."""
+    measured = sorted({each["measured"] for each in found if each})
+    return " to ".join(measured[:1] + measured[1:][-1:])
 
 
 class Change(NamedTuple):
-    """One change to a training: the options of its runs in a sweep, what it is called, and what it is about."""
+    """One change to a training: the options of its runs in a sweep, its title, and a remark."""
 
     options: dict[str, str]
     title: str
     about: str
-    against: str = ""  # the title of what it is held against; by default the first of the sweep
+    against: str = ""  # the title of the change to compare with; by default the first of the sweep
 
 
 SWEEPS = {
     "lessons": [
-        Change({"lr": "0.1"}, "SGD, one cycle, rate up to 0.1", "What the others differ from."),
-        Change({"lr": "0.01"}, "a tenth of the rate", "The rate is what to tune first, by factors of ten."),
-        Change({"optimizer": "adam", "lr": "0.001"}, "Adam, rate 0.001", "Adam fits the rate to every weight."),
-        Change({"lr": "0.1", "schedule": "constant"}, "the rate stays", "A rate that falls lets the weights settle."),
-        Change({"lr": "0.1", "depth": "2"}, "twice as deep", "More layers can say more, and need more to learn from."),
+        Change({"lr": "0.1"}, "SGD, one cycle, rate up to 0.1", "The baseline of this table."),
+        Change({"lr": "0.01"}, "a tenth of the rate", "Tune the learning rate first, in factors of ten."),
+        Change({"optimizer": "adam", "lr": "0.001"}, "Adam, rate 0.001", "Adam adapts the step size of every weight."),
+        Change({"lr": "0.1", "schedule": "constant"}, "constant rate", "A falling rate lets the weights settle."),
+        Change({"lr": "0.1", "depth": "2"}, "twice as deep", "More layers can represent more, and need more photos."),
         Change(
             {
                 "lr": "0.1",
@@ -240,56 +261,38 @@ SWEEPS = {
             "Shortcuts carry the gradient to the first layers.",
             "twice as deep",
         ),
-        Change({"lr": "0.1", "dropout": "0.5"}, "dropout 0.5", "Dropout is for networks that learn photos by heart."),
-        Change({"lr": "0.1", "augment": "off"}, "no augmentation", "Changed photos stand for those never taken."),
-        Change({"lr": "0.1", "cutmix": "1"}, "CutMix", "Strong augmentation wants a longer training than this one."),
+        Change({"lr": "0.1", "dropout": "0.5"}, "dropout 0.5", "Dropout is for networks that overfit."),
+        Change({"lr": "0.1", "augment": "off"}, "no augmentation", "Augmentation stands in for more photos."),
+        Change({"lr": "0.1", "cutmix": "1"}, "CutMix", "Strong augmentation needs a longer training."),
     ],
     "lessons-loss": [
-        Change({"loss": "bce"}, "binary cross-entropy", "Every pixel counts alike."),
-        Change({"loss": "dice"}, "Dice", "The overlap itself, as iou measures it."),
-        Change(
-            {"loss": "focal"},
-            "focal",
-            "Its usual alpha, 0.25, counts the object a third of the rest.",
-        ),
-        Change({"loss": "bce+dice"}, "both", "Pixels and overlap."),
+        Change({"loss": "bce"}, "binary cross-entropy", "Every pixel counts the same."),
+        Change({"loss": "dice"}, "Dice", "It measures the overlap, as iou does."),
+        Change({"loss": "focal"}, "focal", "Its usual alpha, 0.25, weights the object a third of the rest."),
+        Change({"loss": "bce+dice"}, "binary cross-entropy + Dice", "Single pixels and the overlap."),
     ],
 }
-# Two experiments on the same pictures, what was changed between them, and what it is about.
+# Two experiments on the same pictures, what was changed from the first to the second, and a remark.
 PAIRS = [
-    ("flowers5-basic", "flowers5-dropout", "dropout", "D2 against D1, as the report has it."),
-    (
-        "flowers5-basic",
-        "flowers5-cvlab",
-        "augmentation, BatchNorm, shortcuts",
-        "Ten years of practice.",
-    ),
-    ("caltech256-baseline-adam", "caltech256-baseline-sgd", "SGD for Adam", "Both as the report has them."),
-    (
-        "caltech256-baseline-sgd",
-        "caltech-cvlab",
-        "augmentation, shortcuts, one cycle",
-        "The same 20 epochs, fewer pixels.",
-    ),
+    ("flowers5-basic", "flowers5-dropout", "dropout", "Both networks as in the report."),
+    ("flowers5-basic", "flowers5-cvlab", "augmentation, BatchNorm, shortcuts", "150 epochs instead of 30."),
+    ("caltech256-baseline-adam", "caltech256-baseline-sgd", "SGD for Adam", "Both as in the report."),
+    ("caltech256-baseline-sgd", "caltech-cvlab", "augmentation, shortcuts, one cycle", "128 pixels instead of 224."),
     ("scenes8-plain", "scenes8-cvlab", "augmentation, CutMix, shortcuts", "A twelfth of the parameters."),
-    ("scenes8-plain", "scenes8-residual", "shortcuts", "C2 against C1, as the report has it."),
-    ("flowers5-cvlab", "flowers5-transfer", "a pretrained network", "1,400 photos to train on."),
-    ("flowers17-cvlab", "flowers17-transfer", "a pretrained network", "714 photos to train on."),
-    ("scenes8-cvlab", "scenes8-transfer", "a pretrained network", "400 grey photos to train on."),
-    (
-        "horses-unet",
-        "horses-cvlab",
-        "BatchNorm, one cycle, small pictures",
-        "Small pictures leave time for epochs.",
-    ),
+    ("scenes8-plain", "scenes8-residual", "shortcuts", "Both networks as in the report."),
+    ("flowers5-cvlab", "flowers5-transfer", "a pretrained network", "1,400 training photos."),
+    ("flowers17-cvlab", "flowers17-transfer", "a pretrained network", "714 training photos."),
+    ("scenes8-cvlab", "scenes8-transfer", "a pretrained network", "400 grey training photos."),
+    ("horses-unet", "horses-cvlab", "BatchNorm, one cycle, smaller images", "They leave time for more epochs."),
 ]
 
 
 def learned(folder: Path = FOLDER) -> str:
-    """What was learned, of what was run: changes of one training over seeds, then pairs of experiments."""
-    lines = []
+    """What the collected runs teach: changes to one training over several seeds, then pairs of experiments."""
+    lines: list[str] = []
+    kept = {name: read(name, folder) for name in {*SWEEPS, *(name for pair in PAIRS for name in pair[:2])}}
     for name, changes in SWEEPS.items():
-        rows = (read(name, folder) or {"sweep": []})["sweep"]
+        rows = (kept[name] or {"sweep": []})["sweep"]
         found = {change.title: scores_of(rows, change.options) for change in changes}
         if not found[changes[0].title]:
             continue
@@ -303,16 +306,15 @@ def learned(folder: Path = FOLDER) -> str:
                 difference = differences(values, found[change.against or changes[0].title])
                 against = f", against {change.against}" if change.against else ""
                 lines.append(f"| {change.title} | {spread(values.values())} | {difference}{against} | {change.about} |")
-    pairs = [(read(a, folder), read(b, folder), a, b, *said) for a, b, *said in PAIRS]
-    pairs = [pair for pair in pairs if all(each and each.get("test") for each in pair[:2])]
-    if pairs:
+    measured = [pair for pair in PAIRS if all(kept[name] and kept[name].get("test") for name in pair[:2])]
+    if measured:
         lines += ["\n| change | from | to, on test | |", "| --- | --- | --- | --- |"]
-    for before, after, a, b, title, about in pairs:
-        cells = [f"{name} {found['test']['value']:.3f}" for name, found in ((a, before), (b, after))]
-        lines.append(f"| {title} | {cells[0]} | {cells[1]} | {about} |")
+    for *names, title, about in measured:
+        before, after = (f"{name} {kept[name]['test']['value']:.3f}" for name in names)
+        lines.append(f"| {title} | {before} | {after} | {about} |")
     if not lines:
-        lines = ["\nNothing of it is measured yet: `python train/sweep.py --recipe lessons --data DIR` begins."]
-    return "\n".join([*lines, ""])
+        lines = ["\nNothing is measured yet. Begin with `python train/sweep.py --recipe lessons --data DIR`."]
+    return "\n".join([f"\nMeasured on {days(kept.values())}." * any(kept.values()), *lines, ""])
 
 
 def spread(values: Iterable[float], sign: str = "") -> str:
@@ -322,13 +324,13 @@ def spread(values: Iterable[float], sign: str = "") -> str:
 
 
 def differences(values: dict[str, float], others: dict[str, float]) -> str:
-    """The differences of two trainings with the same seed: their mean, the lowest and the highest."""
+    """Mean, lowest and highest difference between two trainings with the same seed; empty for the baseline itself."""
     found = [values[seed] - others[seed] for seed in values if seed in others]
     return spread(found, "+") if values != others and found else ""
 
 
 def scores_of(rows: list[dict[str, str]], options: dict[str, str]) -> dict[str, float]:
-    """By seed the best val scores of the runs that have exactly these options."""
+    """The best validation score of each seed, from the runs with exactly these options."""
     standing = ("run", "seed", "state", "epochs", "best val", "at epoch", "minutes")
     return {
         row["seed"]: float(row["best val"])
@@ -337,20 +339,20 @@ def scores_of(rows: list[dict[str, str]], options: dict[str, str]) -> dict[str, 
     }
 
 
-def inserted(readme: str, folder: Path = FOLDER) -> str:
-    """The README with both parts between their marks."""
+def inserted(page: str, folder: Path = FOLDER) -> str:
+    """The text of train/recipes/README.md with both parts between their marks."""
     for mark, text in (("results", table(folder)), ("learned", learned(folder))):
         start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->\n"
-        before, rest = readme.split(start)
-        readme = before + start + text + end + rest.split(end)[1]
-    return readme
+        before, rest = page.split(start)
+        page = before + start + text + end + rest.split(end)[1]
+    return page
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put both parts into README.md")
-    parser.add_argument("--collect", nargs="+", metavar="RUN", default=[])
-    parser.add_argument("--time", nargs=3, metavar=("RECIPE", "PICTURES", "CLASSES"))
+    parser.add_argument("--write", action="store_true", help="put both parts into train/recipes/README.md")
+    parser.add_argument("--collect", nargs="+", metavar="RUN", default=[], help="folders of runs")
+    parser.add_argument("--time", nargs=3, metavar=("RECIPE", "PICTURES", "CLASSES"), help="time three steps")
     args = parser.parse_args()
     runs = [word.partition("=")[::2] if "=" in word else (Path(word).name, word) for word in args.collect]
     kept = {name: collected(Path(run)) for name, run in runs}
@@ -360,9 +362,8 @@ def main() -> None:
         FOLDER.mkdir(exist_ok=True)
         (FOLDER / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
         print(f"Kept: {FOLDER / f'{name}.json'}")
-    readme = ROOT / "README.md"
     if args.write:
-        readme.write_text(inserted(readme.read_text()))
+        PAGE.write_text(inserted(PAGE.read_text()))
     elif not kept:
         print(table(), learned())
 

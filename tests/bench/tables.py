@@ -1,11 +1,12 @@
-"""What the benchmarks share in printing what they measured."""
+"""How the benchmarks print their tables into README.md beside them."""
 
 import statistics
+import time
 from pathlib import Path
 
 import torch
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+README = Path(__file__).resolve().parent / "README.md"
 
 
 def spread(values: list[float], digits: int = 2) -> str:
@@ -15,6 +16,7 @@ def spread(values: list[float], digits: int = 2) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -27,7 +29,8 @@ def hardware() -> str:
 
 
 def inserted(text: str, mark: str, page: str) -> str:
-    """The README's text with a page between <!-- mark --> and <!-- /mark -->."""
+    """The README's text with a page, dated today, between <!-- mark --> and <!-- /mark -->."""
     start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->\n"
     before, rest = text.split(start)
-    return before + start + page + "\n" + end + rest.split(end)[1]
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    return before + start + f"\nMeasured on {day}.\n\n" + page.lstrip("\n") + "\n" + end + rest.split(end)[1]

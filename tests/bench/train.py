@@ -4,7 +4,7 @@ python tests/bench/train.py --json FILE      measure what FILE does not hold yet
 python tests/bench/train.py --quick          tiny networks and few pictures, twice: whether it runs
 python tests/bench/train.py --json FILE --photos DIR    with the trainings that compare the accuracy, on a folder with
                                              train, val and test; about half an hour more
-python tests/bench/train.py --json FILE --write         put the tables into README.md
+python tests/bench/train.py --json FILE --write         put the tables into tests/bench/README.md
 
 "Plain" is the loop of PyTorch's examples: ImageFolder, torchvision's transforms on PIL images, DataLoader, float32.
 "cvlab" is that of train/classifier.py and train/segmenter.py: images decoded once, batches augmented as tensors,
@@ -618,7 +618,7 @@ def trainings_sentence(figures: dict) -> str:
 
 
 def page(figures: dict) -> str:
-    """What stands between the marks in README.md."""
+    """What stands between the marks in tests/bench/README.md."""
     versions = ", ".join(f"{key} {number}" for key, number in figures["versions"].items())
     parts = [
         f"An epoch as a multiple of the plain loop's (ImageFolder, torchvision's transforms on PIL images, DataLoader, "
@@ -656,7 +656,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny networks, twice")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go, and are taken from")
     parser.add_argument("--photos", type=Path, metavar="DIR", help="folder with parts, for the accuracy")
-    parser.add_argument("--write", action="store_true", help="put the tables into README.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into tests/bench/README.md")
     parser.add_argument("--train", nargs=4, metavar=("NAME", "PHOTOS", "SEED", "OUT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.train:
