@@ -1,13 +1,17 @@
 """Training on a GPU, without one: torch's fake tensors know their device and refuse to meet those of another."""
 
+from argparse import Namespace
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+import runs  # noqa: F401  train/ can be imported then
 import torch
 import torch.nn.functional as F
+from run import Run
 from timm.data import Mixup
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from cvlab.data.sets import AugmentedImages, AugmentedPairs, EvaluationSet, onto_gpu, to_device_if_small
 from cvlab.learning.losses import SEGMENTATION_LOSSES
@@ -72,3 +76,14 @@ def test_a_training_step_brings_nothing_of_the_cpu(name: str) -> None:
     assert {each.device.type for each in (images, targets, logits, loss)} == {"cuda"}
     if segments:
         assert segmentation_counts(logits > 0, targets).device.type == "cuda"
+
+
+@pytest.mark.parametrize("counts", [1, 4])
+def test_the_totals_of_a_run_wait_for_no_gpu(counts: int, tmp_path: Path) -> None:
+    """A fake tensor has no value that could be asked for."""
+    options = Namespace(out=tmp_path, data=None)
+    run = Run(options, Namespace(device=torch.device("cuda"), mixed_precision="no"), None, counts)
+    run.add(torch.ones((), device="cuda"), 4, *torch.ones(counts, dtype=torch.long, device="cuda"))
+    assert run.sums.device.type == "cuda"
+    with pytest.raises(DataDependentOutputException):
+        run.sums[0].item()

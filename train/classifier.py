@@ -124,7 +124,7 @@ def main() -> None:
         train_loss, seen, right = run.totals()
 
         model.eval()
-        broadcast(list(kept.buffers()))
+        broadcast(list(kept.buffers()))  # of several processes, the statistics of the first one count
         val_loss, counts = 0.0, torch.zeros(len(parts.class_names), len(parts.class_names), dtype=torch.long)
         with torch.no_grad():
             for images, labels in val_loader:

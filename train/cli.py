@@ -23,8 +23,7 @@ class Parser(argparse.ArgumentParser):
     """A command line with --recipe NAME: the options of recipes/NAME.toml are defaults, typed options win.
 
     A recipe has `script`, `data` (how to get the pictures, unless [options] names them), the table [report] (system,
-    row, figure) and the table [options], with the names of the command line and underscores for hyphens. The default
-    of --out is runs/NAME.
+    row, figure) and the table [options] (names with underscores). The default of --out is runs/NAME.
     """
 
     def __init__(self, **settings: object) -> None:
@@ -148,10 +147,11 @@ def parser(script: str, doc: str, **defaults: object) -> Parser:
     add("--seed", type=int, default=0, help="of first weights, order of pictures, and augmentation")
     add("--start-from", type=Path, metavar="CHECKPOINT", help="start with the weights of this trained model")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: the faster one on this machine")
-    add = parser.add_argument_group("run").add_argument
+    group = parser.add_argument_group("run")
+    add = group.add_argument
     add("--out", type=Path, default=Path("runs") / script, help="folder of the run")
     add("--push", metavar="USER/NAME", help="publish the trained model on the Hugging Face Hub")
-    add = parser.add_mutually_exclusive_group().add_argument
+    add = group.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="continue the run in --out from where it was last saved")
     add("--overwrite", action="store_true", help="replace the run or model that is in --out")
     parser.set_defaults(**defaults)
