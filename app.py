@@ -34,7 +34,7 @@ from cvlab.memory import share_arenas
 from cvlab.models import Model
 from cvlab.page.api import add_api, in_sentences
 from cvlab.page.examples import example_files
-from cvlab.page.gallery import explain_files
+from cvlab.page.gallery import ROWS, explain_files
 from cvlab.page.html import paragraph
 from cvlab.page.models import Models, model_facts, offered_models
 from cvlab.page.panels import METHOD_NAMES, draw, sentence_of
@@ -50,7 +50,6 @@ COLOURS = ("colormap", "opacity", "common_scale")  # the settings that need no o
 KEPT = ("method", *COLOURS)  # of the settings, when another photo or model is chosen
 FIRST = ("notes", "look")  # the panels that depend on photo and model alone
 REDRAWN = ("grad_cam", "picker", "stages", "contributions", "errors", "link", "code")  # those that the question changes
-ROWS = {"no.": 60, "file": 180, "prediction": 130, "share": 90, "peak": 90, "what to know": 260}  # pixels wide
 METHOD_CHOICES = [(name + (" (slow)" if key not in METHODS else ""), key) for key, name in METHOD_NAMES.items()]
 REGION_CHOICES = [(label, region) for region, label in REGIONS.items()]
 COLORMAP_CHOICES = [(f"{name} (as in older reports)" if name == "jet" else name, name) for name in COLORMAPS]
@@ -89,13 +88,8 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
     gr.Markdown("# cvlab\nWhat does a vision model see in a photo, and why? Choose a model and drop a picture.")
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            at.model = gr.Dropdown(
-                names,
-                value=names[0] if names else None,
-                allow_custom_value=True,
-                label="Model",
-                info="From the list, or a name on the Hugging Face Hub: user/name",
-            )
+            hint = "From the list, or a name on the Hugging Face Hub: user/name"
+            at.model = choice(names, names[0] if names else None, label="Model", info=hint)
             at.facts = gr.Textbox(label="About the model", interactive=False, lines=2)
             examples = example_files()
             at.photo = photo_input(value=next(iter(examples)), label="Photo", height=280, alt_text="The chosen photo")
@@ -107,9 +101,8 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
             with gr.Accordion("Colours", open=False):
                 at.colormap = gr.Dropdown(COLORMAP_CHOICES, value=usual.colormap, label="Colour map")
                 at.opacity = gr.Slider(0, 1, usual.opacity, step=0.05, label="Opacity over the photo")
-                at.common_scale = gr.Checkbox(
-                    label="One scale", info="For all stages of a U-Net, or for a class beside the predicted one"
-                )
+                hint = "For all stages of a U-Net, or for a class beside the predicted one"
+                at.common_scale = gr.Checkbox(label="One scale", info=hint)
             at.link = gr.HTML(js_on_load=SCRIPT)
         with gr.Column(scale=5, min_width=300):
             at.notes = gr.HTML()
@@ -135,11 +128,8 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
                             at.picker = gr.HTML(js_on_load=SCRIPT)
                         with gr.Column(min_width=220):
                             at.region = gr.Dropdown(REGION_CHOICES, value="mask", label="Ask about")
-                            at.points = gr.Textbox(
-                                label="Places",
-                                info="Click or drag in the picture, or write x,y from the top left, then Enter",
-                                placeholder="20,30 50,60",
-                            )
+                            hint = "Click or drag in the picture, or write x,y from the top left, then Enter"
+                            at.points = gr.Textbox(label="Places", info=hint, placeholder="20,30 50,60")
                             at.threshold = gr.Slider(0.05, 0.95, 0.5, step=0.01, label="Threshold")
                     with gr.Accordion("Compare with the true mask", open=False):
                         at.mask = photo_input(
@@ -150,8 +140,7 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
                 at.contributions = gr.HTML()
             with gr.Tab("Compare"):
                 with gr.Row():
-                    same = [("(the same)", ""), *names]
-                    at.other = gr.Dropdown(same, value="", allow_custom_value=True, label="Second model")
+                    at.other = choice([("(the same)", ""), *names], label="Second model")
                     at.second = photo_input(label="Second picture (empty: the same)", height=180, elem_id="second")
                 at.compared = gr.HTML(paragraph("Choose a second model, a second picture, or both."))
             with gr.Tab("Many pictures"):
@@ -161,14 +150,11 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
                     )
                     at.again = gr.Button("Again, with the model and stage that are chosen now")
                 at.gallery = gr.HTML(js_on_load=SCRIPT)
-                widths = [f"{width}px" for width in ROWS.values()]
-                at.rows = gr.Dataframe(
-                    headers=list(ROWS), column_widths=widths, label="Results", interactive=False, wrap=True
-                )
+                table = {"headers": list(ROWS), "column_widths": [f"{width}px" for width in ROWS.values()]}
+                at.rows = gr.Dataframe(**table, label="Results", interactive=False, wrap=True)
                 with gr.Row():
-                    at.table, at.maps = (
-                        gr.File(label=kind, interactive=False, height=90) for kind in ("Table (CSV)", "Maps (zip)")
-                    )
+                    at.table = gr.File(label="Table (CSV)", interactive=False, height=90)
+                    at.maps = gr.File(label="Maps (zip)", interactive=False, height=90)
             with gr.Tab("Report") as at.report:
                 at.record = gr.HTML()
             with gr.Tab("Code"):
@@ -176,23 +162,20 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
     return at
 
 
-def choice(choices: Sequence, value: str = "", **options: object) -> gr.Dropdown:
-    """A list that depends on the model. A value that is not in it is refused by the library, in a sentence."""
+def choice(choices: Sequence, value: str | None = "", **options: object) -> gr.Dropdown:
+    """A list that takes other values too: what the model does not have is refused by the library, in a sentence."""
     return gr.Dropdown(choices, value=value, allow_custom_value=True, **options)
 
 
 def settings_for(model: Model, question: Question) -> dict[str, object]:
     """The widgets of the settings as the question has them, where the model can be asked so."""
-
-    def one_of(value: str, empty: str, **options: object) -> gr.Dropdown:
-        return choice([(empty, ""), *names], value=value if value in names else "", **options)
-
     names, segments = model.class_names, model.task == "segmentation"
+    first, other = (name if name in names else "" for name in (question.class_name, question.rather_than))
     stage = question.stage if question.stage in model.stages else default_stage(model)
     return asdict(question) | {
-        "class_name": one_of(question.class_name, "(the first)" if segments else "(predicted)"),
-        "rather_than": one_of(question.rather_than, "(nothing else)", visible=len(names) > 1),
-        "stage": choice(list(model.stages), value=stage),
+        "class_name": choice([("(the first)" if segments else "(predicted)", ""), *names], first),
+        "rather_than": choice([("(nothing else)", ""), *names], other, visible=len(names) > 1),
+        "stage": choice(list(model.stages), stage),
         "threshold": question.threshold or model.threshold,
         "asking": gr.Column(visible=segments),
     }
@@ -227,8 +210,8 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
         shown = linked | {"facts": None, "label": None, "believe": ""}
         with suppress(ValueError, OSError):  # the panel "notes" says it
             shown |= {"facts": model_facts(answer.model)} | settings_for(answer.model, answer.given)
-            label, heading = ("Share of the photo", False) if answer.segments else ("Probability", True)
-            shown["label"] = gr.Label(value=answer.prediction.shares, label=label, show_heading=heading)
+            label = "Share of the photo" if answer.segments else "Probability"
+            shown["label"] = gr.Label(answer.prediction.shares, label=label, show_heading=not answer.segments)
         return {at.fresh: False} | by_widget(shown | draw(answer, (*FIRST, *REDRAWN)))
 
     def drawing(*names: str, **shown: object) -> Callable:
@@ -251,15 +234,10 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
         beside = answer_of(second or photo, other or name, None, *values)
         return by_widget(draw(answer_of(photo, name, None, *values), ("compared",), beside))
 
-    def show_record(name: str) -> dict:
-        return by_widget(draw(visits.get(None, name).ask(Question()), ("record",)))
-
-    def explain_all(files: list[str] | None, name: str, stage: str, method: str) -> tuple:
-        folder = UPLOADS / secrets.token_hex(16)  # Gradio deletes it with the uploads
-        with in_sentences():
-            question = Question(stage=stage, method=method)
+    def explain_all(files: list[str] | None, *inputs: object) -> tuple:
+        answer, folder = answer_of(*inputs), UPLOADS / secrets.token_hex(16)  # a folder that Gradio deletes in time
         try:
-            return explain_files(visits.get(None, name), files or [], question, gr.Progress(), folder)
+            return explain_files(answer.visit, files or [], answer.given, gr.Progress(), folder)
         except (ValueError, OSError) as error:
             return paragraph(sentence_of(error)), None, None, None
 
@@ -283,10 +261,9 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     when([at.check.click], drawing("believe"), asked, [at.believe])
     both = [at.other, at.second, at.photo, at.model, *settings.values()]
     when([at.other.input, at.second.change], show_compared, both, [at.compared])
-    when([at.report.select, at.model.input], show_record, [at.model], [at.record])
+    when([at.report.select, at.model.input], drawing("record"), asked, [at.record])
     many = [at.gallery, at.rows, at.table, at.maps]
-    chosen = [at.files, at.model, at.stage, at.method]
-    when([at.files.upload, at.again.click], explain_all, chosen, many, concurrency_limit=1)
+    when([at.files.upload, at.again.click], explain_all, [at.files, *asked], many, concurrency_limit=1)
 
 
 def progress_of(question: Question) -> Callable[[float], None] | None:
@@ -332,10 +309,8 @@ def main() -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="a folder, or a name on the Hub (user/name)")
     parser.add_argument("--port", type=int, help="by default the first free one from 7860 on")
     args = parser.parse_args()
-    named, owners = (
-        [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]
-        for variable in ("CVLAB_MODELS", "CVLAB_ALLOW")
-    )
+    listed = [os.environ.get(variable, "").split(",") for variable in ("CVLAB_MODELS", "CVLAB_ALLOW")]
+    named, owners = ([name.strip() for name in names if name.strip()] for names in listed)
     offered = offered_models(ROOT, [*args.models, *named])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # an orderly end, which deletes the files of the page
     launch(build_page(Models(offered, owners, fetch_with_progress)), server_port=args.port)

@@ -15,11 +15,13 @@ from cvlab import checkpoint
 from cvlab.data import shapes
 from cvlab.explain import METHODS, explain, predicted_score
 from cvlab.page.evidence import evidence_for, open_mask, peak_of
+from cvlab.page.html import quoted
 from cvlab.page.models import TOLERANCE, Models, bytes_of, faster_copy
-from cvlab.page.panels import PANELS, draw
+from cvlab.page.panels import PANELS, draw, sentence_of
 from cvlab.page.question import Question, score_of
 from cvlab.page.visit import Visits
 from cvlab.transforms import open_image, view
+from cvlab.trust.diagnosis import diagnose_model
 
 ROOT = Path(__file__).resolve().parents[1]
 OF_ONE = [name for name in PANELS if name not in ("notes", "compared", "record")]
@@ -149,6 +151,26 @@ def test_the_same_model_and_picture_twice_agree(visits: Visits, photo: str) -> N
     assert "0.00 of their largest" in compared("twin")
     assert "compare like with like" in compared("riders")
     assert "<figure>" not in compared("pets")
+
+
+def test_the_check_says_what_speaks_against_the_map(visits: Visits, photo: str) -> None:
+    answer = visits.get(photo, "riders").ask(Question(stage="decoder1"))
+    score = score_of(Question(), answer.model)
+    said = diagnose_model(answer.model, answer.prediction.images, score, "decoder1")
+    assert said
+    assert said in draw(answer, ["believe"])["believe"]
+
+
+def test_an_error_becomes_a_sentence_and_keeps_the_names_in_it() -> None:
+    assert sentence_of(ValueError("no class McLaren in ResNet")) == "No class McLaren in ResNet."
+
+
+def test_a_name_of_a_stranger_is_shown_plainly_and_on_one_line() -> None:
+    assert (
+        quoted('Großer Fuchs\' "Bau"')
+        == '\N{LEFT DOUBLE QUOTATION MARK}Großer Fuchs\' "Bau"\N{RIGHT DOUBLE QUOTATION MARK}'
+    )
+    assert quoted("a\nb\u202e").isprintable()
 
 
 def test_a_true_mask_is_read_in_every_way_that_it_is_written(tmp_path: Path, segmenter: nn.Module) -> None:

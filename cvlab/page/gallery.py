@@ -16,6 +16,8 @@ from cvlab.page.visit import Answer, Visit
 from cvlab.render import overlay, to_picture
 
 MOST_SHOWN = 60  # of many pictures; the table and the zip hold all
+# The columns of the table and their widths in pixels.
+ROWS = {"no.": 60, "file": 180, "prediction": 130, "share": 90, "peak": 90, "what to know": 260}
 ORDERS = {
     "number": lambda row: row.number,
     "prediction": lambda row: (row.prediction or "", -row.share),
