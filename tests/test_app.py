@@ -387,7 +387,7 @@ def test_every_stage_of_a_unet_is_shown_by_both_methods(unet: Page) -> None:
     expect(titles).to_have_text([re.compile(f"^{stage}, ") for stage in model.stages])
     expect(figures(unet)).to_have_count(2 * len(model.stages))
     last = unet.locator(".pair").filter(visible=True).last
-    expect(last).to_contain_text("the prediction itself")
+    expect(last).to_contain_text("Tautology")
     expect(last).to_contain_text("Grad-CAM: This stage's map hardly depends on the region (r = 1.00)")
     expect(unet.locator("figcaption", has_text=re.compile(r"peak .* logits, r\s=\s-?\d\.\d\d$"))).to_have_count(
         2 * len(model.stages)

@@ -1,6 +1,5 @@
 """train/publish.py --space: the tree that is sent, and the page that runs from it alone, as a Space runs it."""
 
-import ast
 import os
 import re
 import shutil
@@ -83,23 +82,6 @@ def test_only_the_page_and_the_library_are_sent(tree):
     assert names == {"app.py", "README.md", "requirements.txt"} | library
 
 
-def test_nothing_that_is_sent_imports_a_package_that_the_space_leaves_out(tree):
-    lines = (tree / "requirements.txt").read_text().splitlines()
-    kept = {line.split("+")[0] for line in lines}
-    ours = (ROOT / "requirements.txt").read_text().splitlines()
-    left_out = {line for line in ours if line[:1] not in ("", "#")} - kept
-    modules = {re.match(r"[\w-]*", line)[0].replace("-", "_").replace("scikit_learn", "sklearn") for line in left_out}
-    assert "optuna" in modules
-    imported = set()
-    for path in tree.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) else []
-            imported |= {name.split(".")[0] for name in names}
-    assert "torch" in imported
-    assert not imported & modules
-
-
 def test_the_card_is_a_spaces(tree):
     front = yaml.safe_load((tree / "README.md").read_text().split("---\n")[1])
     assert (front["sdk"], front["app_file"], front["title"]) == ("gradio", "app.py", "page")
@@ -114,9 +96,8 @@ def test_requirements_are_for_a_processor(tree):
     lines = (tree / "requirements.txt").read_text().splitlines()
     ours = (ROOT / "requirements.txt").read_text().splitlines()
     assert "download.pytorch.org/whl/cpu" in lines[0]
-    assert {line.removesuffix("+cpu") for line in lines[1:]} <= set(ours)
+    assert [line.removesuffix("+cpu") for line in lines[1:]] == [line for line in ours if line[:1] != "#"]
     assert all(line.endswith("+cpu") for line in lines if line.startswith("torch"))
-    assert not [line for line in lines if line.startswith(("accelerate", "-e", "."))]
 
 
 def test_the_space_knows_its_models_and_their_owners(space):

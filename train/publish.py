@@ -30,7 +30,6 @@ from cvlab.files import read_json
 
 SENT = (".py", ".css", ".js")  # of the files in cvlab/
 TORCH_FOR_CPU = "--extra-index-url https://download.pytorch.org/whl/cpu"  # PyPI's brings CUDA along, about 4 GB
-ONLY_TRAINING = ("accelerate", "optuna", "scikit-learn")  # packages that the page does not need
 
 
 def main() -> None:
@@ -82,11 +81,11 @@ def publish_space(space_id: str, models: list[str], private: bool) -> None:
 
 
 def space_requirements() -> str:
-    """The lines of requirements.txt that the page needs, with torch for CPUs."""
+    """The lines of requirements.txt, with torch for CPUs."""
     lines = [TORCH_FOR_CPU]
     for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines():
         package = re.match(r"[\w-]*", line)[0]  # empty for a comment
-        if package and package not in ONLY_TRAINING:
+        if package:
             lines.append(f"{line}+cpu" if package in ("torch", "torchvision") else line)
     return "\n".join(lines) + "\n"
 
