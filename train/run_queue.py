@@ -36,9 +36,6 @@ def open_study(out: Path, plan: dict) -> optuna.Study:
 
     Args:
         plan: the sweep as JSON; plan["runs"] has the options of each run, None where a sampler draws them.
-
-    Raises:
-        ValueError: the folder holds a sweep with another plan.
     """
     out.mkdir(parents=True, exist_ok=True)
     storage = JournalStorage(JournalFileBackend(str(out / "journal.log")))

@@ -91,10 +91,6 @@ class Parts:
             prepare_mask: mask to the tensor that is kept, bool; by default the mask itself.
             at_least: large JPEGs may be decoded smaller, but to no fewer pixels a side (see `open_image`).
             cache: where the tensors are kept; by default a cache for this part alone.
-
-        Raises:
-            DataError: no picture of the part can be opened.
-            OSError: the disk is full.
         """
         samples = self.samples[part]
 
@@ -143,9 +139,6 @@ def classification_parts(
         allow_leaks: continue although val and test share files.
         needed: parts in which every class must have a picture.
         classes: use only the first so many classes, by name.
-
-    Raises:
-        DataError: no such folder, fewer than two classes, a class with too few pictures, or a file in val and test.
     """
     if folder is None:
         return _shapes_parts(shapes.CLASS_NAMES, lambda scene: scene.label, image_size)
@@ -212,9 +205,6 @@ def segmentation_parts(
         class_names: a name for each channel; by default "foreground", or "class 1", "class 2", ...
         image_size: of the synthetic scenes, pixels.
         needed: parts that must have a picture.
-
-    Raises:
-        DataError: no such folder, no pairs in it, or masks with other values.
     """
     if folder is None:
         return _shapes_parts(["shape"], lambda scene: torch.from_numpy(scene.mask)[None], image_size)

@@ -151,11 +151,7 @@ def channel_statistics(images: Sequence[Tensor]) -> tuple[list[float], list[floa
 
 
 def whole_batches(batch_size: int, length: int) -> int:
-    """The batch size, at most the number of images, and even in each process, as images are mixed in pairs.
-
-    Raises:
-        ValueError: there are too few images.
-    """
+    """The batch size, at most the number of images, and even in each process, as images are mixed in pairs."""
     least = 2 * int(os.environ.get("WORLD_SIZE", 1))
     if min(batch_size, length) < least:
         raise ValueError(f"A batch needs {least} images; there are {length}, and --batch-size is {batch_size}.")

@@ -49,12 +49,7 @@ def start_classifier(model: Model) -> None:
 
 
 def load_pretrained(backbone: nn.Module, name: str, image_size: int, file: Path | None = None) -> None:
-    """Gives a backbone the weights in a file, or without one timm's own weights of the network `name`, from the Hub.
-
-    Raises:
-        OSError: they cannot be read or reached.
-        ValueError: they are not weights, or are those of another network.
-    """
+    """Gives a backbone the weights in a file, or without one timm's own weights of the network `name`, from the Hub."""
     try:
         weights = read_weights(file) if file else pretrained_weights(name, image_size)
     except OSError as error:
