@@ -42,13 +42,12 @@ def train_views(
 
     Args:
         images: N of (3, h, w) uint8, of any sizes.
-        image_size: S, side of the views.
         u: (N, UNIFORMS_PER_IMAGE) in [0, 1), on the device of the images.
         min_area: smallest share of a photo's area that a crop may show.
         degrees: largest rotation either way.
 
     Returns:
-        (N, 3, S, S) float32 in [0, 1].
+        (N, 3, S, S) float32 in [0, 1], where S is `image_size`.
     """
     heights, widths = torch.tensor([image.shape[1:] for image in images], dtype=torch.float32, device=u.device).T
     areas = between(min_area, 1.0, u[:, 0]) * widths * heights

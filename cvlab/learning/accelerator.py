@@ -60,10 +60,6 @@ def fastest_precision(model: Model, images: Tensor, criterion: Callable[[Tensor]
 
     Narrow networks are often slower in bfloat16, so it is measured: the best of `repeats` steps each, after one to warm
     up. The model's weights, gradients and statistics and torch's random numbers stay as they were.
-
-    Args:
-        images: one training batch (N, 3, S, S).
-        criterion: logits to a loss.
     """
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trainable = [p for p in model.parameters() if p.requires_grad]

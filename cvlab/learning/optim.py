@@ -82,7 +82,7 @@ def schedule(
     Args:
         name: "onecycle" rises to the optimizer's rate over 30% of the steps and falls to almost zero along a cosine
             (Smith and Topin, "Super-Convergence", 2018; momentum stays as it is); "cosine" falls to zero from the
-            first step on; "step" divides by ten after every 10 epochs; "plateau" divides by ten after 10
+            first step on; "step" divides by ten every 10 epochs; "plateau" divides by ten after 10
             epochs without a smaller loss; "constant" keeps the rate.
         steps: batches of the whole training.
         div_factor: "onecycle" starts at the rate divided by this.
