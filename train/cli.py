@@ -35,12 +35,7 @@ class Parser(argparse.ArgumentParser):
         self.asked = asked
 
     def parse_args(self, words: Sequence[str] | None = None) -> argparse.Namespace:
-        """As argparse does, but with recipes; for an unknown option the error names the nearest known one.
-
-        Raises:
-            ValueError: the recipe does not exist, is for another script, has an unknown option, or needs --data.
-            FileNotFoundError: --data torchvision:NAME cannot be found or fetched.
-        """
+        """As argparse does, but with recipes; for an unknown option the error names the nearest known one."""
         words = list(sys.argv[1:] if words is None else words)
         asked, _ = self.asked.parse_known_args(words)
         if asked.list_recipes:
@@ -91,11 +86,7 @@ def data_folder(data: Path | None) -> Path | None:
 
 
 def read_recipe(name: str) -> dict:
-    """The tables of a recipe.
-
-    Raises:
-        ValueError: there is no recipe of this name.
-    """
+    """The tables of a recipe; ValueError if there is none of this name."""
     names = [path.stem for path in sorted(RECIPES.glob("*.toml"))]
     if name not in names:
         raise ValueError(f"There is no recipe “{name}”{nearest(name, names)} See --list-recipes.")
@@ -120,13 +111,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def parser(script: str, doc: str, **defaults: object) -> Parser:
-    """The options that every training script has.
-
-    Args:
-        script: name of the script without .py; the default of --out is runs/script.
-        doc: the script's docstring.
-        defaults: the script's own defaults.
-    """
+    """The options that every training script has; `script` is its name without .py, `doc` its docstring."""
     style = argparse.ArgumentDefaultsHelpFormatter
     parser = Parser(prog=f"{script}.py", description=doc.splitlines()[0], formatter_class=style)
     add = parser.add_argument_group("data").add_argument

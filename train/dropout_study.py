@@ -57,11 +57,7 @@ def main() -> None:
 
 
 def best_runs(start: Path) -> dict[str, Path]:
-    """The runs to start with, by the name of their network: a single run, or the best one of each recipe of a sweep.
-
-    Raises:
-        ValueError: the folder holds neither, or no run has finished.
-    """
+    """The runs to start with, by the name of their network: a single run, or the best one of each recipe of a sweep."""
     if (start / "manifest.json").is_file():
         return {start.name: start}
     if not (start / "runs.csv").is_file():

@@ -31,16 +31,12 @@ from cvlab.files import read_json, write_text
 from cvlab.learning.accelerator import save_state
 from cvlab.models import Model
 
-# What a run leaves in its folder, except for the record of when the test part was read.
-LEFT = ("state", "report", "config.json", "model.safetensors", "history.jsonl", "manifest.json", "metrics.json")
+# The record of when the test part was read is none of these: it stays.
+REPLACED = ("state", "report", "config.json", "model.safetensors", "history.jsonl", "manifest.json", "metrics.json")
 
 
 def open_run(args: Namespace) -> Path | None:
-    """Makes the run folder. Returns the saved state that --resume continues from; None to start at the beginning.
-
-    Raises:
-        ValueError: the folder holds a run or a model, and the options do not say what to do with it.
-    """
+    """Makes the run folder. Returns the saved state that --resume continues from; None to start at the beginning."""
     args.out.mkdir(parents=True, exist_ok=True)
     states = sorted((args.out / "state").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
     has_model = (args.out / "model.safetensors").is_file()
@@ -54,15 +50,9 @@ def open_run(args: Namespace) -> Path | None:
         kind = "model" if has_model else "run"
         raise ValueError(f"{args.out} holds a {kind}: choose another --out, or give --resume or --overwrite.")
     if int(os.environ.get("RANK", 0)) == 0:  # the first of several processes
-        for path in (args.out / name for name in LEFT):
+        for path in (args.out / name for name in REPLACED):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     return None
-
-
-def read_history(folder: Path) -> list[dict]:
-    """The lines of a run's history.jsonl, one per epoch; [] before the first."""
-    path = folder / "history.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def start_from(folder: Path, model: Model) -> None:
@@ -94,7 +84,7 @@ class Run:
             saved = read_json(state / "progress.json")
             vars(self).update({name: saved[name] for name in self.SAVED})
             self.sums += self.sums.new_tensor(saved["sums"])
-        self.history = read_history(self.out)[: self.epoch]  # a killed run may have written one more
+        self.history = card.read_history(self.out)[: self.epoch]  # a killed run may have written one more
         self.frames = self.out / "report" / ("photos" if args.data else "") / "epochs"
         self.started, self.stopping = time.time(), False
         self.precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"

@@ -34,11 +34,7 @@ DEAD_HERE, DEAD_ELSEWHERE = 3.0, 120.0
 def open_study(out: Path, plan: dict) -> optuna.Study:
     """Opens the study of a sweep's folder, and creates it if there is none.
 
-    Args:
-        plan: the sweep as JSON; plan["runs"] has the options of each run, None where a sampler draws them.
-
-    Raises:
-        ValueError: the folder holds a sweep with another plan.
+    `plan` is the sweep as JSON; plan["runs"] has the options of each run, None where a sampler draws them.
     """
     out.mkdir(parents=True, exist_ok=True)
     storage = JournalStorage(JournalFileBackend(str(out / "journal.log")))

@@ -47,11 +47,6 @@ def parser() -> cli.Parser:
     return options
 
 
-def network_arguments(args: argparse.Namespace) -> dict:
-    """The arguments of the network."""
-    return {name: vars(args)[name] for name in ("width", "depth", "batch_norm", "dropout")}
-
-
 def main() -> None:
     args = parser().parse_args()
     if not 0 < args.zoom[0] <= args.zoom[1]:
@@ -67,7 +62,8 @@ def main() -> None:
     print(sets.summary(parts, cache))
 
     # Model, loss, optimizer, schedule.
-    arguments, (mean, std) = network_arguments(args), sets.channel_statistics(train_set.images)
+    arguments = {name: vars(args)[name] for name in ("width", "depth", "batch_norm", "dropout")}
+    mean, std = sets.channel_statistics(train_set.images)
     model = models.build("unet", parts.class_names, args.image_size, arguments, mean, std)
     if args.start_from:
         start_from(args.start_from, model)

@@ -21,13 +21,7 @@ def make_plan(args: argparse.Namespace, recipe: dict, fixed: list[str]) -> dict:
 
     "runs" has the options of each run as text, None where a sampler draws them from "ranges".
 
-    Args:
-        args: the options of train/sweep.py.
-        recipe: the tables of its recipe; {} without one.
-        fixed: the words after --, for every run.
-
-    Raises:
-        ValueError: the script does not exist, or does not take an option or a value; names the nearest.
+    `recipe` holds the tables of its recipe, {} without one; `fixed` the words after --, for every run.
     """
     name = args.script or recipe.get("of")
     script = find_script(name)
@@ -59,11 +53,7 @@ def make_plan(args: argparse.Namespace, recipe: dict, fixed: list[str]) -> dict:
 
 
 def find_script(name: str | None) -> Path:
-    """The file of a training script: one of `SCRIPTS` by its name, any other one by its path.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The file of a training script: one of `SCRIPTS` by its name, any other one by its path."""
     if name is None:
         raise ValueError(f"Which script? One of {', '.join(SCRIPTS)}, or the path of your own.")
     path = Path(__file__).with_name(f"{name}.py") if name in SCRIPTS else Path(name)
@@ -73,11 +63,7 @@ def find_script(name: str | None) -> Path:
 
 
 def read_over(word: str) -> tuple[str, str]:
-    """The option and the values of OPTION=VALUES.
-
-    Raises:
-        ValueError: there are no values, or a range has no two ends.
-    """
+    """The option and the values of OPTION=VALUES."""
     name, _, values = word.partition("=")
     if not all(values.split(",")):
         raise ValueError(f"--over {word}: write OPTION=VALUE,VALUE or OPTION=LOW..HIGH.")
@@ -86,11 +72,7 @@ def read_over(word: str) -> tuple[str, str]:
 
 
 def read_range(name: str, values: str) -> tuple[float, float, bool] | None:
-    """Both ends of LOW..HIGH, and whether it is drawn on a logarithmic scale: from a factor of ten. None of a list.
-
-    Raises:
-        ValueError: these are not two finite numbers, the smaller one first.
-    """
+    """Both ends of LOW..HIGH, and whether it is drawn on a logarithmic scale: from a factor of ten. None of a list."""
     if ".." not in values:
         return None
     try:
@@ -103,11 +85,7 @@ def read_range(name: str, values: str) -> tuple[float, float, bool] | None:
 
 
 def check_words(script: Path, words: list[str]) -> None:
-    """Parses the words of a run as its script would. A script of another folder has no parser here: its runs will tell.
-
-    Raises:
-        ValueError: the script does not take them.
-    """
+    """Parses the words of a run as its script would; a script of another folder has no parser here, its runs tell."""
     if script.stem not in SCRIPTS or script.resolve().parent != Path(__file__).resolve().parent:
         return
     parser = importlib.import_module(script.stem).parser()

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import optuna
 from optuna.trial import TrialState
-from run import read_history
 from run_queue import latest
 
 from cvlab import render
+from cvlab.checkpoint.card import read_history
 from cvlab.files import read_json, write_text
 
 STATES = {"WAITING": "waiting", "RUNNING": "running", "COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}

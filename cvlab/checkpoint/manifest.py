@@ -20,14 +20,7 @@ PACKAGES = ("torch", "torchvision", "timm", "accelerate", "captum", "numpy", "pi
 
 
 def write(folder: Path, options: dict, model: Model, history: Sequence[dict], best_epoch: int, precision: str) -> None:
-    """Writes manifest.json of a training.
-
-    Args:
-        options: of the script, by name.
-        history: the lines of history.jsonl.
-        best_epoch: the one whose weights were kept.
-        precision: fp32 or bf16.
-    """
+    """Writes manifest.json of a training with these options, whose history.jsonl has these lines."""
     root = Path(__file__).parent
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=root, check=False)
     start = options["start_from"]
@@ -43,7 +36,6 @@ def write(folder: Path, options: dict, model: Model, history: Sequence[dict], be
         "parameters": sum(p.numel() for p in model.parameters()),
         "epochs": len(history),
         "best_epoch": best_epoch,
-        "best_by": options.get("best_by", "iou"),
         "minutes": round(sum(line["seconds"] for line in history) / 60, 2),
         "peak_memory_mb": peak_memory_mb(),
         "hardware": hardware(),

@@ -42,13 +42,12 @@ def train_views(
 
     Args:
         images: N of (3, h, w) uint8, of any sizes.
-        image_size: S, side of the views.
         u: (N, UNIFORMS_PER_IMAGE) in [0, 1), on the device of the images.
         min_area: smallest share of a photo's area that a crop may show.
         degrees: largest rotation either way.
 
     Returns:
-        (N, 3, S, S) float32 in [0, 1].
+        (N, 3, S, S) float32 in [0, 1], where S is `image_size`.
     """
     heights, widths = torch.tensor([image.shape[1:] for image in images], dtype=torch.float32, device=u.device).T
     areas = between(min_area, 1.0, u[:, 0]) * widths * heights
@@ -126,14 +125,9 @@ def crop_grids(
     return (across * steps + (down * steps[:, None] + middle)).permute(0, 2, 3, 1)
 
 
-def change_colours(images: Tensor, u: Tensor, amount: float = 0.3) -> Tensor:
-    """Brightness, contrast and saturation, each by a factor in 1 - amount .. 1 + amount, per image.
-
-    Args:
-        images: (N, 3, H, W) in [0, 1].
-        u: (N, >= 3) in [0, 1).
-    """
-    brightness, contrast, saturation = between(1 - amount, 1 + amount, u[:, :3]).T.view(3, -1, 1, 1)
+def change_colours(images: Tensor, u: Tensor) -> Tensor:
+    """Changes brightness, contrast and saturation of images (N, 3, H, W) in [0, 1], each by a factor in 0.7 .. 1.3."""
+    brightness, contrast, saturation = between(0.7, 1.3, u[:, :3]).T.view(3, -1, 1, 1)
     # All three are linear in a pixel's colour: together one matrix and one shift, in a single pass over the images.
     mean = brightness * images.mean(dim=(1, 2, 3)).view(-1, 1, 1)
     identity = torch.eye(3, device=images.device)

@@ -20,9 +20,6 @@ def parts_of(model: Model, data: Path | None, part: str) -> tuple[Parts, int]:
     Args:
         data: the data folder; None for a model of synthetic scenes.
         part: the part that is needed, or "all": samples["all"] holds the pictures of all parts.
-
-    Raises:
-        ValueError: no folder was given, or its classes are not those of the model.
     """
     facts, size = model.config.get("data", {}), model.image_size
     needed = () if part == "all" else (part,)
@@ -51,11 +48,7 @@ def is_own_test_part(model: Model, parts: Parts) -> bool:
 
 
 def read_views(parts: Parts, part: str, model: Model) -> tuple[Tensor, list]:
-    """The pictures of a part as the model sees them, (N, 3, S, S) uint8, and their labels or masks.
-
-    Raises:
-        DataError: no picture of the part can be used.
-    """
+    """The pictures of a part as the model sees them, (N, 3, S, S) uint8, and their labels or masks."""
     views, labels = parts.read(part, lambda image: to_uint8(square_view(image, model)))
     return torch.stack(views), labels
 

@@ -13,11 +13,7 @@ class DataError(ValueError):
 
 
 def existing(folder: str | Path) -> Path:
-    """The folder as a path.
-
-    Raises:
-        DataError: there is no such folder.
-    """
+    """The folder as a path; DataError if there is none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}. Check the path given to --data.")

@@ -27,7 +27,7 @@ from cvlab.transforms import ImageError, open_image
 PARTS = ("train", "val", "test")
 SHAPES = "cvlab/shapes.py"  # name of the synthetic scenes in saved models
 SHARES = {"val": 0.15, "test": 0.15}  # of the pictures of a class; the rest is for train
-SHAPES_SIZES = {"train": 3000, "val": 500, "test": 500}
+SHAPES_SEEDS = {"train": range(3000), "val": range(3000, 3500), "test": range(3500, 4000)}
 SMALL_CLASS = 20  # pictures; a smaller class has at most three in val and in test
 
 
@@ -91,10 +91,6 @@ class Parts:
             prepare_mask: mask to the tensor that is kept, bool; by default the mask itself.
             at_least: large JPEGs may be decoded smaller, but to no fewer pixels a side (see `open_image`).
             cache: where the tensors are kept; by default a cache for this part alone.
-
-        Raises:
-            DataError: no picture of the part can be opened.
-            OSError: the disk is full.
         """
         samples = self.samples[part]
 
@@ -143,9 +139,6 @@ def classification_parts(
         allow_leaks: continue although val and test share files.
         needed: parts in which every class must have a picture.
         classes: use only the first so many classes, by name.
-
-    Raises:
-        DataError: no such folder, fewer than two classes, a class with too few pictures, or a file in val and test.
     """
     if folder is None:
         return _shapes_parts(shapes.CLASS_NAMES, lambda scene: scene.label, image_size)
@@ -162,7 +155,13 @@ def classification_parts(
     of_class = {name: {part: pictures[part][name] for part in pictures} for name in class_names}
     copies = _Copies([path for lists in of_class.values() for paths in lists.values() for path in paths])
     split = {"split_seed": split_seed, "per_class": per_class, "classes": classes}
-    parts = Parts(folder.resolve().name, class_names, {part: [] for part in PARTS}, _open_labelled, split)
+    parts = Parts(
+        folder.resolve().name,
+        class_names,
+        {part: [] for part in PARTS},
+        lambda sample, at_least=None: (open_image(sample[0], at_least), sample[1]),
+        split,
+    )
     for label, (name, cut) in enumerate(of_class.items()):
         seed = [split_seed, label]
         if given and "test" not in cut:
@@ -189,11 +188,6 @@ def classification_parts(
     return _with_fingerprints(parts)
 
 
-def _open_labelled(sample: tuple[Path, int], at_least: int | None = None) -> tuple[Image.Image, int]:
-    path, label = sample
-    return open_image(path, at_least), label
-
-
 # --- segmentation -----------------------------------------------------------------------------------------------------
 
 
@@ -212,9 +206,6 @@ def segmentation_parts(
         class_names: a name for each channel; by default "foreground", or "class 1", "class 2", ...
         image_size: of the synthetic scenes, pixels.
         needed: parts that must have a picture.
-
-    Raises:
-        DataError: no such folder, no pairs in it, or masks with other values.
     """
     if folder is None:
         return _shapes_parts(["shape"], lambda scene: torch.from_numpy(scene.mask)[None], image_size)
@@ -248,16 +239,11 @@ def segmentation_parts(
 
 
 def _shapes_parts(class_names: list[str], label_of: Callable[[shapes.Scene], object], image_size: int) -> Parts:
-    samples, first = {}, 0
-    for part, count in SHAPES_SIZES.items():
-        samples[part] = list(range(first, first + count))  # seeds
-        first += count
-
     def open_scene(seed: int, at_least: int | None = None) -> tuple[Image.Image, object]:
         scene = shapes.scene(seed, image_size)
         return scene.image, label_of(scene)
 
-    return Parts(SHAPES, list(class_names), samples, open_scene)
+    return Parts(SHAPES, list(class_names), {part: list(seeds) for part, seeds in SHAPES_SEEDS.items()}, open_scene)
 
 
 class _Copies:
@@ -268,13 +254,6 @@ class _Copies:
         self.pairs: list[Copy] = find_copies(paths)
         self.group = dict(zip(paths, grouped(len(paths), self.pairs), strict=True))
 
-    def together(self, paths: list[Path]) -> list[list[Path]]:
-        """The files, all copies of one photo in one list; lists and files in the order of `paths`."""
-        groups: dict[int, list[Path]] = {}
-        for path in paths:
-            groups.setdefault(self.group[path], []).append(path)
-        return list(groups.values())
-
 
 def _cut(
     paths: list[Path], copies: _Copies, seed: list[int], shares: dict[str, float], rest: str = "train"
@@ -283,7 +262,10 @@ def _cut(
 
     Copies of a photo stay in one part: a photo that was trained on tests nothing.
     """
-    groups = copies.together(paths)
+    together: dict[int, list[Path]] = {}
+    for path in paths:
+        together.setdefault(copies.group[path], []).append(path)
+    groups = list(together.values())
     groups = [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]
     cut: dict[str, list[Path]] = {}
     for part, share in shares.items():

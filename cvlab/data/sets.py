@@ -94,7 +94,6 @@ def classification_sets(
     Args:
         crop_pct: a view is the centre crop of a photo whose shorter side is image_size / crop_pct.
         min_area: smallest share of a photo that an augmented crop shows.
-        seed: of the augmentation.
         interpolation: how photos are resized, by Pillow's name in lower case.
         fast: large JPEGs of train may be decoded at a smaller scale.
     """
@@ -116,13 +115,8 @@ def segmentation_sets(
 ) -> tuple[AugmentedPairs, EvaluationSet, list[Tensor]]:
     """Reads train and val of a segmentation folder: photos and training masks as squares of `image_size`.
 
-    Args:
-        zoom: smallest and largest factor of the augmentation.
-        seed: of the augmentation.
-
-    Returns:
-        Training pairs; val photos whose labels are indices; the val masks (C, H, W) at the photos' own resolution, at
-        which they are scored.
+    Returns training pairs; val photos whose labels are indices; the val masks (C, H, W) at the photos' own resolution,
+    at which they are scored.
     """
     square, small = partial(whole_view, image_size=image_size), partial(whole_mask, image_size=image_size)
     images, masks = parts.read("train", lambda image: to_uint8(square(image)), small, cache=cache)
@@ -151,11 +145,7 @@ def channel_statistics(images: Sequence[Tensor]) -> tuple[list[float], list[floa
 
 
 def whole_batches(batch_size: int, length: int) -> int:
-    """The batch size, at most the number of images, and even in each process, as images are mixed in pairs.
-
-    Raises:
-        ValueError: there are too few images.
-    """
+    """The batch size, at most the number of images, and even in each process, as images are mixed in pairs."""
     least = 2 * int(os.environ.get("WORLD_SIZE", 1))
     if min(batch_size, length) < least:
         raise ValueError(f"A batch needs {least} images; there are {length}, and --batch-size is {batch_size}.")

@@ -47,8 +47,7 @@ def accelerator_for(
         elif precision == "auto" and processes.device.type == "cuda":
             precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
         elif precision == "auto":
-            images, targets = batch
-            precision = fastest_precision(model, images, lambda logits: criterion(logits, targets))
+            precision = fastest_precision(model, batch[0], lambda logits: criterion(logits, batch[1]))
         if processes.is_main_process:
             write_text(recorded, precision + "\n")
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=seed)
@@ -61,10 +60,6 @@ def fastest_precision(model: Model, images: Tensor, criterion: Callable[[Tensor]
 
     Narrow networks are often slower in bfloat16, so it is measured: the best of `repeats` steps each, after one to warm
     up. The model's weights, gradients and statistics and torch's random numbers stay as they were.
-
-    Args:
-        images: one training batch (N, 3, S, S).
-        criterion: logits to a loss.
     """
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -93,9 +88,6 @@ def save_state(accelerator: Accelerator, path: Path, progress: dict) -> None:
     """Saves weights, optimizer, schedule, random numbers and `progress` as a folder, whole or not at all.
 
     Older states beside it are removed.
-
-    Raises:
-        OSError: it cannot be written.
     """
     alone = accelerator.is_main_process
     with new_folder(path) if alone else nullcontext(beside(path)) as folder:

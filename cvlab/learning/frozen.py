@@ -5,6 +5,7 @@ Both share the model's modules: training the rest trains the model.
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -22,10 +23,8 @@ from cvlab.models.timm import load_backbone, pretrained_weights, read_weights
 def heights(model: Model) -> dict[str, int]:
     """How far below the logits each parameter is: 0 in the head, 1 in the last layer of the backbone, and so on.
 
-    Layers are timm's (`group_matcher`): a residual block, a block of a transformer, a convolution of VGG.
-
-    Args:
-        model: a TimmClassifier or a BackboneWithHead.
+    The model is a TimmClassifier or a BackboneWithHead. Layers are timm's (`group_matcher`): a residual block, a block
+    of a transformer, a convolution of VGG.
     """
     backbone = model.backbone
     layers = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
@@ -49,12 +48,7 @@ def start_classifier(model: Model) -> None:
 
 
 def load_pretrained(backbone: nn.Module, name: str, image_size: int, file: Path | None = None) -> None:
-    """Gives a backbone the weights in a file, or without one timm's own weights of the network `name`, from the Hub.
-
-    Raises:
-        OSError: they cannot be read or reached.
-        ValueError: they are not weights, or are those of another network.
-    """
+    """Gives a backbone the weights in a file, or without one timm's own weights of the network `name`, from the Hub."""
     try:
         weights = read_weights(file) if file else pretrained_weights(name, image_size)
     except OSError as error:
@@ -95,9 +89,8 @@ def cut(model: Model, images: Tensor) -> tuple[nn.Module, nn.Module] | None:
     The second takes what enters the first (see `entering`) and returns the logits. It is the head alone, or a copy of
     the model without the modules before the cut if those are a chain. Which of them works is tried on `images`.
 
-    Returns:
-        None if the model cannot be cut: it learns from its beginning, or uses again behind the cut what was computed
-        before it, as transformers do.
+    Returns None if the model cannot be cut: it learns from its beginning, or uses again behind the cut what was
+    computed before it, as transformers do.
     """
     model.eval()
     with torch.no_grad():
@@ -118,11 +111,7 @@ class _ReachedError(Exception):
 
 
 def entering(model: Model, module: nn.Module, images: Tensor) -> Tensor:
-    """The input of a module of the model for these images; the modules behind it do not run.
-
-    Args:
-        images: (N, 3, S, S) in [0, 1].
-    """
+    """The input of a module of the model for images (N, 3, S, S) in [0, 1]; the modules behind it do not run."""
     seen = []
 
     def stop(_: nn.Module, inputs: tuple) -> None:
@@ -131,10 +120,8 @@ def entering(model: Model, module: nn.Module, images: Tensor) -> Tensor:
 
     hook = module.register_forward_pre_hook(stop)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), suppress(_ReachedError):
             model(images)
-    except _ReachedError:
-        pass
     finally:
         hook.remove()
     return seen[0]
@@ -161,12 +148,11 @@ class FeatureSet(Dataset):
         batch_size: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        starts = range(0, len(pictures), batch_size)
         progress = tqdm(total=views * len(pictures), desc="features", leave=False, unit=" images")
         self.views, self.epoch = [], 1
         for view in range(1, views + 1):
             pictures.epoch, kept, labels = view, [], []
-            for start in starts:
+            for start in range(0, len(pictures), batch_size):
                 images, some = pictures.__getitems__(list(range(start, min(start + batch_size, len(pictures)))))
                 images = images.to(device)
                 if images.ndim == 4:
@@ -195,11 +181,8 @@ def computed_once(
 ) -> tuple[nn.Module, Dataset, Dataset]:
     """The part of a network that learns, and data sets of what enters it, computed once for train and val.
 
-    Network and data sets are returned as they are if `views` is 0 or the network cannot be cut.
-
-    Args:
-        train_set, val_set: as FeatureSet takes them.
-        views: of each training picture; 0 if every epoch augments anew. A val picture has one.
+    `views` is their number for each training picture, 0 if every epoch augments anew. Network and data sets are
+    returned as they are if it is 0 or the network cannot be cut.
     """
     inputs, _ = val_set.__getitems__(list(range(min(batch_size, len(val_set)))))
     pieces = cut(network, inputs.to(device)) if views else None

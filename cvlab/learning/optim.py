@@ -17,9 +17,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "nesterov": partial(torch.optim.SGD, nesterov=True),
     "rmsprop": torch.optim.RMSprop,
 }
-WITH_MOMENTUM = ("sgd", "nesterov", "rmsprop")
 SCHEDULES = ("onecycle", "cosine", "step", "plateau", "constant")
-STEP_EPOCHS = 10  # of the schedule "step"
 
 
 def optimizer(
@@ -38,7 +36,7 @@ def optimizer(
     them to zero does not make a function smoother.
 
     Args:
-        momentum: for those of WITH_MOMENTUM.
+        momentum: of sgd, nesterov and rmsprop.
         clip_norm: gradients of a greater norm are scaled down to it before each step; 0 disables.
         factors: of the learning rate of single parameters, by name; 1 for parameters that are not named.
         fused: one kernel for all parameters, for GPUs; torch has none for rmsprop. On a CPU torch reads gradients
@@ -54,7 +52,7 @@ def optimizer(
         for factor in sorted({factor for factor, _, _ in trainable}, reverse=True)
         for decayed in (True, False)
     ]
-    settings = {"momentum": momentum} if name in WITH_MOMENTUM else {}
+    settings = {"momentum": momentum} if name in ("sgd", "nesterov", "rmsprop") else {}
     if name != "rmsprop":
         settings["fused"] = fused
     made = OPTIMIZERS[name](groups, lr=lr, **settings)
@@ -84,16 +82,15 @@ def schedule(
     Args:
         name: "onecycle" rises to the optimizer's rate over 30% of the steps and falls to almost zero along a cosine
             (Smith and Topin, "Super-Convergence", 2018; momentum stays as it is); "cosine" falls to zero from the
-            first step on; "step" divides by ten after every STEP_EPOCHS epochs; "plateau" divides by ten after 10
+            first step on; "step" divides by ten every 10 epochs; "plateau" divides by ten after 10
             epochs without a smaller loss; "constant" keeps the rate.
         steps: batches of the whole training.
-        steps_per_epoch: batches of one epoch.
         div_factor: "onecycle" starts at the rate divided by this.
     """
     if name == "constant":
         return LambdaLR(optimizer, lambda step: 1.0)
     if name == "step":
-        return StepLR(optimizer, STEP_EPOCHS * steps_per_epoch, gamma=0.1)
+        return StepLR(optimizer, 10 * steps_per_epoch, gamma=0.1)
     if name == "plateau":
         return Plateau(optimizer, factor=0.1, patience=10)
     if name == "cosine":
