@@ -7,13 +7,6 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 
-class _Lock:
-    """A lock that can be referred to weakly."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-
-
 class Cache:
     """Values by their keys. A thread that asks for one value never waits for another.
 
@@ -26,14 +19,14 @@ class Cache:
         self.limit = limit
         self.size = size
         self._values: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
-        self._making: WeakValueDictionary[Hashable, _Lock] = WeakValueDictionary()
+        self._making: WeakValueDictionary[Hashable, threading.Lock] = WeakValueDictionary()
         self._guard = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """The value of a key; `make` computes it where it is missing. What `make` raises is raised, and not kept."""
         with self._guard:
-            making = self._making.setdefault(key, _Lock())
-        with making.lock:
+            making = self._making.setdefault(key, threading.Lock())
+        with making:
             with self._guard:
                 if key in self._values:
                     self._values.move_to_end(key)

@@ -49,15 +49,12 @@ class Models:
         fetch: Callable[[str], Path] = hub.pull,
         limit: int = MAX_BYTES,
     ) -> None:
-        self.offered = offered
-        self.owners = owners
+        self.offered, self.owners = offered, owners
         self.loaded = Cache(limit, bytes_of)
         self._fetch = lru_cache(maxsize=None)(fetch)
 
     def __getitem__(self, name: str) -> Model:
-        """The model of an offered name (a shipped one also as checkpoints/NAME) or of a Hub name.
-
-        It answers as `faster_copy` does: its maps may differ by TOLERANCE from those of the model as it was saved.
+        """The `faster_copy` of an offered model (a shipped one also as checkpoints/NAME) or of one on the Hub.
 
         Raises:
             ValueError: there is no such model, or it cannot be opened.
@@ -89,18 +86,15 @@ class Models:
         return name
 
     def _folder(self, source: str) -> Path:
-        return self._fetch(source) if hub.is_id(source) and not self._is_offered_folder(source) else Path(source)
-
-    def _is_offered_folder(self, source: str) -> bool:
-        """A name that a visitor typed is never a folder, even where a folder has that name."""
-        return source in self.offered.values() and Path(source).is_dir()
+        # A name that a visitor typed is never a folder, even where a folder has that name.
+        offered = source in self.offered.values() and Path(source).is_dir()
+        return Path(source) if offered or not hub.is_id(source) else self._fetch(source)
 
 
 def faster_copy(model: Model) -> Model:
     """A copy with batch normalisation fused into the convolutions, which answers faster.
 
-    It is tried once, on a synthetic scene: where a map of any stage differs by more than TOLERANCE of its maximum,
-    the model itself is returned.
+    The model itself, if a map of any stage differs by more than TOLERANCE of its maximum on a synthetic scene.
     """
     from cvlab.models.fused import for_serving  # imported here: it takes time that the first page need not wait for
 

@@ -1,8 +1,8 @@
 """A visitor's photo before a model, and the answers to what is asked about it. Each value is computed once."""
 
 from collections.abc import Callable
-from dataclasses import replace
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from operator import attrgetter
 from typing import Any
 
@@ -39,12 +39,9 @@ class Visits:
         self._cache = Cache(MAX_BYTES, attrgetter("nbytes"))
 
     def get(self, photo: str | None, name: str) -> "Visit":
-        """A photo before a model.
+        """An uploaded photo before a model by its name in `Models`.
 
-        Args:
-            photo: path of an uploaded file. Gradio names its folder by a hash of the content, so that the path is the
-                key of everything that is cached about the photo.
-            name: of a model, as in `Models`.
+        Gradio names the folder of an upload by a hash of the content: the path is the key of what is cached about it.
         """
         return Visit(photo, name, self.models, self._cache)
 
@@ -75,12 +72,7 @@ class Visit:
     def ask(
         self, question: Question, mask: str | None = None, progress: Callable[[float], None] | None = None
     ) -> "Answer":
-        """The answer to a question.
-
-        Args:
-            mask: path of the true mask, where one was given.
-            progress: told the share that is done, of a slow method.
-        """
+        """The answer to a question; `mask` is the path of the true mask, `progress` hears how far a slow method is."""
         return Answer(self, question, mask, progress)
 
     def once(self, key: tuple, make: Callable[[], Any]) -> Any:
@@ -92,14 +84,14 @@ class Visit:
         return self._cache.known((self.photo, self.name, *key))
 
 
+@dataclass
 class Answer:
     """The answer to one question about one visit: what every panel of the page is drawn from."""
 
-    def __init__(
-        self, visit: Visit, question: Question, mask: str | None, progress: Callable[[float], None] | None
-    ) -> None:
-        self.visit, self.mask = visit, mask
-        self.given, self._progress = question, progress
+    visit: Visit
+    given: Question
+    mask: str | None
+    progress: Callable[[float], None] | None
 
     def again(self, question: Question) -> "Answer":
         """The answer to another question about the same photo."""
@@ -133,11 +125,12 @@ class Answer:
         usual = self.question.asked == Question().asked and (self.segments or not self.question.stage)
         if usual and self.prediction.evidence:
             return self.prediction.evidence
-        return self.visit.once(("evidence", *self._key), self._explain)
 
-    def _explain(self) -> Evidence:
-        true = in_view(self.true_mask, self.model) if self._needs_mask and self.mask else None
-        return evidence_for(self.prediction.images, self.model, self.question, true, self._progress)
+        def make() -> Evidence:
+            true = in_view(self.true_mask, self.model) if self._needs_mask and self.mask else None
+            return evidence_for(self.prediction.images, self.model, self.question, true, self.progress)
+
+        return self.visit.once(("evidence", *self._key), make)
 
     @property
     def _needs_mask(self) -> bool:
@@ -155,10 +148,8 @@ class Answer:
         if not self.segments:
             raise ValueError("This model is a classifier: there is no mask to compare.")
         class_idx, _ = class_indices(self.question, self.model, self.prediction.logits)
-        size = self.prediction.size
-        return self.visit.once(
-            ("mask", self.mask, class_idx), lambda: open_mask(self.mask, self.model, class_idx, size)
-        )
+        make = partial(open_mask, self.mask, self.model, class_idx, self.prediction.size)
+        return self.visit.once(("mask", self.mask, class_idx), make)
 
     @property
     def stage(self) -> str:
@@ -198,5 +189,5 @@ class Answer:
     def work_out_paths(self) -> None:
         """Takes two passes more; `paths` is known afterwards. Does nothing for a classifier or a slow method."""
         if self.segments and self.question.method in METHODS:
-            images, against = self.prediction.images, self.question.against
-            self.visit.once(("paths", *self._key), lambda: paths_of(images, self.model, self.evidence, against))
+            make = partial(paths_of, self.prediction.images, self.model, self.evidence, self.question.against)
+            self.visit.once(("paths", *self._key), make)
