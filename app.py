@@ -44,8 +44,6 @@ from cvlab.page.visit import Answer, Visits
 
 ROOT = Path(__file__).resolve().parent
 CSS, SCRIPT = ROOT / "cvlab/page/page.css", (ROOT / "cvlab/page/page.js").read_text("utf-8")
-TOP_CLASSES = 5
-AT_ONCE = 8  # answers; a model gives one at a time
 COLOURS = ("colormap", "opacity", "common_scale")  # the settings that need no other map
 KEPT = ("method", *COLOURS)  # of the settings, when another photo or model is chosen
 FIRST = ("notes", "look")  # the panels that depend on photo and model alone
@@ -74,16 +72,9 @@ def build_page(models: Models) -> gr.Blocks:
     return page
 
 
-# --- widgets ----------------------------------------------------------------------------------------------------------
-
-
 def layout(names: Sequence[str]) -> SimpleNamespace:
-    """The widgets, by the names of panels and settings, in the `gr.Blocks` that is being built.
-
-    Args:
-        names: of the models to choose from.
-    """
-    at, usual = SimpleNamespace(), Question()
+    """The widgets by the names of panels and settings; `names` are those of the models to choose from."""
+    at, usual, examples = SimpleNamespace(), Question(), example_files()
     at.fresh = gr.State(True)  # the first answer is to what the link asks
     gr.Markdown("# cvlab\nWhat does a vision model see in a photo, and why? Choose a model and drop a picture.")
     with gr.Row():
@@ -91,7 +82,6 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
             hint = "From the list, or a name on the Hugging Face Hub: user/name"
             at.model = choice(names, names[0] if names else None, label="Model", info=hint)
             at.facts = gr.Textbox(label="About the model", interactive=False, lines=2)
-            examples = example_files()
             at.photo = photo_input(value=next(iter(examples)), label="Photo", height=280, alt_text="The chosen photo")
             gr.Markdown("Examples")
             with gr.Row(elem_classes="examples"):
@@ -108,7 +98,7 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
             at.notes = gr.HTML()
             with gr.Tab("Predict"), gr.Row():
                 with gr.Column(min_width=220):
-                    at.label = gr.Label(label="Probability", num_top_classes=TOP_CLASSES)
+                    at.label = gr.Label(label="Probability", num_top_classes=5)
                 with gr.Column(min_width=220):
                     at.look = gr.HTML()
             with gr.Tab("Grad-CAM"):
@@ -181,9 +171,6 @@ def settings_for(model: Model, question: Question) -> dict[str, object]:
     }
 
 
-# --- what happens -----------------------------------------------------------------------------------------------------
-
-
 def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     """Connects the widgets of `layout`: every event asks one question of one visit and draws panels of the answer."""
     settings = {field.name: getattr(at, field.name) for field in fields(Question)}
@@ -196,7 +183,10 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
         return {getattr(at, name): value for name, value in shown.items()}
 
     def answer_to(photo: str | None, name: str, mask: str | None, question: Question) -> Answer:
-        return visits.get(photo, name).ask(question, mask, progress_of(question))
+        def show(done: float) -> None:
+            gr.Progress()(done, desc=METHOD_NAMES[question.method])
+
+        return visits.get(photo, name).ask(question, mask, show)
 
     def answer_of(photo: str | None, name: str, mask: str | None, *values: object) -> Answer:
         with in_sentences():
@@ -245,9 +235,9 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
         # "always_last": the last choice made while an answer is on its way is not lost.
         return gr.on(triggers, make, inputs, outputs, trigger_mode="always_last", api_visibility="private", **options)
 
-    waiting = {"show_progress_on": [at.label, at.grad_cam, at.stages]}
     quietly = {"api_visibility": "private", "show_progress": "hidden"}
     begun = [page.load, at.photo.change, at.model.input]
+    waiting = {"show_progress_on": [at.label, at.grad_cam, at.stages]}
     touched = [widget.input for name, widget in settings.items() if name not in ("points", *COLOURS)]
     answers = [
         when(begun, begin, [at.fresh, *asked], [at.fresh, *everything], **waiting),
@@ -266,14 +256,6 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     when([at.files.upload, at.again.click], explain_all, [at.files, *asked], many, concurrency_limit=1)
 
 
-def progress_of(question: Question) -> Callable[[float], None] | None:
-    """Shows on the page how far a slow method is."""
-    if question.method in METHODS:
-        return None
-    progress = gr.Progress()
-    return lambda share: progress(share, desc=METHOD_NAMES[question.method])
-
-
 def fetch_with_progress(model_id: str) -> Path:
     """`hub.pull`, with the bytes counted on the page of the visitor who waits for them."""
     progress, here = gr.Progress(), contextvars.copy_context()
@@ -285,13 +267,10 @@ def fetch_with_progress(model_id: str) -> Path:
     return hub.pull(model_id, show)
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
 def launch(page: gr.Blocks, **options: object) -> None:
     """Starts the server, with the settings that keep it closed: no analytics, no history of the users' pictures."""
     share_arenas()
-    page.queue(api_open=False, default_concurrency_limit=AT_ONCE).launch(
+    page.queue(api_open=False, default_concurrency_limit=8).launch(  # a model gives one answer at a time
         theme=THEME,
         css_paths=CSS,
         run_history=False,
