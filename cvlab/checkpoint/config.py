@@ -44,8 +44,9 @@ ALLOWED_ARGUMENTS = {
     "smp": {"encoder": str, "decoder_channels": list},
     "resnet_unet": {"encoder": str, "decoder_channels": list},
 }
-OPTIONAL = {"interpolation": str, "stages": list, "data": dict, "precision": str, "versions": dict}
+OPTIONAL = {"interpolation": str, "crop_mode": str, "stages": list, "data": dict, "precision": str, "versions": dict}
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+CROP_MODES = ("center", "squash")
 MAX_CONFIG_BYTES = 4 * 2**20
 MAX_IMAGE_SIZE = 4096
 MAX_ARGUMENT = 8192  # channels, mostly
@@ -146,6 +147,7 @@ def _architecture(block: dict) -> object:
 
 def _check_types(block: dict, path: Path) -> None:
     block.setdefault("interpolation", "bilinear")
+    block.setdefault("crop_mode", "center")
     for key, kind in (REQUIRED | OPTIONAL).items():
         if key not in block and key in OPTIONAL:
             continue
@@ -201,3 +203,5 @@ def _check_numbers(block: dict, path: Path) -> None:
         raise CheckpointError(f"{path}: crop_pct, threshold or std is outside its range.")
     if block["interpolation"] not in INTERPOLATIONS:
         raise CheckpointError(f"{path}: the interpolation {block['interpolation'][:60]!a} is not known.")
+    if block["crop_mode"] not in CROP_MODES:
+        raise CheckpointError(f"{path}: the crop_mode {block['crop_mode'][:60]!a} is none of {', '.join(CROP_MODES)}.")

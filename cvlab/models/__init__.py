@@ -38,6 +38,7 @@ def build(
     crop_pct: float = 1.0,
     threshold: float = 0.5,
     interpolation: str = "bilinear",
+    crop_mode: str = "center",
 ) -> Model:
     """A model with random weights.
 
@@ -50,6 +51,7 @@ def build(
         crop_pct: a classifier's view is the centre crop of a photo whose shorter side is image_size / crop_pct.
         threshold: a segmenter's mask is where the probability exceeds it.
         interpolation: how photos are resized, as in its training: Pillow's name in lower case.
+        crop_mode: "squash" resizes both sides of a classifier's photo to image_size / crop_pct, as timm's does.
 
     Raises:
         ValueError: the network is unknown or does not take an argument.
@@ -67,6 +69,7 @@ def build(
     model.class_names = list(class_names)
     model.image_size = image_size
     model.crop_pct = crop_pct
+    model.crop_mode = crop_mode
     model.threshold = threshold
     model.interpolation = interpolation
     model.config = {
@@ -78,6 +81,7 @@ def build(
         "mean": list(mean),
         "std": list(std),
         "crop_pct": crop_pct,
+        "crop_mode": crop_mode,
         "threshold": threshold,
         "interpolation": interpolation,
         "stages": list(model.stages),

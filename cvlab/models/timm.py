@@ -111,7 +111,7 @@ class TimmClassifier(Model):
                 "fixed_input_size": known["fixed_input_size"],
                 "interpolation": self.interpolation,
                 "crop_pct": self.crop_pct,
-                "crop_mode": "center",
+                "crop_mode": self.crop_mode,
                 "mean": self.config["mean"],
                 "std": self.config["std"],
                 "num_classes": self.backbone.num_classes,
@@ -180,6 +180,7 @@ def from_timm_config(config: dict) -> dict:
         "std": view.get("std", list(known.std)),
         "crop_pct": view.get("crop_pct", known.crop_pct),
         "interpolation": view.get("interpolation", known.interpolation),
+        "crop_mode": _crop_mode(view.get("crop_mode", known.crop_mode)),
         "threshold": 0.5,
     }
 
@@ -235,7 +236,13 @@ def default_view(architecture: str) -> dict:
         "std": list(known.std),
         "crop_pct": known.crop_pct,
         "interpolation": known.interpolation,
+        "crop_mode": _crop_mode(known.crop_mode),
     }
+
+
+def _crop_mode(name: object) -> object:
+    """timm's "border", which fills a photo up with a colour, is shown as a centre crop."""
+    return "center" if name == "border" else name
 
 
 def pretrained_weights(name: str, image_size: int) -> dict[str, Tensor]:
