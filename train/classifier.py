@@ -28,6 +28,7 @@ from cvlab.data.cache import Cache
 from cvlab.data.parts import classification_parts
 from cvlab.learning import optim
 from cvlab.learning.accelerator import accelerator_for, with_common_statistics
+from cvlab.learning.losses import class_weights, cross_entropy
 from cvlab.metrics import confusion_matrix
 
 
@@ -86,7 +87,8 @@ def main() -> None:
         start_from(args.start_from, model)
     model = model.to(memory_format=torch.channels_last)
     mix = mixing(args.mixup, args.cutmix, len(parts.class_names))
-    criterion = partial(F.cross_entropy, label_smoothing=args.label_smoothing)
+    weights = class_weights(train_set.labels, len(parts.class_names)) if args.class_weights == "balanced" else None
+    criterion = cross_entropy(args.label_smoothing, weights)
     batch, saved = next(iter(train_loader)), args.out / "state"
     accelerator = accelerator_for(model, batch, criterion, args.precision, saved, args.resume, args.seed)
     sets.onto_gpu(accelerator.device, train_set, val_set)

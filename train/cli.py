@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import io
+import math
 import os
 import shlex
 import sys
@@ -17,6 +18,14 @@ from cvlab.learning.optim import OPTIMIZERS, SCHEDULES
 from cvlab.memory import keep_freed_memory
 
 RECIPES = Path(__file__).parent / "recipes"
+# The least and the greatest value of options that are numbers; of a list, of each of them.
+AT_LEAST_1 = ("epochs", "batch_size", "image_size", "width", "widths", "depth", "hidden", "patience", "div_factor")
+AT_LEAST_0 = ("lr", "finetune_lr", "weight_decay", "cache_limit", "clip_norm", "mixup", "cutmix", "views", "unfreeze")
+AT_LEAST_0 += ("finetune_epochs", "channels", "pools", "pool_to", "seed", "split_seed")
+SHARES = ("momentum", "dropout", "head_dropout", "label_smoothing", "ema", "crop_pct", "min_area", "layer_decay")
+RANGES = dict.fromkeys(AT_LEAST_1, (1, math.inf)) | dict.fromkeys(AT_LEAST_0, (0, math.inf))
+RANGES |= dict.fromkeys(SHARES, (0, 1)) | {"per_class": (1, math.inf), "classes": (2, math.inf)}
+NOT_0 = ("crop_pct", "min_area", "layer_decay")
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,6 +58,7 @@ class Parser(argparse.ArgumentParser):
         if args.recipe and args.data is None and (how := read_recipe(args.recipe).get("data")):
             raise ValueError(f"Recipe {args.recipe} needs a folder of photos, given with --data: {how}")
         args.data = data_folder(args.data)
+        check_numbers(args)
         return args
 
     def take_defaults(self, name: str) -> None:
@@ -78,6 +88,18 @@ def converted(value: object, action: argparse.Action) -> object:
     if action.choices and value not in action.choices:
         raise ValueError(value)
     return value
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Raises ValueError for a number that is outside of its range."""
+    for name, (least, most) in RANGES.items():
+        given = vars(args).get(name)
+        if name == "epochs" and "finetune_epochs" in args:
+            least = 0  # the second phase alone
+        for value in given if isinstance(given, list | tuple) else [] if given is None else [given]:
+            if not least <= value <= most or value == math.inf or (value == 0 and name in NOT_0):
+                limits = f"at least {least}" if most == math.inf else f"{'above' if name in NOT_0 else 'from'} 0 to 1"
+                raise ValueError(f"--{name.replace('_', '-')} is {value:g}: it must be {limits}.")
 
 
 def data_folder(data: Path | None) -> Path | None:
@@ -152,6 +174,8 @@ def add_classification(parser: Parser, **defaults: object) -> None:
     add("--crop-pct", type=float, help="side of the centre crop as a share of the photo's shorter side")
     add("--min-area", type=float, default=0.6, help="smallest share of a photo that an augmented crop shows")
     add("--label-smoothing", type=float, default=0.0)
+    weights = "balanced: rare classes count more in the loss, n / (classes * n of the class)"
+    add("--class-weights", choices=("none", "balanced"), default="none", help=weights)
     add(
         "--best-by", choices=("accuracy", "loss"), default="accuracy", help="val score that decides which epoch to keep"
     )
@@ -168,6 +192,8 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         words = [word for word in sys.argv if word not in ("--resume", "--overwrite")]
         sys.exit(f"\nStopped; what was saved is safe. Continue with:\n  {shlex.join(['python', *words, '--resume'])}")
+    except PermissionError as error:
+        sys.exit(f"{error.filename}: {error.strerror}. If it was to be written, choose another folder with --out.")
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
         if os.environ.get("CVLAB_TRACEBACK") or (isinstance(error, RuntimeError) and not out_of_memory):

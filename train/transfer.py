@@ -11,7 +11,6 @@ The best model by validation score is kept in the run folder; timm can open it t
 import argparse
 import copy
 import sys
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +30,7 @@ from cvlab.data.cache import Cache
 from cvlab.data.parts import Parts, classification_parts
 from cvlab.learning import frozen, optim
 from cvlab.learning.accelerator import accelerator_for
+from cvlab.learning.losses import class_weights, cross_entropy
 from cvlab.metrics import confusion_matrix
 from cvlab.models import Model
 from cvlab.models.timm import default_view
@@ -159,7 +159,8 @@ def train_phase(
     print(f"Phase {phase.number}: {learning:,} parameters learn from {source}.")
 
     # Loss, optimizer, schedule.
-    criterion = partial(F.cross_entropy, label_smoothing=args.label_smoothing)
+    weights = class_weights(train_set.labels, len(parts.class_names)) if args.class_weights == "balanced" else None
+    criterion = cross_entropy(args.label_smoothing, weights)
     factors = {name: args.layer_decay**height for name, height in frozen.heights(model).items()}
     gpu, steps = accelerator.device.type == "cuda", len(train_loader)
     settings = {"momentum": args.momentum, "factors": factors, "fused": gpu}

@@ -5,9 +5,32 @@ Classification uses torch's cross-entropy, which takes class indices as well as 
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
+
+
+def class_weights(labels: Tensor, num_classes: int) -> Tensor:
+    """N / (num_classes * n) for each class with n of the N labels, (num_classes,): so all classes weigh the same.
+
+    The mean weight of the labels is 1, as with class_weight="balanced" of scikit-learn. A class without labels counts
+    as one with a single label.
+    """
+    return len(labels) / (num_classes * torch.bincount(labels.cpu(), minlength=num_classes).clamp(min=1))
+
+
+def cross_entropy(label_smoothing: float, weights: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    """Cross-entropy of logits (N, C) with class indices (N,) or mixed targets (N, C), weighted by class or not."""
+
+    def criterion(logits: Tensor, targets: Tensor) -> Tensor:
+        if weights is None:
+            return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+        settings = {"weight": weights.to(logits.device), "label_smoothing": label_smoothing, "reduction": "none"}
+        # torch's own mean divides by the weights of the batch, but only for indices.
+        return F.cross_entropy(logits, targets, **settings).mean()
+
+    return criterion
 
 
 def bce(logits: Tensor, masks: Tensor) -> Tensor:
