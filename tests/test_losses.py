@@ -133,9 +133,9 @@ def test_class_weights_by_hand() -> None:
 def test_weighted_cross_entropy_by_hand() -> None:
     """Uniform logits lose log 2 an image: 3 images of weight 2/3 and one of weight 2, as indices and as targets."""
     labels, logits = torch.tensor([0, 0, 0, 1]), torch.zeros(4, 2)
-    loss = cross_entropy(0.0, class_weights(labels, 2))
+    loss = cross_entropy(0.0, "balanced", labels, 2)
     targets = torch.nn.functional.one_hot(labels).float()
     assert loss(logits, labels).item() == loss(logits, targets).item() == pytest.approx(math.log(2))
     assert loss(logits[:3], labels[:3]).item() == pytest.approx(2 / 3 * math.log(2))
     assert loss(logits[3:], labels[3:]).item() == pytest.approx(2 * math.log(2))
-    assert cross_entropy(0.0)(logits[3:], labels[3:]).item() == pytest.approx(math.log(2))
+    assert cross_entropy(0.0, "none", labels, 2)(logits[3:], labels[3:]).item() == pytest.approx(math.log(2))

@@ -28,7 +28,7 @@ from cvlab.data.cache import Cache
 from cvlab.data.parts import classification_parts
 from cvlab.learning import optim
 from cvlab.learning.accelerator import accelerator_for, with_common_statistics
-from cvlab.learning.losses import class_weights, cross_entropy
+from cvlab.learning.losses import cross_entropy
 from cvlab.metrics import confusion_matrix
 
 
@@ -87,8 +87,7 @@ def main() -> None:
         start_from(args.start_from, model)
     model = model.to(memory_format=torch.channels_last)
     mix = mixing(args.mixup, args.cutmix, len(parts.class_names))
-    weights = class_weights(train_set.labels, len(parts.class_names)) if args.class_weights == "balanced" else None
-    criterion = cross_entropy(args.label_smoothing, weights)
+    criterion = cross_entropy(args.label_smoothing, args.class_weights, train_set.labels, len(parts.class_names))
     batch, saved = next(iter(train_loader)), args.out / "state"
     accelerator = accelerator_for(model, batch, criterion, args.precision, saved, args.resume, args.seed)
     sets.onto_gpu(accelerator.device, train_set, val_set)
@@ -107,7 +106,7 @@ def main() -> None:
     kept = ema.module if ema else bare
     watched = torch.stack([val_set.images[i] for i in render.spread(val_set.labels, per_class=False)])
     frame = partial(render.training_frame, kept, watched)
-    run = Run(args, accelerator, state)
+    run = Run(args, accelerator, state, parts)
 
     for epoch in run.epochs(train_loader, args.epochs):
         train_set.epoch = epoch
@@ -139,7 +138,6 @@ def main() -> None:
         run.end_epoch(
             kept,
             score=-val_loss if args.best_by == "loss" else val_accuracy,
-            facts=parts.facts,
             frame=frame,
             lr=scheduler.get_last_lr()[0],
             train_loss=train_loss,

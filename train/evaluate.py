@@ -13,7 +13,6 @@ OUT/report/val/, report/NAME-test/    the same of other parts or other data, if 
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -35,7 +34,7 @@ from cvlab.checkpoint import card
 from cvlab.data.evaluation import is_own_test_part, note_test_read, parts_of, read_views
 from cvlab.data.parts import SHAPES, Parts
 from cvlab.explain.many import predict_views
-from cvlab.files import write_text
+from cvlab.files import to_json, write_text
 from cvlab.models import Model
 from cvlab.transforms import open_image, resize_logits, square_view, to_uint8
 
@@ -77,7 +76,7 @@ def main() -> None:
 
     evaluate = evaluate_classifier if model.task == "classification" else evaluate_segmenter
     found, lines, pictures = evaluate(model, other, parts, args)
-    write_text(figures, json.dumps(found, indent=1) + "\n")
+    write_text(figures, to_json(found, indent=1) + "\n")
     if trained_on and args.part in ("train", "all"):
         lines.append(f"\n{trained_on} of these pictures were trained on: this is no estimate for unseen ones.")
     lines += [f"\n{note}" for note in dict.fromkeys(parts.notes)]

@@ -81,7 +81,7 @@ def main() -> None:
     )
     kept = accelerator.unwrap_model(model)
     frame = partial(render.training_frame, kept, torch.stack(val_set.images[:2]), masks=val_masks)
-    run = Run(args, accelerator, state, counts=4)
+    run = Run(args, accelerator, state, parts, counts=4)
 
     for epoch in run.epochs(train_loader, args.epochs):
         train_set.epoch = epoch
@@ -112,7 +112,6 @@ def main() -> None:
         run.end_epoch(
             kept,
             score=val_iou,
-            facts=parts.facts,
             frame=frame,
             lr=scheduler.get_last_lr()[0],
             train_loss=train_loss,

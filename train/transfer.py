@@ -30,7 +30,7 @@ from cvlab.data.cache import Cache
 from cvlab.data.parts import Parts, classification_parts
 from cvlab.learning import frozen, optim
 from cvlab.learning.accelerator import accelerator_for
-from cvlab.learning.losses import class_weights, cross_entropy
+from cvlab.learning.losses import cross_entropy
 from cvlab.metrics import confusion_matrix
 from cvlab.models import Model
 from cvlab.models.timm import default_view
@@ -130,7 +130,7 @@ def main() -> None:
     accelerator = accelerator_for(model, batch, F.cross_entropy, args.precision, saved, args.resume, args.seed)
     sets.onto_gpu(accelerator.device, train_set, val_set)
     model = model.to(accelerator.device)
-    run = Run(args, accelerator, state)
+    run = Run(args, accelerator, state, parts)
 
     # What learns in neither phase is computed once, then in each phase what does not learn in that one.
     frozen.freeze(model, args.unfreeze)
@@ -159,8 +159,7 @@ def train_phase(
     print(f"Phase {phase.number}: {learning:,} parameters learn from {source}.")
 
     # Loss, optimizer, schedule.
-    weights = class_weights(train_set.labels, len(parts.class_names)) if args.class_weights == "balanced" else None
-    criterion = cross_entropy(args.label_smoothing, weights)
+    criterion = cross_entropy(args.label_smoothing, args.class_weights, train_set.labels, len(parts.class_names))
     factors = {name: args.layer_decay**height for name, height in frozen.heights(model).items()}
     gpu, steps = accelerator.device.type == "cuda", len(train_loader)
     settings = {"momentum": args.momentum, "factors": factors, "fused": gpu}
@@ -198,7 +197,6 @@ def train_phase(
         run.end_epoch(
             model,
             score=-val_loss if args.best_by == "loss" else val_accuracy,
-            facts=parts.facts,
             lr=scheduler.get_last_lr()[0],
             train_loss=train_loss,
             val_loss=val_loss / len(val_set),

@@ -44,7 +44,7 @@ ALLOWED_ARGUMENTS = {
     "smp": {"encoder": str, "decoder_channels": list},
     "resnet_unet": {"encoder": str, "decoder_channels": list},
 }
-OPTIONAL = {"interpolation": str, "stages": list, "data": dict, "precision": str, "versions": dict}
+OPTIONAL = {"interpolation": str, "stages": list, "data": dict, "options": dict, "precision": str, "versions": dict}
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 MAX_CONFIG_BYTES = 4 * 2**20
 MAX_IMAGE_SIZE = 4096

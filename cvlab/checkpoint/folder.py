@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from cvlab.checkpoint import hub
 from cvlab.checkpoint.config import FORMAT, REQUIRED, CheckpointError, opened, read_config
-from cvlab.files import write_bytes, write_text
+from cvlab.files import to_json, write_bytes, write_text
 from cvlab.models import Model, build
 
 MAX_HEADER_BYTES = 8 * 2**20  # of model.safetensors: names and shapes
@@ -48,7 +48,7 @@ def save(model: Model, folder: str | Path, **facts: object) -> None:
     versions = {name: version(name) for name in ("torch", "torchvision", "timm", "captum")}
     block = {**model.config, **facts, "format": FORMAT, "threshold": model.threshold, "versions": versions}
     keys_of_timm = model.timm_config() if model.config["network"] == "timm" else {}
-    config = json.dumps({**keys_of_timm, "cvlab": block}, indent=1) + "\n"  # first, because it may fail
+    config = to_json({**keys_of_timm, "cvlab": block}, indent=1) + "\n"  # first, because it may fail
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored(model).state_dict().items()}
     write_bytes(folder / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
     write_text(folder / "config.json", config)
