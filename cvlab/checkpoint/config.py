@@ -30,6 +30,7 @@ ALLOWED_ARGUMENTS = {
         "global_pool": str,
         "class_token": bool,
         "fixed_input_size": bool,
+        "single_output": bool,
         "drop_rate": float,
         "drop_path_rate": float,
     },

@@ -7,7 +7,6 @@ shapes are compared with the file's before any weight is read. Nothing in the fo
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -84,7 +83,9 @@ def load(folder_or_id: str | Path) -> Model:
     model = build(**arguments)
     try:
         if misfit:
-            weights = _in_current_names(model, weights)
+            from cvlab.models.timm import in_current_names  # here, because the page starts faster without timm
+
+            weights = in_current_names(config["arguments"]["architecture"], model.backbone, weights)
         _stored(model).load_state_dict(weights)
     except Exception as error:  # timm's converters fail in many ways on tensors of another network
         reason = misfit or str(error).split("\n")[0]
@@ -203,11 +204,3 @@ def _read_tensors(file: BinaryIO, start: bytes, path: Path) -> dict[str, Tensor]
         if not tensor.isfinite().all():
             raise CheckpointError(f"{path} is damaged: {name} has values that are not finite.")
     return weights
-
-
-def _in_current_names(model: Model, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of an older timm, or of a network's authors, in timm's current tensor names, by timm's own converter."""
-    from timm.models import model_entrypoint  # here, because the page starts faster without timm
-
-    make = model_entrypoint(model.backbone.pretrained_cfg["architecture"])
-    return sys.modules[make.__module__].checkpoint_filter_fn(weights, model.backbone)
