@@ -19,7 +19,8 @@ from timm.utils import ModelEmaV3
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import cli
-from run import Run, open_run, start_from
+from resume import start_from
+from run import Run, open_run
 
 from cvlab import models, render
 from cvlab.data import sets
@@ -66,6 +67,7 @@ def network_arguments(args: argparse.Namespace) -> dict:
 
 def main() -> None:
     args = parser().parse_args()
+    models.check_size(args.network, args.image_size, network_arguments(args))
     state = open_run(args)
     set_seed(args.seed)
 
@@ -83,8 +85,7 @@ def main() -> None:
     # Model, loss, optimizer, schedule.
     arguments, (mean, std) = network_arguments(args), sets.channel_statistics(train_set.images)
     model = models.build(args.network, parts.class_names, args.image_size, arguments, mean, std, args.crop_pct)
-    if args.start_from:
-        start_from(args.start_from, model)
+    start_from(args.start_from, model)
     model = model.to(memory_format=torch.channels_last)
     mix = mixing(args.mixup, args.cutmix, len(parts.class_names))
     criterion = cross_entropy(args.label_smoothing, args.class_weights, train_set.labels, len(parts.class_names))

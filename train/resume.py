@@ -1,4 +1,4 @@
-"""What a run was made with, and what --resume may change of it.
+"""How a training carries on: --start-from the weights of another, or --resume, and what that may change.
 
 What a training computes follows from its options and its data. Both must be those of the beginning, or else config,
 manifest and card would tell of a training that was never done. Free are where the run lies, how long it has patience
@@ -9,12 +9,39 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
+import torch
+
+from cvlab import checkpoint
 from cvlab.data.parts import Parts
 from cvlab.files import read_json, to_json, write_text
+from cvlab.models import Model, build
 
 RECORD = "state/made_with.json"  # in the run's folder: options, class_names, data
 FREE = ("out", "data", "resume", "overwrite", "push", "recipe", "list_recipes", "patience", "cache_limit")
 FIXED_LENGTH = ("onecycle", "cosine")  # every rate of these schedules follows from the number of epochs
+
+
+def start_from(folder: Path | None, model: Model) -> None:
+    """Gives a new model the weights of a trained one, but for other classes not those of its head.
+
+    Raises:
+        ValueError: it is another network.
+    """
+    if folder is None:
+        return
+    trained = checkpoint.load(folder)
+    weights, names = trained.state_dict(), model.class_names
+    if trained.class_names != names and max(len(names), len(trained.class_names)) > 1:  # of one class only its name
+        with torch.device("meta"):  # the head is what depends on the number of classes
+            more = build(
+                model.config["network"], [*names, ""], model.image_size, model.config["arguments"]
+            ).state_dict()
+        weights |= {name: new for name, new in model.state_dict().items() if new.shape != more[name].shape}
+        print(f"--start-from {folder} has other classes ({', '.join(trained.class_names)}): the head starts anew.")
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:  # its second line names a tensor
+        raise ValueError(f"--start-from {folder} is another network. {str(error).splitlines()[1].strip()}") from error
 
 
 def options_of(args: Namespace) -> dict:

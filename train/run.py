@@ -59,14 +59,6 @@ def open_run(args: Namespace) -> Path | None:
     return None
 
 
-def start_from(folder: Path, model: Model) -> None:
-    """Gives a new model the weights of a trained one; ValueError if it is another network."""
-    try:
-        model.load_state_dict(checkpoint.load(folder).state_dict())
-    except RuntimeError as error:  # its second line names a tensor
-        raise ValueError(f"--start-from {folder} is another network. {str(error).splitlines()[1].strip()}") from error
-
-
 class Run:
     """A notebook of one training, not its engine: it never sees an input, a label or a loss function.
 

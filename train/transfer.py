@@ -22,7 +22,8 @@ from accelerate.utils import set_seed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import cli
-from run import Run, open_run, start_from
+from resume import start_from
+from run import Run, open_run
 
 from cvlab import models
 from cvlab.data import sets
@@ -98,13 +99,15 @@ def network(args: argparse.Namespace) -> tuple[str, dict]:
 def main() -> None:
     args = parser().parse_args()
     check(args)
+    view = default_view(args.backbone)
+    view |= {name: vars(args)[name] for name in ("image_size", "crop_pct") if vars(args)[name]}
+    size, crop_pct = view["image_size"], view["crop_pct"]
+    name, arguments = network(args)
+    models.check_size(name, size, arguments)
     state = open_run(args)
     set_seed(args.seed)
 
     # Data: photos are decoded once.
-    view = default_view(args.backbone)
-    view |= {name: vars(args)[name] for name in ("image_size", "crop_pct") if vars(args)[name]}
-    size, crop_pct = view["image_size"], view["crop_pct"]
     parts = classification_parts(
         args.data, args.split_seed, args.per_class, size, args.allow_leaks, classes=args.classes
     )
@@ -116,12 +119,10 @@ def main() -> None:
     print(sets.summary(parts, cache))
 
     # Model.
-    name, arguments = network(args)
     model = models.build(name, parts.class_names, arguments=arguments, **view)
     frozen.start_classifier(model)
-    if args.start_from:
-        start_from(args.start_from, model)
-    elif args.pretrained:
+    start_from(args.start_from, model)
+    if args.pretrained and not args.start_from:
         frozen.load_pretrained(model.backbone, args.backbone, size, args.weights)
     model = model.to(memory_format=torch.channels_last)
     frozen.freeze(model)

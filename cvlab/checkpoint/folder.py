@@ -69,7 +69,15 @@ def load(folder_or_id: str | Path) -> Model:
             raise CheckpointError(
                 f"{folder_or_id} is neither a folder nor a name on the Hub (user/name). Check the path."
             )
-        folder = hub.pull(str(folder_or_id))
+        try:
+            folder = hub.pull(str(folder_or_id))
+        except hub.HubError as error:
+            if folder.parent.is_dir():  # a path that was mistyped
+                beside = ", ".join(sorted(path.name for path in folder.parent.iterdir() if path.is_dir())[:20])
+                raise CheckpointError(
+                    f"There is no folder {folder}; {folder.parent} has {beside or 'none'}. Nor was it found on the Hub."
+                ) from error
+            raise
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
     config = read_config(config_file)
     arguments = {key: config[key] for key in (*REQUIRED, "interpolation") if key != "task"}
