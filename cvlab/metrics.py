@@ -26,6 +26,37 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
+def interval(value: float, bounds: tuple[float, float]) -> dict[str, float]:
+    """A score with the bounds of its 95% interval, as metrics.json holds it."""
+    return {"value": value, "low": bounds[0], "high": bounds[1]}
+
+
+def balanced_scores(labels: Tensor, predicted: Tensor, resamples: int = 1000, seed: int = 0) -> dict[str, dict]:
+    """Scores in which every class counts the same, whatever its number of images, as scikit-learn defines them.
+
+    "balanced_accuracy" is the mean recall of the classes among the labels (N,), "macro_f1" the mean F1 of the classes
+    among labels and predictions (N,). Their intervals are percentiles over images drawn with replacement.
+    """
+    labels, predicted = labels.numpy(), predicted.numpy()
+    everything = np.arange(len(labels))
+    drawn = [
+        _balanced(labels[rows], predicted[rows]) for rows in (everything, *_resampled(len(labels), resamples, seed))
+    ]
+    names = ("balanced_accuracy", "macro_f1")
+    return {
+        name: interval(each[0], _middle_95(each[1:]))
+        for name, each in zip(names, zip(*drawn, strict=True), strict=True)
+    }
+
+
+def _balanced(labels: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
+    classes = int(max(labels.max(), predicted.max())) + 1
+    counted = (labels, predicted, labels[labels == predicted])
+    true, found, right = (np.bincount(each, minlength=classes) for each in counted)
+    recalls, f1 = right[true > 0] / true[true > 0], 2 * right / np.maximum(true + found, 1)
+    return float(recalls.mean()), float(f1[true + found > 0].mean())
+
+
 def segmentation_counts(predicted: Tensor, masks: Tensor) -> Tensor:
     """The true positive, false positive, false negative and true negative pixels of each image, (N, 4) int64.
 

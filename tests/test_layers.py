@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 APP = ROOT / "app.py"
 TRAIN = sorted((ROOT / "train").glob("*.py"))
 CVLAB = sorted((ROOT / "cvlab").rglob("*.py"))
-SHARED = {"cli", "run", "run_queue", "sweep_plan", "sweep_tables"}  # by the scripts
+SHARED = {"cli", "limits", "resume", "run", "run_queue", "sweep_plan", "sweep_tables"}  # by the scripts
 SCRIPTS = {path.stem for path in TRAIN} - SHARED | {"app", "train"}
 # A room of cvlab/, a file or a folder, and the rooms that it may import besides its own.
 ROOMS = {

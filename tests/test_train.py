@@ -221,6 +221,34 @@ def test_a_mistake_is_a_sentence_that_names_it(arguments: list[str], named: str,
     assert named in last_words(*arguments, *out)
 
 
+@pytest.mark.parametrize(
+    ("script", "option", "value"),
+    [
+        ("classifier", "--epochs", 0),
+        ("classifier", "--batch-size", 0),
+        ("classifier", "--image-size", -64),
+        ("classifier", "--lr", "nan"),
+        ("classifier", "--lr", "inf"),
+        ("classifier", "--depth", 0),
+        ("classifier", "--widths", "16 0"),
+        ("classifier", "--crop-pct", 0),
+        ("classifier", "--dropout", 1.5),
+        ("classifier", "--classes", 1),
+        ("classifier", "--per-class", "5 0"),
+        ("segmenter", "--width", 0),
+        ("segmenter", "--depth", 0),
+        ("segmenter", "--depth", -1),
+        ("transfer", "--finetune-epochs", -1),
+        ("transfer", "--views", -1),
+    ],
+)
+def test_a_number_that_cannot_be_meant_is_refused_before_anything_is_made(
+    script: str, option: str, value: object, tmp_path: Path
+) -> None:
+    assert option in last_words(script, option, *str(value).split(), "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_training_can_start_from_a_trained_model(segmenter: Path, tmp_path: Path) -> None:
     """At a rate of zero it scores from the first epoch what the other scored in the end, at a larger size too."""
     arguments = ["--data", data_of(segmenter), *SMALL_SEGMENTER, "--start-from", segmenter, "--epochs", 1]

@@ -19,7 +19,8 @@ from timm.utils import ModelEmaV3
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import cli
-from run import Run, open_run, start_from
+from resume import start_from
+from run import Run, open_run
 
 from cvlab import models, render
 from cvlab.data import sets
@@ -28,6 +29,7 @@ from cvlab.data.cache import Cache
 from cvlab.data.parts import classification_parts
 from cvlab.learning import optim
 from cvlab.learning.accelerator import accelerator_for, with_common_statistics
+from cvlab.learning.losses import cross_entropy
 from cvlab.metrics import confusion_matrix
 
 
@@ -67,6 +69,7 @@ def network_arguments(args: argparse.Namespace) -> dict:
 
 def main() -> None:
     args = parser().parse_args()
+    models.check_size(args.network, args.image_size, network_arguments(args))
     state = open_run(args)
     set_seed(args.seed)
 
@@ -84,11 +87,10 @@ def main() -> None:
     mean, std = sets.normalization(args.normalize, train_set.images)
     view |= {"arguments": network_arguments(args), "mean": mean, "std": std}
     model = models.build(args.network, parts.class_names, **view)
-    if args.start_from:
-        start_from(args.start_from, model)
+    start_from(args.start_from, model)
     model = model.to(memory_format=torch.channels_last)
     mix = mixing(args.mixup, args.cutmix, len(parts.class_names))
-    criterion = partial(F.cross_entropy, label_smoothing=args.label_smoothing)
+    criterion = cross_entropy(args.label_smoothing, args.class_weights, train_set.labels, len(parts.class_names))
     batch, saved = next(iter(train_loader)), args.out / "state"
     accelerator = accelerator_for(model, batch, criterion, args.precision, saved, args.resume, args.seed)
     sets.onto_gpu(accelerator.device, train_set, val_set)
@@ -107,7 +109,7 @@ def main() -> None:
     kept = ema.module if ema else bare
     watched = torch.stack([val_set.images[i] for i in render.spread(val_set.labels, per_class=False)])
     frame = partial(render.training_frame, kept, watched)
-    run = Run(args, accelerator, state)
+    run = Run(args, accelerator, state, parts)
 
     for epoch in run.epochs(train_loader, args.epochs):
         train_set.epoch = epoch
@@ -139,7 +141,6 @@ def main() -> None:
         run.end_epoch(
             kept,
             score=-val_loss if args.best_by == "loss" else val_accuracy,
-            facts=parts.facts,
             frame=frame,
             lr=scheduler.get_last_lr()[0],
             train_loss=train_loss,

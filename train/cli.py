@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
+from limits import check_numbers
 
 from cvlab.data import public
 from cvlab.data.sets import AUGMENTATIONS, NORMALIZATIONS
@@ -51,6 +52,7 @@ class Parser(argparse.ArgumentParser):
         if args.recipe and args.data is None and (how := read_recipe(args.recipe).get("data")):
             raise ValueError(f"Recipe {args.recipe} needs a folder of photos, given with --data: {how}")
         args.data = data_folder(args.data)
+        check_numbers(args)
         return args
 
     def take_defaults(self, name: str) -> None:
@@ -162,6 +164,8 @@ def add_classification(parser: Parser, **defaults: object) -> None:
     add("--crop-pct", type=float, help="side of the centre crop as a share of the photo's shorter side")
     add("--min-area", type=float, default=0.6, help="smallest share of a photo that an augmented crop shows")
     add("--label-smoothing", type=float, default=0.0)
+    weights = "balanced: rare classes count more in the loss, n / (classes * n of the class)"
+    add("--class-weights", choices=("none", "balanced"), default="none", help=weights)
     add(
         "--best-by", choices=("accuracy", "loss"), default="accuracy", help="val score that decides which epoch to keep"
     )
@@ -184,6 +188,8 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         words = [word for word in sys.argv if word not in ("--resume", "--overwrite")]
         sys.exit(f"\nStopped; what was saved is safe. Continue with:\n  {shlex.join(['python', *words, '--resume'])}")
+    except PermissionError as error:
+        sys.exit(f"{error.filename}: {error.strerror}. If it was to be written, choose another folder with --out.")
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
         if os.environ.get("CVLAB_TRACEBACK") or (isinstance(error, RuntimeError) and not out_of_memory):

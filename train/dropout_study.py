@@ -15,7 +15,6 @@ OUT/before, OUT/after       by network and value: a confusion matrix of the test
 import argparse
 import csv
 import importlib
-import json
 import shlex
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from sweep_plan import NOT_FOR_RUNS, as_text, as_words
 from cvlab import checkpoint, models, render
 from cvlab.data.evaluation import note_test_read, parts_of, read_views
 from cvlab.explain.many import predict_views
-from cvlab.files import read_json, write_text
+from cvlab.files import read_json, to_json, write_text
 from cvlab.metrics import confusion_matrix, wilson_interval
 from cvlab.models import Model
 
@@ -51,7 +50,7 @@ def main() -> None:
         study[name] = {"start": str(start), "epochs": args.epochs, "rows": rows}
         lines += [f"## {name}\n", table(rows), ""]
     lines.append("In bold: the value with the highest val accuracy after training. Intervals: Wilson, 95%.")
-    write_text(args.out / "study.json", json.dumps(study, indent=1) + "\n")
+    write_text(args.out / "study.json", to_json(study, indent=1) + "\n")
     write_text(args.out / "README.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -13,7 +13,6 @@ OUT/report/val/, report/NAME-test/    the same of other parts or other data, if 
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -35,7 +34,7 @@ from cvlab.checkpoint import card
 from cvlab.data.evaluation import is_own_test_part, note_test_read, parts_of, read_views
 from cvlab.data.parts import SHAPES, Parts
 from cvlab.explain.many import predict_views
-from cvlab.files import write_text
+from cvlab.files import to_json, write_text
 from cvlab.models import Model
 from cvlab.transforms import open_image, resize_logits, square_view, to_uint8
 
@@ -77,7 +76,7 @@ def main() -> None:
 
     evaluate = evaluate_classifier if model.task == "classification" else evaluate_segmenter
     found, lines, pictures = evaluate(model, other, parts, args)
-    write_text(figures, json.dumps(found, indent=1) + "\n")
+    write_text(figures, to_json(found, indent=1) + "\n")
     if trained_on and args.part in ("train", "all"):
         lines.append(f"\n{trained_on} of these pictures were trained on: this is no estimate for unseen ones.")
     lines += [f"\n{note}" for note in dict.fromkeys(parts.notes)]
@@ -102,14 +101,16 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
     labels, logits = torch.tensor(labels), torch.cat([*predict_views(model, views)])
     probs, predicted = logits.softmax(1), logits.argmax(1)
     right = predicted == labels
-    accuracy = interval(right.double().mean().item(), metrics.wilson_interval(int(right.sum()), len(labels)))
+    accuracy = metrics.interval(right.double().mean().item(), metrics.wilson_interval(int(right.sum()), len(labels)))
+    balanced = metrics.balanced_scores(labels, predicted)
     names, options = model.class_names, {"output_dict": True, "zero_division": 0}
     table = classification_report(labels, predicted, labels=range(len(names)), target_names=names, **options)
     error = metrics.expected_calibration_error(probs, labels)
-    found = {"part": args.part, "n": len(labels), "accuracy": accuracy, "expected_calibration_error": error}
+    found = {"part": args.part, "n": len(labels), "accuracy": accuracy, **balanced, "expected_calibration_error": error}
     lines = [
         f"Accuracy **{accuracy['value']:.4f}** (95% Wilson interval {accuracy['low']:.4f} to {accuracy['high']:.4f}), "
-        f"{len(labels)} pictures.\n",
+        f"{len(labels)} pictures. Where every class counts the same: balanced accuracy "
+        f"{balanced['balanced_accuracy']['value']:.4f}, macro F1 {balanced['macro_f1']['value']:.4f}.\n",
         "| class | precision | recall | F1 | pictures |\n| --- | --- | --- | --- | --- |",
     ]
     for name in names:
@@ -148,7 +149,7 @@ def evaluate_segmenter(model: Model, other: Model | None, parts: Parts, args: ar
     (counts,) = mask_counts(model, views, masks, [model.threshold])
     scores, intervals = vars(metrics.segmentation_scores(counts)), metrics.bootstrap_intervals(counts)
     found = {"part": args.part, "n": len(masks), "threshold": model.threshold}
-    found |= {name: interval(value, intervals[name]) for name, value in scores.items()}
+    found |= {name: metrics.interval(value, intervals[name]) for name, value in scores.items()}
     lines = [
         f"{len(masks)} pictures, all pixels of each at its own resolution, threshold {model.threshold:g}; "
         "95% intervals by bootstrap over pictures.\n",
@@ -199,11 +200,6 @@ def mask_counts(model: Model, views: Tensor, masks: list[Tensor], thresholds: li
     return [torch.cat(each) for each in counts]
 
 
-def interval(value: float, bounds: tuple[float, float]) -> dict:
-    """A score as metrics.json holds it."""
-    return {"value": value, "low": bounds[0], "high": bounds[1]}
-
-
 def iou(counts: Tensor) -> float:
     """Over all images of `segmentation_counts`."""
     return metrics.segmentation_scores(counts).iou
@@ -212,7 +208,7 @@ def iou(counts: Tensor) -> float:
 def add_comparison(found: dict, other: str, score: str, ours: Tensor, theirs: Tensor, score_of: Callable) -> str:
     """Adds the difference from another model to what metrics.json holds, and returns the line of the report."""
     value, low, high = metrics.paired_interval(ours.numpy(), theirs.numpy(), score_of)
-    found["compared"] = {"with": other, "score": score, "difference": interval(value, (low, high))}
+    found["compared"] = {"with": other, "score": score, "difference": metrics.interval(value, (low, high))}
     return f"\n{score} minus that of {other}, same pictures: {value:+.4f} (95% interval {low:+.4f} to {high:+.4f})."
 
 

@@ -17,7 +17,8 @@ from accelerate.utils import set_seed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import cli
-from run import Run, open_run, start_from
+from resume import start_from
+from run import Run, open_run
 
 from cvlab import models, render
 from cvlab.data import sets
@@ -52,6 +53,8 @@ def main() -> None:
     args = parser().parse_args()
     if not 0 < args.zoom[0] <= args.zoom[1]:
         raise ValueError("--zoom takes two factors above 0, the smaller one first: 1 1.4 only enlarges.")
+    arguments = {name: vars(args)[name] for name in ("width", "depth", "batch_norm", "dropout")}
+    models.check_size("unet", args.image_size, arguments)
     state = open_run(args)
     set_seed(args.seed)
 
@@ -64,11 +67,9 @@ def main() -> None:
     print(sets.summary(parts, cache))
 
     # Model, loss, optimizer, schedule.
-    arguments = {name: vars(args)[name] for name in ("width", "depth", "batch_norm", "dropout")}
     mean, std = sets.normalization(args.normalize, train_set.images)
     model = models.build("unet", parts.class_names, args.image_size, arguments, mean, std)
-    if args.start_from:
-        start_from(args.start_from, model)
+    start_from(args.start_from, model)
     model = model.to(memory_format=torch.channels_last)
     criterion = SEGMENTATION_LOSSES[args.loss]
     batch, saved = next(iter(train_loader)), args.out / "state"
@@ -84,7 +85,7 @@ def main() -> None:
     )
     kept = accelerator.unwrap_model(model)
     frame = partial(render.training_frame, kept, torch.stack(val_set.images[:2]), masks=val_masks)
-    run = Run(args, accelerator, state, counts=4)
+    run = Run(args, accelerator, state, parts, counts=4)
 
     for epoch in run.epochs(train_loader, args.epochs):
         train_set.epoch = epoch
@@ -115,7 +116,6 @@ def main() -> None:
         run.end_epoch(
             kept,
             score=val_iou,
-            facts=parts.facts,
             frame=frame,
             lr=scheduler.get_last_lr()[0],
             train_loss=train_loss,

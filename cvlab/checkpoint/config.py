@@ -30,6 +30,7 @@ ALLOWED_ARGUMENTS = {
         "global_pool": str,
         "class_token": bool,
         "fixed_input_size": bool,
+        "single_output": bool,
         "drop_rate": float,
         "drop_path_rate": float,
     },
@@ -44,7 +45,8 @@ ALLOWED_ARGUMENTS = {
     "smp": {"encoder": str, "decoder_channels": list},
     "resnet_unet": {"encoder": str, "decoder_channels": list},
 }
-OPTIONAL = {"interpolation": str, "crop_mode": str, "stages": list, "data": dict, "precision": str, "versions": dict}
+OPTIONAL = {"interpolation": str, "crop_mode": str, "stages": list}
+OPTIONAL |= {"data": dict, "options": dict, "precision": str, "versions": dict}
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash")
 MAX_CONFIG_BYTES = 4 * 2**20

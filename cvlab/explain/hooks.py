@@ -101,14 +101,23 @@ def forward(model: Model, images: Tensor) -> Tensor:
     """The model's logits of images (N, 3, S, S) in [0, 1].
 
     Raises:
-        ValueError: another shape or type, or an image size that the model cannot take.
+        ValueError: another shape or type, an image size that the model cannot take, or a classifier's single logit.
     """
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         found = f"{tuple(images.shape)} of {str(images.dtype).removeprefix('torch.')}"
         raise ValueError(f"images must be (N, 3, H, W) of floats in [0, 1], not {found}: see cvlab.transforms.view")
     try:
-        return model(images)
+        logits = model(images)
+        if logits.ndim == 2 and logits.shape[1] == 1:
+            raise ValueError("the classifier has a single logit z, and softmax makes it 1: let it return -z/2 and z/2")
+        return logits
     except (RuntimeError, AssertionError) as error:
+        weight = next(model.parameters(), images)
+        if (weight.dtype, weight.device) != (images.dtype, images.device):
+            ours, theirs = (f"{str(each.dtype).removeprefix('torch.')} on {each.device}" for each in (weight, images))
+            raise ValueError(
+                f"the model is {ours}, the images are {theirs}: call model.float(), and move both to one device"
+            ) from error
         height, width = images.shape[-2:]
         side = model.image_size
         if height == width == side:

@@ -17,7 +17,7 @@ from captum.attr import LayerGradCam
 from torch import Tensor
 
 from cvlab.explain.hooks import UNUSED_IS_ZERO, alone_with, differentiable, forward, passes, recorded
-from cvlab.explain.scores import Score, predicted_score
+from cvlab.explain.scores import Score, predicted_score, takes_wrapped
 from cvlab.models import Model
 from cvlab.models.model import identity
 
@@ -42,12 +42,14 @@ class Explanation:
     maps: dict[str, dict[str, Tensor]]
 
 
+@takes_wrapped
 def predict(model: Model, images: Tensor) -> Tensor:
     """Logits in eval mode without gradients, while no other thread explains the same model."""
     with alone_with(model), torch.no_grad():
         return forward(model, images)
 
 
+@takes_wrapped
 def grad_cam(
     model: Model, images: Tensor, class_idx: int | Tensor | None = None, stage: str | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -70,6 +72,7 @@ def grad_cam(
     return explanation.logits, explanation.maps["grad_cam"][stage]
 
 
+@takes_wrapped
 def explain(
     model: Model,
     images: Tensor,
@@ -111,6 +114,7 @@ def explain(
     return Explanation(seen.logits, seen.scores, maps)
 
 
+@takes_wrapped
 def default_stage(model: Model) -> str:
     """The stage of a single Grad-CAM: a U-Net's bottleneck, else the last stage."""
     stages = list(model.stages)
@@ -139,6 +143,7 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(norms > 0, (a * b).sum(1) / norms, 0.0).float()
 
 
+@takes_wrapped
 def check_stages(model: Model, stages: Sequence[str]) -> list[str]:
     """The names as a list; ValueError for a stage that the model does not have."""
     known = model.stages

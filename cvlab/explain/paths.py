@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cvlab.explain.hooks import passes
 from cvlab.explain.maps import correlation, explain
+from cvlab.explain.scores import takes_wrapped
 from cvlab.models import Model
 from cvlab.models.unet import UNet
 
@@ -36,6 +37,7 @@ class Contributions:
     parts: dict[str, Tensor]
 
 
+@takes_wrapped
 def contributions(model: Model, images: Tensor, score: Callable[[Tensor], Tensor]) -> Contributions:
     """The signed parts of a score at the cuts of a U-Net, from one forward and one backward pass.
 

@@ -4,9 +4,11 @@ import inspect
 from collections.abc import Sequence
 from importlib import import_module
 
+import torch
+
 from cvlab.models.model import Model, Stage
 
-__all__ = ["NETWORKS", "Model", "Stage", "build", "network_class"]
+__all__ = ["NETWORKS", "Model", "Stage", "build", "check_size", "network_class"]
 
 # Module and class. Each is imported when it is first built: importing timm and torchvision, which the last four need,
 # takes as long as importing torch itself.
@@ -54,12 +56,14 @@ def build(
         crop_mode: "squash" resizes both sides of a classifier's photo to image_size / crop_pct, as timm's does.
 
     Raises:
-        ValueError: the network is unknown or does not take an argument.
+        ValueError: the network is unknown, does not take an argument, or is a classifier of a single class.
     """
     if network not in NETWORKS:
         raise ValueError(f"unknown network “{network}”; known are {', '.join(NETWORKS)}")
     arguments = dict(arguments or {})
     make = network_class(network)
+    if make.task == "classification" and len(class_names) < 2:
+        raise ValueError("a classifier tells at least two classes apart: with one, every probability would be 1")
     parameters = inspect.signature(make).parameters
     given = {"num_classes": len(class_names), "image_size": image_size, "mean": mean, "std": std}
     known = set(parameters) - set(given)
@@ -87,3 +91,18 @@ def build(
         "stages": list(model.stages),
     }
     return model
+
+
+def check_size(network: str, image_size: int, arguments: dict) -> None:
+    """Raises ValueError if a network of `build` cannot take images of this size. It is tried without any memory."""
+    try:
+        with torch.device("meta"), torch.no_grad():
+            model = build(network, ["a", "b"], image_size, arguments).eval()
+            model(torch.empty(1, 3, image_size, image_size))
+    except ValueError:
+        raise
+    except Exception as error:  # networks fail in many ways
+        name, reason = arguments.get("architecture", network), str(error).split("\n")[0].rstrip(".")
+        raise ValueError(
+            f"{name} cannot take images of {image_size} x {image_size} pixels ({reason}): choose another --image-size."
+        ) from error

@@ -3,6 +3,8 @@
 images -> normalize -> backbone (timm's network with its head) -> logits
 """
 
+import inspect
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,12 +12,15 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.data import ImageNetInfo, infer_imagenet_subset
-from timm.models import get_pretrained_cfg, is_model, load_state_dict
+from timm.models import get_pretrained_cfg, is_model, load_state_dict, model_entrypoint
 from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 
 from cvlab.models.model import MAX_CLASSES, Model, Normalize, Stage
 from cvlab.models.timm_stages import maps_of
+
+# What timm's files of networks call the function that its loader asks to convert tensors of others.
+CONVERTERS = ("checkpoint_filter_fn", "checkpoint_filter_fn_classifier", "_filter_fn", "_filter_torchvision_pretrained")
 
 
 class WholeConv2d(nn.Conv2d):
@@ -48,6 +53,8 @@ class TimmClassifier(Model):
         global_pool: how features become one vector ("avg", "token" and others); by default as the architecture does.
         class_token: whether a transformer has a CLS token; by default as the architecture does.
         fixed_input_size: whether the network is made for one image size; by default as the architecture is.
+        single_output: timm's network has one output z for two classes. The logits are -z/2 and z/2, whose softmax is
+            the sigmoid of z.
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth (Huang et al., "Deep Networks with Stochastic Depth", 2016).
         mean, std: of the images in [0, 1].
@@ -66,6 +73,7 @@ class TimmClassifier(Model):
         global_pool: str | None = None,
         class_token: bool | None = None,
         fixed_input_size: bool | None = None,
+        single_output: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         mean: Sequence[float] = (0.485, 0.456, 0.406),
@@ -78,8 +86,12 @@ class TimmClassifier(Model):
         self.model_args = {key: value for key, value in given.items() if value is not None}
 
         def make() -> nn.Module:
-            return timm_network(architecture, image_size, fixed_input_size, num_classes=num_classes, **self.model_args)
+            outputs = 1 if single_output else num_classes
+            return timm_network(architecture, image_size, fixed_input_size, num_classes=outputs, **self.model_args)
 
+        if single_output and num_classes != 2:
+            raise ValueError("a single output tells two classes apart")
+        self.single_output = single_output
         self.normalize = Normalize(mean, std)
         self.backbone = make()
         for module in self.backbone.modules():
@@ -95,7 +107,8 @@ class TimmClassifier(Model):
         return {name: Stage(self.backbone.get_submodule(name), to_map) for name, to_map in self._maps.items()}
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.backbone(self.normalize(images))  # (N, num_classes)
+        logits = self.backbone(self.normalize(images))  # (N, num_classes)
+        return torch.cat([-logits, logits], 1) / 2 if self.single_output else logits
 
     def timm_config(self) -> dict:
         """What timm needs to build the same network and its transforms: the top level of config.json."""
@@ -170,6 +183,8 @@ def from_timm_config(config: dict) -> dict:
         raise ValueError("input_size is not [3, side, side]")
     if input_size[1] != input_size[2]:
         raise ValueError(f"input_size {list(input_size)} is not square: cvlab shows a model square views")
+    if num_classes == 1:
+        arguments["single_output"] = True
     return {
         "task": "classification",
         "network": "timm",
@@ -186,16 +201,23 @@ def from_timm_config(config: dict) -> dict:
 
 
 def _class_names(config: dict, view: dict, num_classes: int) -> list[str]:
-    """Descriptions of label_names where there are some, else label_names, else ImageNet's names, else numbers."""
-    numbered = [f"class {i}" for i in range(num_classes)]
+    """Descriptions of label_names where there are some, else label_names, else ImageNet's names, else numbers.
+
+    A single output is for two classes; if it has one name, the other class is "not NAME".
+    """
+    numbered = [f"class {i}" for i in range(max(num_classes, 2))]
     names = config.get("label_names", view.get("label_names"))
     descriptions = config.get("label_descriptions", view.get("label_descriptions")) or {}
     if names is None:
         return imagenet_names(num_classes) or numbered
     if isinstance(names, dict):  # JSON has the indices as strings
-        names = [names.get(str(i), name) for i, name in enumerate(numbered)]
-    if not isinstance(names, list) or len(names) != num_classes or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"label_names is not a list of {num_classes} names, one for each class")
+        names = [
+            names.get(str(i), name) for i, name in enumerate(numbered[: len(names)] if num_classes == 1 else numbered)
+        ]
+    if num_classes == 1 and isinstance(names, list) and len(names) == 1:
+        names = [f"not {names[0]}", *names]
+    if not isinstance(names, list) or len(names) != len(numbered) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"label_names is not a list of {len(numbered)} names, one for each class")
     if isinstance(descriptions, dict):
         names = [descriptions.get(name, name) for name in names]
     return unique([str(name) for name in names])
@@ -276,6 +298,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} cannot be read as weights, .pth or .safetensors: {_reason(error)}.") from error
 
 
+def in_current_names(architecture: str, network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of an older timm, of a network's authors or of another image size, as timm's own loader converts them.
+
+    Args:
+        network: of timm, whose shapes the converter reads.
+    """
+    known = vars(sys.modules[model_entrypoint(architecture).__module__])
+    convert = next((known[name] for name in CONVERTERS if name in known), None)
+    if convert is None:
+        return weights
+    takes = inspect.signature(convert).parameters
+    settings = {"adapt_layer_scale": True} if "adapt_layer_scale" in takes else {}  # names of the authors of DeiT III
+    return convert(dict(weights), *[network][: len(takes) - 1], **settings)
+
+
 def _reason(error: Exception) -> str:
     return (str(error).split("\n")[0] or type(error).__name__)[:200].rstrip(". ")
 
@@ -283,11 +320,18 @@ def _reason(error: Exception) -> str:
 def load_backbone(backbone: nn.Module, weights: dict[str, Tensor]) -> None:
     """Loads weights of the same network; its classifier, and layers that were cut off, are left out.
 
+    They may have the names of its authors, or be for another image size: timm's converters are asked.
+
     Raises:
         ValueError: a tensor is missing, has another shape, or belongs to another network; the message names it.
     """
+    architecture, size = backbone.pretrained_cfg["architecture"], backbone.pretrained_cfg["input_size"][-1]
     with torch.device("meta"):
-        whole = timm.create_model(backbone.pretrained_cfg["architecture"])
+        whole = timm_network(architecture, size)
+    try:
+        weights = in_current_names(architecture, whole, weights)
+    except Exception as error:  # of tensors of another network
+        raise ValueError(f"timm cannot convert the weights, which begin with {', '.join(list(weights)[:3])}") from error
     classifiers = whole.pretrained_cfg["classifier"] or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
     in_classifier = tuple(f"{each}." for each in classifiers)

@@ -25,6 +25,7 @@ from cvlab.explain import (
     predicted_score,
 )
 from cvlab.explain.hooks import differentiable, passes
+from cvlab.explain.scores import takes_wrapped
 from cvlab.models import Model
 
 SAME = 0.999  # two maps with a higher correlation are the same
@@ -48,6 +49,7 @@ def diagnose(attribution: Tensor, logits: Tensor | None = None, class_idx: int =
     return next(_of_map(attribution, logits, class_idx), "")
 
 
+@takes_wrapped
 def diagnose_model(
     model: Model,
     images: Tensor,
