@@ -26,7 +26,7 @@ ROOMS = {
     "checkpoint": {"models", "files"},
     "page": {"checkpoint", "data", "explain", "files", "metrics", "models", "render", "transforms", "trust"},
 }
-OF_DATA = {"data.shapes"}  # all that the page takes from there: it starts without reading folders
+OF_DATA = {"data.shapes", "data.masks"}  # all that the page takes from there: it starts without reading folders
 WITH_GRADIO = {"page.api", "page.upload"}
 
 
