@@ -71,7 +71,7 @@ def left_out_notes(left_out: dict[Path, str], folder: str | Path) -> list[str]:
     for path in sorted(left_out):
         by_reason.setdefault(left_out[path], []).append(path.relative_to(folder).as_posix())
     return [
-        f"Left out, {reason}: {len(names)} ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})."
+        f"Left out because it {reason}: {len(names)} ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})."
         for reason, names in by_reason.items()
     ]
 
@@ -99,20 +99,20 @@ def class_pictures(folder: Path) -> Found:
         )
     if roots:
         for path in (path for other in others for path in pictures_in(other, {})):
-            found.left_out[path] = "not in one of the parts train, val and test"
+            found.left_out[path] = "lies in none of the parts train, val and test"
         roots = {part: _unwrapped(path) for part, path in roots.items()}
     else:
         roots = {"all": found.root}
     if list(roots) == ["train"]:
         roots = {"all": roots["train"]}
     for path in (path for root in {found.root, *roots.values()} for path in _pictures_beside(root)):
-        found.left_out[path] = "beside the folders of the classes"
+        found.left_out[path] = "lies beside the folders of the classes"
     first = [roots[part] for part in ("all", "train") if part in roots] or roots.values()
     names = sorted({path.name for root in first for path in _subfolders(root)})
     for part, root in roots.items():
         found.parts[part] = {name: pictures_in(root / name, found.left_out) for name in names}
         for path in (path for other in _subfolders(root) if other.name not in names for path in pictures_in(other, {})):
-            found.left_out[path] = f"of a class that train does not have, {path.relative_to(root).parts[0]}"
+            found.left_out[path] = f"is of a class that train does not have, {path.relative_to(root).parts[0]}"
     return found
 
 
@@ -170,11 +170,17 @@ def _paired(images: Path, masks: Path | None, left_out: dict[Path, str]) -> dict
                 pairs[waiting[key][0]] = free[key][0]
                 continue
             several = len(free[key]) > 1
-            reason = "more than one mask fits its name" if several else "two pictures of one name share a mask"
-            left_out |= dict.fromkeys(waiting[key], reason) | dict.fromkeys(free[key], f"{reason}: the mask")
-    left_out |= {path: "no mask of its name" for path in pictures if path not in pairs and path not in left_out}
+            reason = (
+                "has more than one mask of its name" if several else "shares its mask with a picture of the same name"
+            )
+            left_out |= dict.fromkeys(waiting[key], reason) | dict.fromkeys(
+                free[key], "is a mask that fits its image no better than another"
+            )
+    left_out |= {path: "has no mask" for path in pictures if path not in pairs and path not in left_out}
     used = set(pairs.values())
-    left_out |= {path: "a mask that belongs to no image" for path in drawn if path not in used and path not in left_out}
+    left_out |= {
+        path: "is a mask that belongs to no image" for path in drawn if path not in used and path not in left_out
+    }
     return {path: pairs[path] for path in pictures if path in pairs}
 
 
@@ -205,7 +211,7 @@ def pictures_in(folder: Path, left_out: dict[Path, str]) -> list[Path]:
 
     def unreadable(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
-            left_out[Path(error.filename)] = "a folder that cannot be opened"
+            left_out[Path(error.filename)] = "is a folder that cannot be opened"
 
     pictures, seen = [], set()
     for place, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
@@ -227,9 +233,9 @@ def _why_not(path: Path) -> str:
     """Why a file is not read as a picture; empty where it is, and for what a system leaves in every folder."""
     named = path.suffix.lower() in IMAGE_SUFFIXES
     if _of_the_system(path.name):
-        return "a hidden file, which a system made" if named else ""
+        return "is a hidden file of the system" if named else ""
     if not path.is_file():
-        return "a link to nothing, or no plain file"
+        return "is a link to nothing, or no plain file"
     if not named:
         try:
             with Image.open(path, formats=FORMATS):
@@ -237,7 +243,7 @@ def _why_not(path: Path) -> str:
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             return ""  # a picture: whoever opens it says that it is too large
         except Exception:  # decoders raise errors of every kind
-            return "no picture"
+            return "is no picture"
     return ""
 
 

@@ -16,6 +16,7 @@ from cvlab.data.folders import DataError
 from cvlab.transforms import FORMATS, MAX_PIXELS, open_image
 
 MAX_MASK_CLASSES = 64
+UNCLEAR = "has a mask whose meaning is not clear"
 ORIENTATION = 274  # an EXIF tag: 1 is upright; from 5 on, width and height are exchanged
 BRIGHT = 191  # JPEG changes white and black at edges; a pixel of a mask is then above this, or below 255 minus this
 
@@ -176,7 +177,7 @@ def _examine_pair(image: Path, mask: Path, image_size: int) -> Held:
         values = _values(mask)
     except DataError as error:
         unreadable = error.__cause__ is not None
-        held.reason, held.fault = ("its mask cannot be opened" if unreadable else "its mask is not clear"), str(error)
+        held.reason, held.fault = ("has a mask that cannot be opened" if unreadable else UNCLEAR), str(error)
         return held
     held.counts = dict(zip(*(each.tolist() for each in np.unique(values, return_counts=True)), strict=True))
     rows, columns = (((np.arange(image_size) + 0.5) * side / image_size).astype(int) for side in values.shape)
@@ -189,9 +190,9 @@ def _examine_pair(image: Path, mask: Path, image_size: int) -> Held:
     except Exception:  # a photo that cannot be opened is named elsewhere
         return held
     if values.shape != size[::-1]:
-        held.reason, held.fault = "its mask has another size", _other_size(values.shape[::-1], size)
+        held.reason, held.fault = "has a mask of another size", _other_size(values.shape[::-1], size)
         if values.shape == raw[::-1]:
-            held.reason = "its photo is turned by EXIF, and the mask lies on the pixels before the turn"
+            held.reason = "is turned by EXIF, and its mask lies on the pixels before the turn"
             held.fault += " The photo is turned by EXIF, and the mask lies on the pixels before the turn: turn it too."
     held.turned = not held.reason and 1 < turn <= 8 and of_mask == 1
     return held
@@ -210,7 +211,7 @@ def count_classes(held: Sequence[Held]) -> int:
 def odd_masks(held: dict[Path, Held], num_classes: int) -> dict[Path, str]:
     """By picture, what is wrong with the values of its mask where there are so many classes."""
     faults = {path: _value_fault(set(each.counts), num_classes) for path, each in held.items() if each.counts}
-    unclear = {path: each.fault for path, each in held.items() if each.reason == "its mask is not clear"}
+    unclear = {path: each.fault for path, each in held.items() if each.reason == UNCLEAR}
     return unclear | {path: fault for path, fault in faults.items() if fault}
 
 

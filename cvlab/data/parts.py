@@ -149,7 +149,7 @@ def classification_parts(
         return _shapes_parts(shapes.CLASS_NAMES, lambda scene: scene.label, image_size)
     found = class_pictures(existing(folder))
     copies = copies or Copies(found.pictures)
-    found.left_out |= dict.fromkeys(copies.faults, "it cannot be opened")
+    found.left_out |= dict.fromkeys(copies.faults, "cannot be opened")
     names = list(next(iter(found.parts.values())))[:classes]
     if class_names is None:
         _check_classes(names, folder)
@@ -232,7 +232,7 @@ def segmentation_parts(
         there = " ".join(left_out_notes(found.left_out, folder))
         raise DataError(f"{folder} has no pairs: expected images/NAME.jpg (or other) with masks/NAME.png. {there}")
     copies = copies or Copies(list(pairs))
-    found.left_out |= dict.fromkeys(copies.faults, "it cannot be opened")
+    found.left_out |= dict.fromkeys(copies.faults, "cannot be opened")
     held = examine_masks(pairs, image_size)
     num_classes = len(class_names) if class_names else count_classes(list(held.values()))
     if odd := odd_masks(held, num_classes):

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
