@@ -18,7 +18,8 @@ from cvlab.transforms import FORMATS, MAX_PIXELS, open_image
 MAX_MASK_CLASSES = 64
 UNCLEAR = "has a mask whose meaning is not clear"
 ORIENTATION = 274  # an EXIF tag: 1 is upright; from 5 on, width and height are exchanged
-BRIGHT = 191  # JPEG changes white and black at edges; a pixel of a mask is then above this, or below 255 minus this
+LOSSY = ("JPEG", "WEBP", "AVIF", "HEIF", "JPEG2000")
+BRIGHT = 191  # of a lossy black and white picture: white is above this, black below 255 minus this, but for some edges
 
 
 # --- one file ---------------------------------------------------------------------------------------------------------
@@ -57,7 +58,7 @@ def _values(path: str | Path) -> np.ndarray:
         with Image.open(path, formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise DataError(f"has more than {MAX_PIXELS / 1e6:.0f} million pixels.")
-            pages, jpeg = getattr(opened, "n_frames", 1), opened.format == "JPEG"
+            pages, lossy = getattr(opened, "n_frames", 1), opened.format if opened.format in LOSSY else ""
             mask = ImageOps.exif_transpose(opened)
         if pages > 1:
             raise DataError(f"has {pages} pages or frames, but a mask has one. Save the right one alone.")
@@ -72,8 +73,10 @@ def _values(path: str | Path) -> np.ndarray:
         values = values.astype(np.int64)
     if values.max() == 65535 and set(np.unique(values)) <= {0, 65535}:
         return np.where(values > 0, np.uint8(255), np.uint8(0))
-    if jpeg and values.max() > BRIGHT and ((values > BRIGHT) | (values < 255 - BRIGHT)).mean() > 0.95:
-        return np.where(values > 127, np.uint8(255), np.uint8(0))  # black and white, but for the edges
+    if lossy and values.max() > 0:
+        if values.max() <= BRIGHT or ((values > BRIGHT) | (values < 255 - BRIGHT)).mean() < 0.95:
+            raise DataError(f"is a {lossy} that is not black and white. {lossy} changes numbers: save masks as PNG.")
+        return np.where(values > 127, np.uint8(255), np.uint8(0))
     return values.astype(np.uint8) if values.dtype == bool else values
 
 

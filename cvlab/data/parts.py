@@ -229,7 +229,8 @@ def segmentation_parts(
     found = mask_pairs(existing(folder))
     pairs = {image: mask for part in found.parts.values() for image, mask in part.items()}
     if not pairs:
-        there = " ".join(left_out_notes(found.left_out, folder))
+        names = ", ".join(sorted(path.name for path in Path(folder).iterdir() if path.is_dir())[:5])
+        there = " ".join(left_out_notes(found.left_out, folder)) or f"Its folders: {names or 'none'}."
         raise DataError(f"{folder} has no pairs: expected images/NAME.jpg (or other) with masks/NAME.png. {there}")
     copies = copies or Copies(list(pairs))
     found.left_out |= dict.fromkeys(copies.faults, "cannot be opened")
