@@ -37,7 +37,9 @@ THUMBNAIL = 128
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="data folder")
-    parser.add_argument("--out", type=Path, help="folder for pictures of samples and of the pairs of copies")
+    parser.add_argument(
+        "--out", type=Path, help="folder for pictures of samples and copies; FILE.png: of the copies only"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of samples")
     parser.add_argument("--image-size", type=int, default=64, help="of the training: small masks may vanish")
     parser.add_argument("--class-names", nargs="+", help="names of the masks' classes, as given to the segmenter")
@@ -46,7 +48,9 @@ def main() -> None:
     found = (mask_pairs if with_masks else class_pictures)(args.data)
     copies = Copies(found.pictures)
     pairs = [copy for copy in copies.pairs if not {copies.paths[i] for i in copy[:2]} & copies.faults.keys()]
-    about_masks = {path: f"{reason}." for path, reason in found.left_out.items() if "mask" in reason}
+    about_masks = {
+        path: f"{reason}." for path, reason in found.left_out.items() if "mask" in reason or "image" in reason
+    }
     faults = found.left_out | copies.faults
     lines = [f"{path.relative_to(args.data)}: {faults[path]}" for path in sorted(faults.keys() - about_masks.keys())]
     findings = {"cannot be used": lines, "copies": [described(copy, copies.paths, args.data) for copy in pairs]}
@@ -75,10 +79,11 @@ def main() -> None:
         print(f"\ntraining: {sizes}\n" + "".join(f"  {note}\n" for note in parts.notes), end="")
         if unreadable := fonts.without_glyphs(parts.class_names):
             print(f"  {unreadable}")
-    if args.out and parts:
+    if args.out and parts and args.out.suffix != ".png":
         render.save_png(sample_sheet(parts, with_masks, args.seed), args.out / "samples.png")
     if args.out and pairs:
-        render.save_png(contact_sheet(pairs, copies.paths), args.out / "copies.png")
+        sheet = args.out if args.out.suffix == ".png" else args.out / "copies.png"
+        render.save_png(contact_sheet(pairs, copies.paths), sheet)
     if args.out:
         print(f"\nPictures: {args.out}")
 

@@ -107,10 +107,8 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
     table = classification_report(labels, predicted, labels=range(len(names)), target_names=names, **options)
     error = metrics.expected_calibration_error(probs, labels)
     found = {"part": args.part, "n": len(labels), "accuracy": accuracy, "expected_calibration_error": error}
-    lines = [
-        f"Accuracy **{accuracy['value']:.4f}** (95% Wilson interval {accuracy['low']:.4f} to {accuracy['high']:.4f}), "
-        f"{len(labels)} pictures.\n",
-    ]
+    measured = "Accuracy **{value:.4f}** (95% Wilson interval {low:.4f} to {high:.4f})".format(**accuracy)
+    lines = [f"{measured}, {len(labels)} pictures.\n"]
     rows = [("class", "precision", "recall", "F1", "pictures")]
     for name in names:
         shares = (f"{table[name][score]:.3f}" for score in ("precision", "recall", "f1-score"))

@@ -174,13 +174,11 @@ def _paired(images: Path, masks: Path | None, left_out: dict[Path, str]) -> dict
                 "has more than one mask of its name" if several else "shares its mask with a picture of the same name"
             )
             left_out |= dict.fromkeys(waiting[key], reason) | dict.fromkeys(
-                free[key], "is a mask that fits its image no better than another"
+                free[key], "fits its image no better than another mask"
             )
     left_out |= {path: "has no mask" for path in pictures if path not in pairs and path not in left_out}
     used = set(pairs.values())
-    left_out |= {
-        path: "is a mask that belongs to no image" for path in drawn if path not in used and path not in left_out
-    }
+    left_out |= {path: "belongs to no image" for path in drawn if path not in used and path not in left_out}
     return {path: pairs[path] for path in pictures if path in pairs}
 
 
@@ -267,7 +265,8 @@ def _pictures_beside(folder: Path) -> list[Path]:
 def _unwrapped(folder: Path) -> Path:
     """The folder itself, or the one in it that holds the classes, where it holds nothing else."""
     while not _pictures_beside(folder) and len(inner := _subfolders(folder)) == 1:
-        if not _subfolders(inner[0]) or PART_FOLDERS.get(inner[0].name.casefold()) in ("val", "test"):
+        alone = PART_FOLDERS.get(inner[0].name.casefold()) in ("val", "test") and inner[0].name != folder.name
+        if alone or not _subfolders(inner[0]):
             break
         (folder,) = inner
     return folder
