@@ -25,8 +25,8 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def write_text(path: str | Path, content: str) -> None:
-    """`write_bytes` of UTF-8 text."""
-    write_bytes(path, content.encode("utf-8"))
+    """`write_bytes` of UTF-8 text. The bytes of a file's name that are no UTF-8 are written as \\udc80 to \\udcff."""
+    write_bytes(path, content.encode("utf-8", "backslashreplace"))
 
 
 def to_json(value: object, indent: int | None = None) -> str:

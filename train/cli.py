@@ -181,6 +181,9 @@ def view_of(args: argparse.Namespace) -> dict:
 def run(main: Callable[[], None]) -> None:
     """Runs a script; errors that a user can fix end in one sentence. CVLAB_TRACEBACK=1 shows where they come from."""
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):  # any name that a file can have can be printed, on any terminal
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if int(os.environ.get("RANK", 0)) > 0:  # set by torchrun: only the first of several processes prints
         sys.stdout = io.StringIO()
     try:

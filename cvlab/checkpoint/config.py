@@ -3,13 +3,12 @@
 import json
 import os
 import stat
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from cvlab.models.model import MAX_CLASSES
+from cvlab.models.model import MAX_CLASSES, name_fault
 
 FORMAT = 1
 REQUIRED = {
@@ -53,8 +52,6 @@ MAX_CONFIG_BYTES = 4 * 2**20
 MAX_IMAGE_SIZE = 4096
 MAX_ARGUMENT = 8192  # channels, mostly
 MAX_DEPTH = 32  # also of lists: modules are built one by one before any shape can be compared
-MAX_NAME = 300  # characters of a class name
-BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they change the reading direction
 
 
 class CheckpointError(ValueError):
@@ -186,11 +183,8 @@ def _check_class_names(names: list, path: Path) -> None:
         twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise CheckpointError(f"{path}: the class name {twice[:60]!a} is there twice.")
     for name in names:
-        if not name.strip() or len(name) > MAX_NAME:
-            raise CheckpointError(f"{path}: a class name is empty or longer than {MAX_NAME} characters.")
-        # Line ends and terminal codes, halves of surrogate pairs, and changes of the reading direction.
-        if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in BIDI_CONTROLS for c in name):
-            raise CheckpointError(f"{path}: the class name {name[:60]!a} contains control characters.")
+        if fault := name_fault(name):
+            raise CheckpointError(f"{path}: the class name {name[:60]!a} {fault}.")
 
 
 def _check_numbers(block: dict, path: Path) -> None:
