@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from cvlab.files import LFS_POINTER, NOT_FETCHED
 from cvlab.models.model import MAX_CLASSES
 
 FORMAT = 1
@@ -63,7 +64,8 @@ def opened(path: Path, limit: int) -> Iterator[BinaryIO]:
     """Opens a file of the folder once, and checks the open file: replacing it on disk afterwards changes nothing.
 
     Raises:
-        CheckpointError: it is missing, not a plain file, a link to outside the folder, or larger than `limit` bytes.
+        CheckpointError: it is missing, not a plain file, a link to outside the folder, larger than `limit` bytes, or
+            what git leaves in place of a large file.
     """
     folder = path.parent.resolve()
     here = Path(os.path.realpath(path))  # not resolve(): a link to itself raises there
@@ -86,6 +88,9 @@ def opened(path: Path, limit: int) -> Iterator[BinaryIO]:
     with open(descriptor, "rb") as file:
         if found.st_size > limit:
             raise CheckpointError(f"{path} has {found.st_size:,} bytes, and the limit is {limit:,}.")
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise CheckpointError(f"{path} {NOT_FETCHED}")
+        file.seek(0)
         yield file
 
 

@@ -29,6 +29,7 @@ from cvlab.page.html import (
 )
 from cvlab.page.question import SLOW_METHODS, Question, mask_of, parse_points, settled_score, to_query
 from cvlab.page.record import record_panel
+from cvlab.page.sentences import sentence_of
 from cvlab.page.snippet import as_python
 from cvlab.page.visit import Answer
 from cvlab.render import heatmap_picture, mask_overlay, outlined, overlay, to_picture
@@ -59,7 +60,7 @@ SAME_MAP = (
 
 
 def draw(answer: Answer, names: Iterable[str], *others: Answer) -> dict[str, str]:
-    """Panels by their names, as HTML: the one place where an error becomes a sentence.
+    """Panels by their names, as HTML; an error becomes a sentence.
 
     Where the panel "notes" fails, model or photo cannot be opened. That is said there, and the rest stays empty.
 
@@ -76,12 +77,6 @@ def draw(answer: Answer, names: Iterable[str], *others: Answer) -> dict[str, str
             if name == "notes":
                 break
     return drawn
-
-
-def sentence_of(error: Exception) -> str:
-    """An error of the library as a sentence."""
-    text = str(error)
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def notes(answer: Answer) -> str:
