@@ -27,9 +27,8 @@ def sentence_of(error: Exception) -> str:
 
 def without_paths(text: str) -> str:
     """A text with names in place of absolute paths. What a visitor wrote stands in “quotation marks”, and stays."""
-    places = (constants.HF_HUB_CACHE, own_folder(), ROOT, os.path.expanduser("~"))  # their names may hold blanks
-    start = "|".join(sorted((re.escape(str(place)) for place in places), key=len, reverse=True))
-    return re.sub(rf"(?<![\w./:@“-])(?:{start}|)(?:/[^\s/'\"“”,;:()]+)+", lambda found: _name(found[0]), text)
+    places = "|".join(re.escape(str(place)) for place in (constants.HF_HUB_CACHE, own_folder()))  # may hold blanks
+    return re.sub(rf"(?<![\w./:@“-])(?:{places}|)(?:/[^\s/'\"“”,;:()]+)+", lambda found: _name(found[0]), text)
 
 
 def _name(path: str) -> str:
