@@ -23,10 +23,10 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-from cvlab.page import start
+from cvlab.page import host
 
 try:
-    start.read_environment()  # before gradio is imported, which reads it too
+    host.read_environment()  # before gradio is imported, which reads it too
 except ValueError as error:
     sys.exit(str(error))
 
@@ -296,11 +296,11 @@ def main() -> None:
     listed = [os.environ.get(variable, "").split(",") for variable in ("CVLAB_MODELS", "CVLAB_ALLOW")]
     named, owners = ([name.strip() for name in names if name.strip()] for names in listed)
     try:
-        offered, (host, port) = offered_models(ROOT, [*args.models, *named]), start.address(args.port)
+        offered, at = offered_models(ROOT, [*args.models, *named]), host.address(args.port)
     except ValueError as error:
         parser.error(str(error))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # an orderly end, which deletes the files of the page
-    launch(build_page(Models(offered, owners, fetch_with_progress)), server_name=host, server_port=port)
+    launch(build_page(Models(offered, owners, fetch_with_progress)), server_name=at[0], server_port=at[1])
 
 
 if __name__ == "__main__":

@@ -31,10 +31,10 @@ import app
 from cvlab import files
 from cvlab.checkpoint import CheckpointError, hub
 from cvlab.data import shapes
-from cvlab.page import start
+from cvlab.page import host
 from cvlab.page.examples import example_files
+from cvlab.page.host import GONE, sentence_of, without_paths
 from cvlab.page.models import Models, offered_models
-from cvlab.page.sentences import GONE, sentence_of, without_paths
 from cvlab.page.unzip import list_pictures
 from cvlab.page.upload import UPLOADS
 from cvlab.transforms import ImageError
@@ -80,21 +80,21 @@ def environment() -> Iterator[dict[str, str]]:
 def test_a_variable_that_cannot_be_read_is_named(environment, name, value):
     environment[name] = value
     with pytest.raises(ValueError, match=f"(?i){name}") as refused:
-        start.read_environment()
+        host.read_environment()
     assert str(refused.value).endswith(".")
 
 
 def test_a_password_in_the_address_of_a_proxy_is_not_shown(environment):
     environment["http_proxy"] = "ftp://user:open-sesame@proxy"
     with pytest.raises(ValueError, match="http_proxy") as refused:
-        start.read_environment()
+        host.read_environment()
     assert "open-sesame" not in str(refused.value)
 
 
 @pytest.mark.parametrize("listed", ["", "school.example", "[::1],school.example"])
 def test_this_machine_is_never_behind_a_proxy(environment, listed):
     environment |= {"http_proxy": "http://127.0.0.1:9", "no_proxy": listed, "GRADIO_SERVER_NAME": "10.0.0.7"}
-    start.read_environment()
+    host.read_environment()
     for name in ("NO_PROXY", "no_proxy"):
         assert {"localhost", "127.0.0.1", "::1", "10.0.0.7"} <= set(environment[name].split(","))
         assert ("school.example" in environment[name]) == bool(listed)
@@ -106,7 +106,7 @@ def test_this_machine_is_never_behind_a_proxy(environment, listed):
 def test_a_socks_proxy_without_its_package_is_not_bypassed(environment, capsys, others, offline):
     environment.pop("HF_HUB_OFFLINE", None)
     environment |= {"all_proxy": "socks5://127.0.0.1:9"} | others
-    start.read_environment()
+    host.read_environment()
     assert "socksio" in capsys.readouterr().err
     assert "all_proxy" not in environment
     assert (environment.get("HF_HUB_OFFLINE") == "1") == offline
@@ -121,16 +121,16 @@ def test_a_port_that_is_taken(environment):
         other.listen()
         taken = other.getsockname()[1]
         with pytest.raises(ValueError, match=f"{taken} is taken.*--port"):
-            start.address(taken)
+            host.address(taken)
         environment["GRADIO_SERVER_PORT"] = str(taken)
-        assert start.address(None)[1] > taken
+        assert host.address(None)[1] > taken
         environment["GRADIO_NUM_PORTS"] = "1"
         with pytest.raises(ValueError, match=f"{taken} is taken"):
-            start.address(None)
+            host.address(None)
 
 
 def test_a_port_for_administrators():
-    lines = "import hub_client; from cvlab.page import start; hub_client.give_up_rights(); start.address(80)"
+    lines = "import hub_client; from cvlab.page import host; hub_client.give_up_rights(); host.address(80)"
     env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     ran = subprocess.run([sys.executable, "-c", lines], env=env, capture_output=True, text=True)
     free = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
@@ -142,14 +142,14 @@ def test_a_port_for_administrators():
 @pytest.mark.parametrize("port", [0, -1, 65536, 70000])
 def test_what_is_not_a_port(environment, port):
     with pytest.raises(ValueError, match=f"{port} is not a port"):
-        start.address(port)
+        host.address(port)
 
 
 @pytest.mark.parametrize("host", ["::1", "[::1]", "no.such.host.invalid", "203.0.113.7"])
 def test_a_host_that_cannot_be_served(environment, host):
     environment["GRADIO_SERVER_NAME"] = host
     with pytest.raises(ValueError, match=f"GRADIO_SERVER_NAME.*{re.escape(host)}"):
-        start.address(None)
+        host.address(None)
 
 
 def test_models_that_are_given_are_there(tmp_path):
@@ -164,7 +164,7 @@ def test_models_that_are_given_are_there(tmp_path):
 
 
 def folder_of_a_page(**env: str) -> str:
-    lines = "from cvlab.page import start; print(start.own_folder(), end='')"
+    lines = "from cvlab.page import host; print(host.own_folder(), end='')"
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **env}
     ran = subprocess.run([sys.executable, "-c", lines], env=env, capture_output=True, text=True)
     return ran.stdout if ran.returncode == 0 else ran.stderr.splitlines()[-1]
@@ -192,8 +192,8 @@ def test_what_a_killed_page_left_is_deleted_after_a_while(tmp_path, environment,
     left.parent.mkdir(parents=True)
     left.write_bytes(b"of a visitor")
     environment["GRADIO_TEMP_DIR"] = str(tmp_path)
-    monkeypatch.setattr(start, "KEPT", -1)
-    start.own_folder.__wrapped__()
+    monkeypatch.setattr(host, "KEPT", -1)
+    host.own_folder.__wrapped__()
     assert not left.exists()
 
 
@@ -310,7 +310,7 @@ def test_the_examples_outlive_every_cleaning(served):
     all_are_there()
     delete_files_created_by_app(served, 0)  # what Gradio does every hour
     all_are_there()
-    shutil.rmtree(start.own_folder())  # what a host does
+    shutil.rmtree(host.own_folder())  # what a host does
     assert "error" not in photo_at(served, next(reversed(example_files())))
     all_are_there()
 

@@ -64,8 +64,7 @@ def opened(path: Path, limit: int) -> Iterator[BinaryIO]:
     """Opens a file of the folder once, and checks the open file: replacing it on disk afterwards changes nothing.
 
     Raises:
-        CheckpointError: it is missing, not a plain file, a link to outside the folder, larger than `limit` bytes, or
-            what git leaves in place of a large file.
+        CheckpointError: it is missing, not a plain file, a link to outside the folder, or larger than `limit` bytes.
     """
     folder = path.parent.resolve()
     here = Path(os.path.realpath(path))  # not resolve(): a link to itself raises there

@@ -95,27 +95,22 @@ def pull(model_id: str, on_progress: Callable[[int, int], None] | None = None) -
     revision = revision or "main"
     with hub_errors(model_id):
         try:
-            return _downloaded(model_id, repo_id, revision, on_progress)
+            commit = _probe(repo_id, revision)  # the branch may move: what follows is about this commit
+            no_bar = partial(tqdm, disable=True)
+            files = snapshot_download(repo_id, revision=commit, allow_patterns=FILES, dry_run=True, tqdm_class=no_bar)
+            _check_sizes({file.filename: file.file_size for file in files}, f"{model_id} on the Hub")
+            expected = sum(file.file_size for file in files if file.will_download)
+            bar = _reporting_bar(on_progress, expected) if on_progress else None
+            folder = Path(snapshot_download(repo_id, revision=commit, allow_patterns=FILES, tqdm_class=bar))
         except (httpx2.HTTPError, OSError) as error:
             if is_temporary(error):
                 return _cached(model_id, repo_id, revision, error)
             raise
-
-
-def _downloaded(model_id: str, repo_id: str, revision: str, on_progress: Callable[[int, int], None] | None) -> Path:
-    """The folder of what is on the Hub. A branch in the cache moves when all files of its new commit are there."""
-    commit = _probe(repo_id, revision)  # the branch may move: everything that follows is about this commit
-    no_bar = partial(tqdm, disable=True)
-    files = snapshot_download(repo_id, revision=commit, allow_patterns=FILES, dry_run=True, tqdm_class=no_bar)
-    _check_sizes({file.filename: file.file_size for file in files}, f"{model_id} on the Hub")
-    expected = sum(file.file_size for file in files if file.will_download)
-    bar = _reporting_bar(on_progress, expected) if on_progress else None
-    folder = Path(snapshot_download(repo_id, revision=commit, allow_patterns=FILES, tqdm_class=bar))
-    if expected:
-        _check_sums(repo_id, commit, folder)
-    if revision != commit:
-        with suppress(OSError):  # a cache that cannot be written
-            write_text(folder.parents[1] / "refs" / revision, commit)
+        if expected:
+            _check_sums(repo_id, commit, folder)
+        if revision != commit:  # in the cache a branch moves when all files of its new commit are there
+            with suppress(OSError):  # a cache that cannot be written
+                write_text(folder.parents[1] / "refs" / revision, commit)
     return folder
 
 

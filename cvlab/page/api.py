@@ -10,8 +10,8 @@ from PIL import Image
 from cvlab.page import panels
 from cvlab.page.evidence import peak_of
 from cvlab.page.examples import example_files
+from cvlab.page.host import sentence_of, without_paths
 from cvlab.page.question import Question
-from cvlab.page.sentences import sentence_of, without_paths
 from cvlab.page.upload import UPLOADS, photo_input
 from cvlab.page.visit import Visits
 from cvlab.render import enlarged, to_picture

@@ -15,6 +15,7 @@ from cvlab.explain.paths import dependence_sentence
 from cvlab.metrics import segmentation_counts, segmentation_scores
 from cvlab.page.evidence import in_view, peak_of
 from cvlab.page.gallery import compare
+from cvlab.page.host import sentence_of
 from cvlab.page.html import (
     Figure,
     Scale,
@@ -29,7 +30,6 @@ from cvlab.page.html import (
 )
 from cvlab.page.question import SLOW_METHODS, Question, mask_of, parse_points, settled_score, to_query
 from cvlab.page.record import record_panel
-from cvlab.page.sentences import sentence_of
 from cvlab.page.snippet import as_python
 from cvlab.page.visit import Answer
 from cvlab.render import heatmap_picture, mask_overlay, outlined, overlay, to_picture
