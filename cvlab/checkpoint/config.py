@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from cvlab.files import LFS_POINTER, NOT_FETCHED
 from cvlab.models.model import MAX_CLASSES, name_fault
 
 FORMAT = 1
@@ -86,6 +87,9 @@ def opened(path: Path, limit: int) -> Iterator[BinaryIO]:
     with open(descriptor, "rb") as file:
         if found.st_size > limit:
             raise CheckpointError(f"{path} has {found.st_size:,} bytes, and the limit is {limit:,}.")
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise CheckpointError(f"{path} {NOT_FETCHED}")
+        file.seek(0)
         yield file
 
 

@@ -16,6 +16,7 @@ from timm.models import get_pretrained_cfg, is_model, load_state_dict, model_ent
 from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 
+from cvlab.files import LFS_POINTER, NOT_FETCHED
 from cvlab.models.model import MAX_CLASSES, Model, Normalize, Stage
 from cvlab.models.timm_stages import maps_of
 
@@ -291,6 +292,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ValueError: it cannot be read as weights.
     """
     try:
+        with open(path, "rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise ValueError(f"it {NOT_FETCHED}")
         return load_state_dict(str(path))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"There is no file {path}.") from error
