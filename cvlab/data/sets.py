@@ -142,23 +142,17 @@ def classification_sets(
 
 
 def segmentation_sets(
-    parts: Parts,
-    image_size: int,
-    cache: Cache,
-    seed: int,
-    augment: str = "full",
-    zoom: Sequence[float] = (1 / 1.4, 1.4),
-    jitter: float = 0.3,
+    parts: Parts, image_size: int, cache: Cache, seed: int, **augmentation: object
 ) -> tuple[AugmentedPairs, EvaluationSet, list[Tensor]]:
     """Reads train and val of a segmentation folder: photos and training masks as squares of `image_size`.
 
-    The arguments are those of `classification_sets` and of AugmentedPairs. Returns training pairs; val photos whose
-    labels are indices; the val masks (C, H, W) at the photos' own resolution, at which they are scored.
+    `augmentation` are arguments of AugmentedPairs. Returns training pairs; val photos whose labels are indices; the val
+    masks (C, H, W) at the photos' own resolution, at which they are scored.
     """
     square, small = partial(whole_view, image_size=image_size), partial(whole_mask, image_size=image_size)
     images, masks = parts.read("train", lambda image: to_uint8(square(image)), small, cache=cache)
     views, val_masks = parts.read("val", lambda image: to_uint8(square(image)), cache=cache)
-    train_set = AugmentedPairs(images, masks, seed, zoom, jitter, augment)
+    train_set = AugmentedPairs(images, masks, seed, **augmentation)
     return train_set, EvaluationSet(views, torch.arange(len(views))), val_masks
 
 
