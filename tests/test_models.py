@@ -131,6 +131,20 @@ def test_a_plain_network_flattens_its_maps(images):
     assert "Flatten head" in diagnose_model(model, images[:1])
 
 
+def test_without_its_first_relu_a_plain_network_pools_the_convolution_itself(images):
+    model = build("plain", ["a", "b"], 16, {"widths": [2, 3], "hidden": [], "first_relu": False})
+    kinds = [type(layer).__name__ for layer in model.features]
+    assert kinds == ["Conv2d", "MaxPool2d", "Conv2d", "ReLU", "MaxPool2d"]
+    assert stage_shapes(model, images) == {"block1": (2, 16, 16), "block2": (3, 8, 8)}
+
+
+def test_the_stem_of_a_residual_network_may_have_a_bias():
+    plain, biased = (build("residual", ["a"], 16, {"widths": [2, 3], "stem_bias": bias}) for bias in (False, True))
+    added = biased.state_dict().keys() - plain.state_dict().keys()
+    assert added == {"stem.0.0.bias"}
+    assert parameters(biased) == parameters(plain) + 2
+
+
 def test_a_residual_network_keeps_half_the_resolution(images):
     model = build("residual", ["a", "b"], 16, {"widths": [2, 3, 4]})
     assert stage_shapes(model, images) == {"block1": (3, 8, 8), "block2": (4, 8, 8)}

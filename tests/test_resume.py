@@ -64,7 +64,7 @@ def test_ctrl_c_in_the_middle_of_an_epoch(script: str, words: list, step: int, d
 def test_a_run_ended_at_random_moments_ends_with_the_same_bits(data: dict, tmp_path: Path) -> None:
     """SIGKILL: from the last whole epoch. SIGTERM: from that step. In turn.."""
     words = ["--data", data["classifier"], *MIXED, "--epochs", 6, "--out", tmp_path / "run"]
-    printed = command("tests/interrupt.py", "SIGKILL,SIGTERM", 14, "classifier", *words)
+    printed = command("tests/interrupt.py", "SIGKILL,SIGTERM", 8, "classifier", *words)
     assert "at last: 0" in printed
     assert "ended early: 0" not in printed
     assert same(last(tmp_path / "run"), last(tmp_path / "run-whole"))
@@ -153,7 +153,7 @@ CONSTANT = [*SMALL_CLASSIFIER, "--schedule", "constant", "--epochs", 1]
         (["--widths", 8, 8], "[8, 16]", "[8, 8]"),
         (["--seed", 1], "0", "1"),
         (["--class-weights", "balanced"], "none", "balanced"),
-        (["--no-augment"], "True", "False"),
+        (["--augment", "none"], "full", "none"),
     ],
 )
 def test_resume_refuses_other_options_with_their_old_and_new_values(

@@ -9,7 +9,7 @@ from PIL import Image
 from runs import SMALL_CLASSIFIER, SMALL_SEGMENTER, here, history, last, last_words, read, same, without_time
 
 from cvlab import checkpoint, render
-from cvlab.data import shapes
+from cvlab.data import parts, shapes
 from cvlab.data.duplicates import fingerprint
 from cvlab.transforms import open_image, resize_logits, view
 
@@ -260,8 +260,10 @@ def test_a_training_can_start_from_a_trained_model(segmenter: Path, tmp_path: Pa
     assert "another network" in last_words("segmenter", *arguments, "--width", 8, "--out", tmp_path / "other")
 
 
-def test_without_data_both_scripts_learn_synthetic_scenes(tmp_path: Path) -> None:
-    """The shipped checkpoints were made by these commands without options: here one epoch of small scenes."""
+def test_without_data_both_scripts_learn_synthetic_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shipped checkpoints were made by these commands without options: here one epoch of few and small scenes."""
+    few_scenes = {part: seeds[:200] for part, seeds in parts.SHAPES_SEEDS.items()}
+    monkeypatch.setattr(parts, "SHAPES_SEEDS", few_scenes)
     few = ["--epochs", 1, "--image-size", 32, "--precision", "fp32"]
     here("classifier", *few, "--out", tmp_path / "classifier", "--widths", 4, 8)
     here("segmenter", *few, "--out", tmp_path / "segmenter", "--width", 2)

@@ -40,7 +40,6 @@ def parser() -> cli.Parser:
     )
     cli.add_classification(options, crop_pct=1.0, label_smoothing=0.1)
     switch, add = argparse.BooleanOptionalAction, options.add_argument
-    add("--augment", action=switch, default=True, help="crop, rotate, flip and colour training photos at random")
     add("--mixup", type=float, default=0.0, help="alpha of blending two images; 0: never")
     add("--cutmix", type=float, default=0.0, help="alpha of pasting a box of another image; 0: never")
     add("--ema", type=float, default=0.0, help="decay of a moving average of the weights, which is kept; 0: none")
@@ -56,12 +55,15 @@ def parser() -> cli.Parser:
     add("--pool-to", type=int, help="plain: side of the map that the linear layers read")
     add("--padding", action=switch, help="plain: convolutions keep height and width")
     add("--batch-norm", action=switch, help="plain: after every convolution")
+    add("--first-relu", action=switch, help="plain: after the first convolution")
+    add("--stem-bias", action=switch, help="residual: in the first convolution")
     return options
 
 
 def network_arguments(args: argparse.Namespace) -> dict:
     """The arguments of the network that were given."""
     names = ("widths", "depth", "dropout", "hidden", "head_dropout", "pools", "pool_to", "padding", "batch_norm")
+    names += ("first_relu", "stem_bias")
     return {name: value for name in names if (value := vars(args)[name]) is not None}
 
 
@@ -75,16 +77,16 @@ def main() -> None:
     parts = classification_parts(
         args.data, args.split_seed, args.per_class, args.image_size, args.allow_leaks, classes=args.classes
     )
-    cache = Cache(args.cache_limit * 1e9, args.out)
-    train_set, val_set = sets.classification_sets(
-        parts, args.image_size, args.crop_pct, cache, args.augment, args.min_area, args.seed, fast=True
-    )
+    cache, view = Cache(args.cache_limit * 1e9, args.out), cli.view_of(args)
+    augmentation = {"augment": args.augment, "min_area": args.min_area, "jitter": args.color_jitter}
+    train_set, val_set = sets.classification_sets(parts, view, cache, args.seed, **augmentation, fast=True)
     train_loader, val_loader = sets.loaders(train_set, val_set, args.batch_size)
     print(sets.summary(parts, cache))
 
     # Model, loss, optimizer, schedule.
-    arguments, (mean, std) = network_arguments(args), sets.channel_statistics(train_set.images)
-    model = models.build(args.network, parts.class_names, args.image_size, arguments, mean, std, args.crop_pct)
+    mean, std = sets.normalization(args.normalize, train_set.images)
+    view |= {"arguments": network_arguments(args), "mean": mean, "std": std}
+    model = models.build(args.network, parts.class_names, **view)
     start_from(args.start_from, model)
     model = model.to(memory_format=torch.channels_last)
     mix = mixing(args.mixup, args.cutmix, len(parts.class_names))
@@ -94,7 +96,7 @@ def main() -> None:
     sets.onto_gpu(accelerator.device, train_set, val_set)
     model = with_common_statistics(accelerator, model)
     gpu, steps = accelerator.device.type == "cuda", len(train_loader)
-    settings = {"momentum": args.momentum, "clip_norm": args.clip_norm, "fused": gpu}
+    settings = {"momentum": args.momentum, "decay": args.decay, "clip_norm": args.clip_norm, "fused": gpu}
     optimizer = optim.optimizer(args.optimizer, model, args.lr, args.weight_decay, **settings)
     scheduler = optim.schedule(args.schedule, optimizer, args.epochs * steps, steps, args.div_factor)
     model, optimizer, scheduler, train_loader, val_loader = accelerator.prepare(

@@ -14,10 +14,12 @@ from pathlib import Path
 import torch
 
 from cvlab.data import public
-from cvlab.learning.optim import OPTIMIZERS, SCHEDULES
+from cvlab.data.sets import AUGMENTATIONS, NORMALIZATIONS
+from cvlab.learning.optim import DECAYS, OPTIMIZERS, SCHEDULES
 from cvlab.memory import keep_freed_memory
 
 RECIPES = Path(__file__).parent / "recipes"
+CROP_MODES = {"crop": "center", "squash": "squash"}  # --resize, as timm and config.json call it
 # The least and the greatest value of options that are numbers; of a list, of each of them.
 AT_LEAST_1 = ("epochs", "batch_size", "image_size", "width", "widths", "depth", "hidden", "patience", "div_factor")
 AT_LEAST_0 = ("lr", "finetune_lr", "weight_decay", "cache_limit", "clip_norm", "mixup", "cutmix", "views", "unfreeze")
@@ -82,7 +84,7 @@ def converted(value: object, action: argparse.Action) -> object:
     """A recipe's value as the command line would give it (1 of a float option is 1.0); ValueError if it is not one."""
     if isinstance(value, list):
         return [converted(each, action) for each in value]
-    if isinstance(value, bool):
+    if isinstance(value, bool) and action.nargs == 0:  # a switch
         return value
     value = (action.type or str)(str(value))
     if action.choices and value not in action.choices:
@@ -140,6 +142,12 @@ def parser(script: str, doc: str, **defaults: object) -> Parser:
     add("--data", type=Path, help="data folder, or torchvision:NAME; by default synthetic scenes are drawn")
     add("--split-seed", type=int, default=0, help="seed of the split into train, val and test")
     add("--image-size", type=int, help="side of the square input, pixels")
+    add("--normalize", choices=NORMALIZATIONS, default="data", help="by whose mean and std of each channel")
+    add("--no-augment", action="store_const", dest="augment", const="none", default="full", help="--augment none")
+    add("--augment", choices=AUGMENTATIONS, nargs="?", const="full", default="full", help=(
+        "training photos are cropped, rotated, mirrored and coloured at random; minimal: only mirrored"
+    ))  # fmt: skip
+    add("--color-jitter", type=float, default=0.3, help="full augmentation: how far colours change; 0: not at all")
     add("--cache-limit", type=float, default=4.0, metavar="GB", help="decoded pictures in memory; more go to a file")
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=int)
@@ -150,6 +158,7 @@ def parser(script: str, doc: str, **defaults: object) -> Parser:
     add("--schedule", choices=SCHEDULES, default="onecycle", help="of the learning rate")
     add("--div-factor", type=float, default=25.0, help="onecycle starts at --lr divided by this")
     add("--weight-decay", type=float)
+    add("--decay", choices=DECAYS, default="weights", help="all: also biases and normalisation, as torch's optimizers")
     add("--patience", type=int, default=50, help="stop after this many epochs without a better val score")
     add("--seed", type=int, default=0, help="of first weights, order of pictures, and augmentation")
     add("--start-from", type=Path, metavar="CHECKPOINT", help="start with the weights of this trained model")
@@ -171,6 +180,7 @@ def add_classification(parser: Parser, **defaults: object) -> None:
     add("--per-class", type=int, nargs=2, metavar=("TRAIN", "VAL"), help="pictures per class; the rest is for test")
     add("--classes", type=int, help="use only the first so many classes")
     add("--allow-leaks", action="store_true", help="continue although val and test share files")
+    add("--resize", choices=CROP_MODES, default="crop", help="to a square: the centre, or the whole photo squashed")
     add("--crop-pct", type=float, help="side of the centre crop as a share of the photo's shorter side")
     add("--min-area", type=float, default=0.6, help="smallest share of a photo that an augmented crop shows")
     add("--label-smoothing", type=float, default=0.0)
@@ -180,6 +190,12 @@ def add_classification(parser: Parser, **defaults: object) -> None:
         "--best-by", choices=("accuracy", "loss"), default="accuracy", help="val score that decides which epoch to keep"
     )
     parser.set_defaults(**defaults)
+
+
+def view_of(args: argparse.Namespace) -> dict:
+    """What a classifier sees of a photo, as far as it was given: arguments of `cvlab.models.build`."""
+    given = {"image_size": args.image_size, "crop_pct": args.crop_pct, "crop_mode": CROP_MODES.get(args.resize)}
+    return {name: value for name, value in given.items() if value}
 
 
 def run(main: Callable[[], None]) -> None:

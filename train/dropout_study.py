@@ -107,7 +107,17 @@ def with_dropout(model: Model, p: float) -> Model:
 
     Dropout does nothing in eval mode: the logits are the same to the bit.
     """
-    names = ("network", "class_names", "image_size", "mean", "std", "crop_pct", "threshold", "interpolation")
+    names = (
+        "network",
+        "class_names",
+        "image_size",
+        "mean",
+        "std",
+        "crop_pct",
+        "threshold",
+        "interpolation",
+        "crop_mode",
+    )
     settings = {name: model.config[name] for name in names}
     other = models.build(arguments={**model.config["arguments"], "dropout": p}, **settings)
     other.load_state_dict(model.state_dict())

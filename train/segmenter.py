@@ -43,6 +43,7 @@ def parser() -> cli.Parser:
     add("--depth", type=int, default=3, help="levels above the bottleneck")
     add("--batch-norm", action=switch, default=True, help="after every convolution")
     add("--dropout", type=float, default=0.0)
+    add("--resize", choices=("squash",), default="squash", help="a U-Net always sees the whole photo, squashed")
     add("--zoom", nargs=2, type=float, default=[0.714, 1.4], metavar=("LOW", "HIGH"), help=zoom)
     add("--loss", choices=SEGMENTATION_LOSSES, default="bce+dice")
     return options
@@ -60,12 +61,13 @@ def main() -> None:
     # Data: photos are decoded once; each epoch augments them anew.
     parts = segmentation_parts(args.data, args.split_seed, args.class_names, args.image_size)
     cache = Cache(args.cache_limit * 1e9, args.out)
-    train_set, val_set, val_masks = sets.segmentation_sets(parts, args.image_size, cache, args.zoom, args.seed)
+    augmentation = {"augment": args.augment, "zoom": args.zoom, "jitter": args.color_jitter}
+    train_set, val_set, val_masks = sets.segmentation_sets(parts, args.image_size, cache, args.seed, **augmentation)
     train_loader, val_loader = sets.loaders(train_set, val_set, args.batch_size)
     print(sets.summary(parts, cache))
 
     # Model, loss, optimizer, schedule.
-    mean, std = sets.channel_statistics(train_set.images)
+    mean, std = sets.normalization(args.normalize, train_set.images)
     model = models.build("unet", parts.class_names, args.image_size, arguments, mean, std)
     start_from(args.start_from, model)
     model = model.to(memory_format=torch.channels_last)
@@ -75,7 +77,8 @@ def main() -> None:
     sets.onto_gpu(accelerator.device, train_set, val_set)
     model = with_common_statistics(accelerator, model)
     gpu, steps = accelerator.device.type == "cuda", len(train_loader)
-    optimizer = optim.optimizer(args.optimizer, model, args.lr, args.weight_decay, args.momentum, fused=gpu)
+    settings = {"momentum": args.momentum, "decay": args.decay, "fused": gpu}
+    optimizer = optim.optimizer(args.optimizer, model, args.lr, args.weight_decay, **settings)
     scheduler = optim.schedule(args.schedule, optimizer, args.epochs * steps, steps, args.div_factor)
     model, optimizer, scheduler, train_loader, val_loader = accelerator.prepare(
         model, optimizer, scheduler, train_loader, val_loader

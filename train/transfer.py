@@ -55,10 +55,11 @@ def parser() -> cli.Parser:
     options = cli.parser(
         "transfer", __doc__, epochs=20, batch_size=32, lr=1e-3, optimizer="adamw", weight_decay=0.01, schedule="cosine"
     )
-    cli.add_classification(options)
+    cli.add_classification(options, resize=None, normalize=None, augment=None)
     views = "1: photos as they are; N: N augmented views of each, computed once; 0: new augmentation every epoch"
-    options.add_argument("--views", type=int, default=1, help=views)
-    group = options.add_argument_group("network", "Image size and crop are the backbone's own if not given.")
+    options.add_argument("--views", type=int, help=f"{views}; 1 unless --augment is given")
+    own = "Size and crop of the photos, and mean and std, are the backbone's own if not given."
+    group = options.add_argument_group("network", own)
     add, switch = group.add_argument, argparse.BooleanOptionalAction
     add("--backbone", default="resnet18", help="a network of timm, with or without a tag")
     add("--weights", type=Path, metavar="FILE", help=".safetensors or .pth with timm's tensor names")
@@ -77,8 +78,14 @@ def parser() -> cli.Parser:
     return options
 
 
-def check(args: argparse.Namespace) -> None:
-    """Raises ValueError for options that cannot be meant."""
+def complete(args: argparse.Namespace) -> None:
+    """Adds what follows from other options; raises ValueError for those that cannot be meant."""
+    if args.views is None:
+        args.views = 0 if args.augment in ("minimal", "full") else 1
+    if args.augment is None:
+        args.augment = "none" if args.views == 1 else "full"
+    if args.views == 1 and args.augment != "none":
+        raise ValueError(f"--views 1 are the photos as they are: for --augment {args.augment} give --views 0 or 2.")
     if args.backbone.split(".")[0] not in (known := timm.list_models()):
         raise ValueError(f"timm has no network “{args.backbone}”{cli.nearest(args.backbone, known)}")
     if args.unfreeze and not args.finetune_epochs:
@@ -98,10 +105,9 @@ def network(args: argparse.Namespace) -> tuple[str, dict]:
 
 def main() -> None:
     args = parser().parse_args()
-    check(args)
-    view = default_view(args.backbone)
-    view |= {name: vars(args)[name] for name in ("image_size", "crop_pct") if vars(args)[name]}
-    size, crop_pct = view["image_size"], view["crop_pct"]
+    complete(args)
+    view = default_view(args.backbone) | cli.view_of(args)
+    mean, std, size = view.pop("mean"), view.pop("std"), view["image_size"]
     name, arguments = network(args)
     models.check_size(name, size, arguments)
     state = open_run(args)
@@ -112,14 +118,15 @@ def main() -> None:
         args.data, args.split_seed, args.per_class, size, args.allow_leaks, classes=args.classes
     )
     cache = Cache(args.cache_limit * 1e9, args.out)
-    train_set, val_set = sets.classification_sets(
-        parts, size, crop_pct, cache, args.views != 1, args.min_area, args.seed, view["interpolation"]
-    )
+    augmentation = {"augment": args.augment, "min_area": args.min_area, "jitter": args.color_jitter}
+    train_set, val_set = sets.classification_sets(parts, view, cache, args.seed, **augmentation)
+    if args.normalize:
+        mean, std = sets.normalization(args.normalize, train_set.images)
     batch_size = sets.whole_batches(args.batch_size, len(train_set))
     print(sets.summary(parts, cache))
 
     # Model.
-    model = models.build(name, parts.class_names, arguments=arguments, **view)
+    model = models.build(name, parts.class_names, arguments=arguments, mean=mean, std=std, **view)
     frozen.start_classifier(model)
     start_from(args.start_from, model)
     if args.pretrained and not args.start_from:
@@ -163,7 +170,7 @@ def train_phase(
     criterion = cross_entropy(args.label_smoothing, args.class_weights, train_set.labels, len(parts.class_names))
     factors = {name: args.layer_decay**height for name, height in frozen.heights(model).items()}
     gpu, steps = accelerator.device.type == "cuda", len(train_loader)
-    settings = {"momentum": args.momentum, "factors": factors, "fused": gpu}
+    settings = {"momentum": args.momentum, "decay": args.decay, "factors": factors, "fused": gpu}
     optimizer = optim.optimizer(args.optimizer, model, phase.lr, args.weight_decay, **settings)
     scheduler = optim.schedule(phase.schedule, optimizer, phase.epochs * steps, steps, args.div_factor)
     accelerator.free_memory()  # of the phase before

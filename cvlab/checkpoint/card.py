@@ -107,7 +107,8 @@ def _model(folder: Path) -> Section:
     config, manifest = read_config(folder / "config.json"), _read_json(folder / "manifest.json")
     side = config["image_size"]
     if config["task"] == "classification":
-        geometry = f"shorter side resized to {int(side / config['crop_pct'])} pixels, centre crop of {side}"
+        resized = "squashed" if config["crop_mode"] == "squash" else "shorter side resized"
+        geometry = f"{resized} to {int(side / config['crop_pct'])} pixels, centre crop of {side}"
     else:
         geometry = f"squashed to {side} x {side} pixels"
     facts = [

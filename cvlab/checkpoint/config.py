@@ -45,8 +45,10 @@ ALLOWED_ARGUMENTS = {
     "smp": {"encoder": str, "decoder_channels": list},
     "resnet_unet": {"encoder": str, "decoder_channels": list},
 }
-OPTIONAL = {"interpolation": str, "stages": list, "data": dict, "options": dict, "precision": str, "versions": dict}
+OPTIONAL = {"interpolation": str, "crop_mode": str, "stages": list, "data": dict, "options": dict}
+OPTIONAL |= {"precision": str, "versions": dict}
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+CROP_MODES = ("center", "squash")
 MAX_CONFIG_BYTES = 4 * 2**20
 MAX_IMAGE_SIZE = 4096
 MAX_ARGUMENT = 8192  # channels, mostly
@@ -126,6 +128,8 @@ def read_config(path: Path) -> dict:
     _check_types(block, path)
     _check_arguments(block, path)
     _check_class_names(block["class_names"], path)
+    if block["task"] == "classification" and len(block["class_names"]) == 1:
+        raise CheckpointError(f"{path}: with a single class every probability would be 1. A classifier needs two.")
     _check_numbers(block, path)
     return block
 
@@ -147,6 +151,7 @@ def _architecture(block: dict) -> object:
 
 def _check_types(block: dict, path: Path) -> None:
     block.setdefault("interpolation", "bilinear")
+    block.setdefault("crop_mode", "center")
     for key, kind in (REQUIRED | OPTIONAL).items():
         if key not in block and key in OPTIONAL:
             continue
@@ -202,3 +207,5 @@ def _check_numbers(block: dict, path: Path) -> None:
         raise CheckpointError(f"{path}: crop_pct, threshold or std is outside its range.")
     if block["interpolation"] not in INTERPOLATIONS:
         raise CheckpointError(f"{path}: the interpolation {block['interpolation'][:60]!a} is not known.")
+    if block["crop_mode"] not in CROP_MODES:
+        raise CheckpointError(f"{path}: the crop_mode {block['crop_mode'][:60]!a} is none of {', '.join(CROP_MODES)}.")

@@ -80,7 +80,7 @@ def load(folder_or_id: str | Path) -> Model:
             raise
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
     config = read_config(config_file)
-    arguments = {key: config[key] for key in (*REQUIRED, "interpolation") if key != "task"}
+    arguments = {key: config[key] for key in (*REQUIRED, "interpolation", "crop_mode") if key != "task"}
     shapes = _measured(arguments, config["task"], config_file)
     with opened(weights_file, hub.MAX_WEIGHTS_BYTES) as file:
         start, found = _read_header(file, weights_file)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from captum.attr import LayerGradCam
 from torch import Tensor
 
-from cvlab.explain.hooks import alone_with, differentiable, forward, graph_from, passes
+from cvlab.explain.hooks import UNUSED_IS_ZERO, alone_with, differentiable, forward, passes, recorded
 from cvlab.explain.scores import Score, predicted_score, takes_wrapped
 from cvlab.models import Model
 from cvlab.models.model import identity
@@ -53,7 +53,7 @@ def predict(model: Model, images: Tensor) -> Tensor:
 def grad_cam(
     model: Model, images: Tensor, class_idx: int | Tensor | None = None, stage: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Prediction and Grad-CAM of one stage from a single forward pass, by captum.attr.LayerGradCam.
+    """Prediction and Grad-CAM of one stage from a single forward pass.
 
     Args:
         images: (N, 3, S, S) in [0, 1].
@@ -67,21 +67,9 @@ def grad_cam(
     Raises:
         ValueError: an unknown stage or class, an empty predicted mask, or images that do not fit the model.
     """
-    (stage,) = check_stages(model, [stage or default_stage(model)])
-    score, place, recorded = predicted_score(model, class_idx), model.stages[stage], []
-    if place.to_map is not identity:  # LayerGradCam would treat tokens as channels
-        explanation = explain(model, images, score, [stage])
-        return explanation.logits, explanation.maps["grad_cam"][stage]
-
-    def score_of(images: Tensor) -> Tensor:
-        with graph_from([place.module]):
-            logits = forward(model, images)
-        recorded.append(logits.detach())
-        return score(logits)
-
-    with alone_with(model), differentiable(images) as images:
-        attribution = LayerGradCam(score_of, place.module).attribute(images)
-    return recorded[0], attribution.detach().float()
+    stage = stage or default_stage(model)
+    explanation = explain(model, images, predicted_score(model, class_idx), [stage])
+    return explanation.logits, explanation.maps["grad_cam"][stage]
 
 
 @takes_wrapped
@@ -92,7 +80,10 @@ def explain(
     stages: Sequence[str] | None = None,
     methods: Sequence[str] = ("grad_cam",),
 ) -> Explanation:
-    """Maps of many stages and methods from one forward and one backward pass.
+    """Maps of many stages and methods from one forward and one backward pass, by Captum.
+
+    One stage's Grad-CAM is captum.attr.LayerGradCam; for more the gradients of all stages come from
+    captum.attr.LayerGradientXActivation (`passes`), and METHODS makes maps of them.
 
     Args:
         images: (N, 3, S, S) in [0, 1].
@@ -107,14 +98,20 @@ def explain(
     stages = check_stages(model, stages or known)
     if unknown := [m for m in methods if m not in METHODS]:
         raise ValueError(f"unknown method “{unknown[0]}”; known are {', '.join(METHODS)}")
-    found = passes(model, images, score, {name: known[name].module for name in stages})
+    modules = {name: known[name].module for name in stages}
+    # LayerGradCam takes one layer, and would read tokens as channels.
+    if list(methods) == ["grad_cam"] and len(stages) == 1 and known[stages[0]].to_map is identity:
+        with recorded(model, score, modules) as seen, differentiable(images) as images:
+            attribution = LayerGradCam(seen, modules[stages[0]]).attribute(images, grad_kwargs=UNUSED_IS_ZERO)
+        return Explanation(seen.logits, seen.scores, {"grad_cam": {stages[0]: attribution.detach().float()}})
+    seen, gradients = passes(model, images, score, modules)
     maps: dict[str, dict[str, Tensor]] = {method: {} for method in methods}
     for name in stages:
         to_map = known[name].to_map
-        activation, gradient = to_map(found.activations[name]), to_map(found.gradients[name])
+        activation, gradient = to_map(seen.activations[name]), to_map(gradients[name])
         for method in methods:
             maps[method][name] = METHODS[method](activation, gradient).float()
-    return Explanation(found.logits, found.scores, maps)
+    return Explanation(seen.logits, seen.scores, maps)
 
 
 @takes_wrapped

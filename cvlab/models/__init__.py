@@ -40,6 +40,7 @@ def build(
     crop_pct: float = 1.0,
     threshold: float = 0.5,
     interpolation: str = "bilinear",
+    crop_mode: str = "center",
 ) -> Model:
     """A model with random weights.
 
@@ -52,16 +53,15 @@ def build(
         crop_pct: a classifier's view is the centre crop of a photo whose shorter side is image_size / crop_pct.
         threshold: a segmenter's mask is where the probability exceeds it.
         interpolation: how photos are resized, as in its training: Pillow's name in lower case.
+        crop_mode: "squash" resizes both sides of a classifier's photo to image_size / crop_pct, as timm's does.
 
     Raises:
-        ValueError: the network is unknown, does not take an argument, or is a classifier of a single class.
+        ValueError: the network is unknown or does not take an argument.
     """
     if network not in NETWORKS:
         raise ValueError(f"unknown network “{network}”; known are {', '.join(NETWORKS)}")
     arguments = dict(arguments or {})
     make = network_class(network)
-    if make.task == "classification" and len(class_names) < 2:
-        raise ValueError("a classifier tells at least two classes apart: with one, every probability would be 1")
     parameters = inspect.signature(make).parameters
     given = {"num_classes": len(class_names), "image_size": image_size, "mean": mean, "std": std}
     known = set(parameters) - set(given)
@@ -71,6 +71,7 @@ def build(
     model.class_names = list(class_names)
     model.image_size = image_size
     model.crop_pct = crop_pct
+    model.crop_mode = crop_mode
     model.threshold = threshold
     model.interpolation = interpolation
     model.config = {
@@ -82,6 +83,7 @@ def build(
         "mean": list(mean),
         "std": list(std),
         "crop_pct": crop_pct,
+        "crop_mode": crop_mode,
         "threshold": threshold,
         "interpolation": interpolation,
         "stages": list(model.stages),

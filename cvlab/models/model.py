@@ -51,6 +51,7 @@ class Model(nn.Module):
         class_names: one name per class, in the order of the logits.
         image_size: S, side of the square view that the model sees, pixels.
         crop_pct: a classifier's view is the centre crop of a photo whose shorter side is image_size / crop_pct.
+        crop_mode: "center", or "squash": then both sides are image_size / crop_pct, whatever the photo's shape.
         interpolation: how photos are resized, as in its training: Pillow's name in lower case.
         threshold: a segmenter's mask is where the probability exceeds it.
         config: what is needed to build it again; config.json holds it under "cvlab".
@@ -61,6 +62,7 @@ class Model(nn.Module):
     class_names: list[str]
     image_size: int
     crop_pct: float
+    crop_mode: str
     interpolation: str
     threshold: float
     config: dict

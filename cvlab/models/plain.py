@@ -29,6 +29,7 @@ class PlainNet(Model):
         pool_to: rows and columns to which the last map is averaged; 0 leaves it as it is.
         padding: zeros around each map keep height and width; without them every convolution makes both 2 smaller.
         batch_norm: batch normalisation after every convolution.
+        first_relu: whether a ReLU follows the first convolution.
         dropout: its probability before the second convolution.
         head_dropout: one probability for the dropout before each linear layer; by default none.
         mean, std: of the images in [0, 1].
@@ -50,6 +51,7 @@ class PlainNet(Model):
         pool_to: int = 0,
         padding: bool = True,
         batch_norm: bool = False,
+        first_relu: bool = True,
         dropout: float = 0.0,
         head_dropout: Sequence[float] = (),
         mean: Sequence[float] = (0.5, 0.5, 0.5),
@@ -69,7 +71,8 @@ class PlainNet(Model):
                 layers.append(nn.Conv2d(channels, width, 3, padding=int(padding)))
                 if batch_norm:
                     layers.append(nn.BatchNorm2d(width))
-                layers.append(nn.ReLU())
+                if first_relu or len(convs) > 1:
+                    layers.append(nn.ReLU())
                 channels, side = width, side if padding else side - 2
             if pools is None or block < pools:
                 layers.append(nn.MaxPool2d(2))

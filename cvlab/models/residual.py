@@ -21,6 +21,7 @@ class ResidualNet(Model):
     Args:
         num_classes: length of the logits.
         widths: channels of the stem, then of each block.
+        stem_bias: whether the stem's convolution has a bias, which its batch normalisation makes redundant.
         dropout: its probability after each block's first convolution and batch normalisation.
         mean, std: of the images in [0, 1].
     """
@@ -31,13 +32,14 @@ class ResidualNet(Model):
         self,
         num_classes: int,
         widths: Sequence[int] = (32, 64, 128, 256, 512, 1024),
+        stem_bias: bool = False,
         dropout: float = 0.0,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.25, 0.25, 0.25),
     ) -> None:
         super().__init__()
         self.normalize = Normalize(mean, std)
-        self.stem = nn.Sequential(conv_bn(3, widths[0]), nn.ReLU(), nn.MaxPool2d(2))
+        self.stem = nn.Sequential(conv_bn(3, widths[0], bias=stem_bias), nn.ReLU(), nn.MaxPool2d(2))
         self.blocks = nn.ModuleList(ResidualBlock(before, after, dropout) for before, after in pairwise(widths))
         self.head = nn.Linear(widths[-1], num_classes)
 

@@ -102,8 +102,8 @@ def _of_model(model: Model, images: Tensor, score: Callable, stage: str, method:
         yield "Not finite: the weights are finite, but the logits overflow. A layer explodes, or float16 does."
 
     place = model.stages[stage]
-    seen = passes(model, images, score, {stage: place.module})
-    activation, gradient = place.to_map(seen.activations[stage]), place.to_map(seen.gradients[stage])
+    seen, gradients = passes(model, images, score, {stage: place.module})
+    activation, gradient = place.to_map(seen.activations[stage]), place.to_map(gradients[stage])
     of_logits = _gradient_of_score(score, logits)
     # A score that is linear in the logits equals the gradient times the logits, however small its factor is.
     if of_logits.abs().sum() < GAP and not torch.isclose((of_logits * logits).sum(), seen.scores.sum(), rtol=0.01):
