@@ -23,8 +23,12 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported: nothing leaves this machine
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read with torch: threads that wait leave the processor to others
+from cvlab.page import host
+
+try:
+    host.read_environment()  # before gradio is imported, which reads it too
+except ValueError as error:
+    sys.exit(str(error))
 
 import gradio as gr
 
@@ -32,7 +36,7 @@ from cvlab.checkpoint import hub
 from cvlab.explain import METHODS, default_stage
 from cvlab.memory import share_arenas
 from cvlab.models import Model
-from cvlab.page.api import add_api, in_sentences
+from cvlab.page.api import Page, add_api, in_sentences
 from cvlab.page.examples import example_files
 from cvlab.page.gallery import ROWS, explain_files
 from cvlab.page.html import paragraph
@@ -66,7 +70,7 @@ THEME = gr.themes.Default(
 def build_page(models: Models) -> gr.Blocks:
     """The Blocks page, not launched."""
     visits = Visits(models)
-    with gr.Blocks(title="cvlab", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+    with Page(title="cvlab", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         wire(page, layout(list(models.offered)), visits)
         add_api(visits)
     return page
@@ -288,11 +292,15 @@ def main() -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="a folder, or a name on the Hub (user/name)")
     parser.add_argument("--port", type=int, help="by default the first free one from 7860 on")
     args = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)  # in a file, too, the address is seen at once
     listed = [os.environ.get(variable, "").split(",") for variable in ("CVLAB_MODELS", "CVLAB_ALLOW")]
     named, owners = ([name.strip() for name in names if name.strip()] for names in listed)
-    offered = offered_models(ROOT, [*args.models, *named])
+    try:
+        offered, at = offered_models(ROOT, [*args.models, *named]), host.address(args.port)
+    except ValueError as error:
+        parser.error(str(error))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # an orderly end, which deletes the files of the page
-    launch(build_page(Models(offered, owners, fetch_with_progress)), server_port=args.port)
+    launch(build_page(Models(offered, owners, fetch_with_progress)), server_name=at[0], server_port=at[1])
 
 
 if __name__ == "__main__":

@@ -3,30 +3,46 @@
 import json
 import math
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how the text begins that git leaves for a file not fetched
+NOT_FETCHED = (
+    "is a Git LFS pointer, not the file itself: run `git lfs install` and `git lfs pull` there, or download it."
+)
 
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Writes a temporary file and renames it, so that a reader sees the old file or the new one, never half of it."""
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path` to write to, and then renames it to `path`; after an error it is deleted.
+
+    So a reader sees the old file or the new one, never half of it. The temporary name is nobody else's: threads and
+    machines may write one file at once, and the last one wins.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    writing = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    writing = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with open(writing, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield writing
+        with open(writing, "rb") as written:
+            os.fsync(written.fileno())
         os.replace(writing, path)
     finally:
         writing.unlink(missing_ok=True)
 
 
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    with whole_file(path) as writing:
+        writing.write_bytes(content)
+
+
 def write_text(path: str | Path, content: str) -> None:
-    """`write_bytes` of UTF-8 text."""
-    write_bytes(path, content.encode("utf-8"))
+    """`write_bytes` of UTF-8 text. The bytes of a file's name that are no UTF-8 are written as \\udc80 to \\udcff."""
+    write_bytes(path, content.encode("utf-8", "backslashreplace"))
 
 
 def to_json(value: object, indent: int | None = None) -> str:

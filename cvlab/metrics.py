@@ -1,7 +1,7 @@
 """Scores and calibration. Counts are added up first and scored at the end, so that the batch size changes nothing."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,6 +104,27 @@ def bootstrap_intervals(counts: Tensor, resamples: int = 1000, seed: int = 0) ->
     counts = np.asarray(counts)
     scores = [vars(segmentation_scores(counts[rows])) for rows in _resampled(len(counts), resamples, seed)]
     return {name: _middle_95([score[name] for score in scores]) for name in scores[0]}
+
+
+def class_scores(counts: Tensor, class_names: Sequence[str]) -> dict:
+    """The iou of each class over all pixels and their mean with its interval, from counts by class (N, C, 4).
+
+    A class that is in no mask and in no prediction has the iou None, and does not count in the mean.
+    """
+
+    def ious(rows: np.ndarray) -> np.ndarray:
+        tp, union = rows[..., 0].sum(0), rows[..., :3].sum((0, 2))
+        return np.divide(tp, union, out=np.full(len(tp), np.nan), where=union > 0)
+
+    counts = np.asarray(counts, dtype=np.float64)
+    drawn = np.array([ious(counts[rows]) for rows in _resampled(len(counts), 1000, 0)])
+    low, high = _middle_95([row[~np.isnan(row)].mean() for row in drawn if not np.isnan(row).all()] or [1.0])
+    by_class = {
+        name: None if np.isnan(iou) else iou for name, iou in zip(class_names, ious(counts).tolist(), strict=True)
+    }
+    there = [iou for iou in by_class.values() if iou is not None]
+    mean = {"value": float(np.mean(there)) if there else 1.0, "low": low, "high": high}
+    return {"mean_iou": mean, "iou_by_class": by_class}
 
 
 def paired_interval(

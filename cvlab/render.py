@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from cvlab import fonts
 from cvlab.explain import explain, grad_cam, heatmap, predict, predicted_masks, region_score
 from cvlab.files import write_bytes
 from cvlab.models import Model
@@ -128,7 +129,7 @@ def strip(images: Sequence[Image.Image], titles: Sequence[str], heading: str, si
     pen = ImageDraw.Draw(drawn)
     pen.text((4, 2), heading, fill="black")
     for i, (image, title) in enumerate(zip(images, titles, strict=True)):
-        pen.text((side * i + 4, 17), title[:24], fill="black")
+        pen.text((side * i + 4, 17), title[:24], fill="black", font=fonts.pillow_font(title[:24]))
         drawn.paste(image.resize((side, side), Image.Resampling.BILINEAR), (side * i, 34))
     return drawn
 
@@ -335,5 +336,5 @@ def save_png(image: Image.Image, path: str | Path) -> None:
 
 def _drawn(figure: Figure) -> Image.Image:
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    fonts.prepared(figure).savefig(buffer, format="png", dpi=110)
     return Image.open(buffer).convert("RGB")

@@ -4,6 +4,7 @@ huggingface_hub reads its environment when it is imported, so a client cannot sh
 seconds to import and does not read that environment: it is imported once, and the clients are forked from there.
 """
 
+import ctypes
 import multiprocessing
 import os
 import runpy
@@ -138,3 +139,27 @@ def progress_of_pull(model_id: str) -> list[tuple[int, int]]:
     calls = []
     hub.pull(model_id, lambda arrived, expected: calls.append((arrived, expected)))
     return calls
+
+
+def warnings_of_pull(model_id: str, largest_file: int | None = None) -> tuple[Path, list[str]]:
+    """The folder, and the warnings, by a process that may write no larger file, and root's files only as the owner."""
+    import logging
+    import resource
+
+    from cvlab.checkpoint import hub
+
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    give_up_rights()
+    warned: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: warned.append(record.getMessage())
+    hub.log.addHandler(handler)
+    return hub.pull(model_id), warned
+
+
+def give_up_rights() -> None:
+    """root may write anywhere; without its capabilities it is refused like everybody else."""
+    if os.geteuid() == 0:
+        header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # capset of version 3
+        assert ctypes.CDLL(None).capset(header, nothing) == 0

@@ -42,7 +42,8 @@ class Hub:
             "variables"}, where kind is "models" or "spaces" and a file is {"size", "sha256", "git_sha1", "lfs"}.
         token: what a client has to send to write, or to see a private repository; None lets everybody.
         faults: part of an address -> what goes wrong there: an HTTP status, a pair of that and the Hub's code for the
-            reason, "corrupt" or "truncate" its bytes, or "hang": no answer at all.
+            reason, or with a sentence too, "corrupt" or "truncate" its bytes, or "hang": no answer at all.
+        bad_metadata: what the Hub finds wrong with the metadata of a card.
         log: (method, address, status) of every answer.
     """
 
@@ -51,7 +52,8 @@ class Hub:
         self.root.mkdir(parents=True, exist_ok=True)
         self.token = token
         self.repos: dict[tuple[str, str], dict] = {}
-        self.faults: dict[str, int | str | tuple[int, str]] = {}
+        self.faults: dict[str, int | str | tuple[int, str] | tuple[int, str, str]] = {}
+        self.bad_metadata: list[str] = []
         self.log: list[tuple[str, str, int]] = []
         self.parts: dict[str, dict[int, bytes]] = {}  # of LFS files that are being sent
         self.url = ""
@@ -154,7 +156,8 @@ def make_app(hub: Hub) -> Starlette:
         return JSONResponse(repo["variables"])
 
     async def validate_yaml(request: Request) -> Response:
-        return JSONResponse({"errors": [], "warnings": []})
+        errors = [{"message": each} for each in hub.bad_metadata]
+        return JSONResponse({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     async def info(request: Request) -> Response:
         repo = find(request)

@@ -295,9 +295,7 @@ def test_two_phases_leave_a_folder_that_timm_opens(views: int, photos: Path, tmp
 )
 def test_views_and_augmentation_follow_from_each_other(words: list, expected: tuple) -> None:
     transfer = importlib.import_module("transfer")
-    args = transfer.parser().parse_args(words)
-    transfer.complete(args)
-    assert (args.views, args.augment) == expected
+    assert transfer.views_of(transfer.parser().parse_args(words)) == expected
 
 
 @pytest.mark.parametrize("name", RECIPES)

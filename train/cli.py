@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import io
-import math
 import os
 import shlex
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
+from limits import check_numbers
 
 from cvlab.data import public
 from cvlab.data.sets import AUGMENTATIONS, NORMALIZATIONS
@@ -20,14 +20,6 @@ from cvlab.memory import keep_freed_memory
 
 RECIPES = Path(__file__).parent / "recipes"
 CROP_MODES = {"crop": "center", "squash": "squash"}  # --resize, as timm and config.json call it
-# The least and the greatest value of options that are numbers; of a list, of each of them.
-AT_LEAST_1 = ("epochs", "batch_size", "image_size", "width", "widths", "depth", "hidden", "patience", "div_factor")
-AT_LEAST_0 = ("lr", "finetune_lr", "weight_decay", "cache_limit", "clip_norm", "mixup", "cutmix", "views", "unfreeze")
-AT_LEAST_0 += ("finetune_epochs", "channels", "pools", "pool_to", "seed", "split_seed")
-SHARES = ("momentum", "dropout", "head_dropout", "label_smoothing", "ema", "crop_pct", "min_area", "layer_decay")
-RANGES = dict.fromkeys(AT_LEAST_1, (1, math.inf)) | dict.fromkeys(AT_LEAST_0, (0, math.inf))
-RANGES |= dict.fromkeys(SHARES, (0, 1)) | {"per_class": (1, math.inf), "classes": (2, math.inf)}
-NOT_0 = ("crop_pct", "min_area", "layer_decay")
 
 
 class Parser(argparse.ArgumentParser):
@@ -90,18 +82,6 @@ def converted(value: object, action: argparse.Action) -> object:
     if action.choices and value not in action.choices:
         raise ValueError(value)
     return value
-
-
-def check_numbers(args: argparse.Namespace) -> None:
-    """Raises ValueError for a number that is outside of its range."""
-    for name, (least, most) in RANGES.items():
-        given = vars(args).get(name)
-        if name == "epochs" and "finetune_epochs" in args:
-            least = 0  # the second phase alone
-        for value in given if isinstance(given, list | tuple) else [] if given is None else [given]:
-            if not least <= value <= most or value == math.inf or (value == 0 and name in NOT_0):
-                limits = f"at least {least}" if most == math.inf else f"{'above' if name in NOT_0 else 'from'} 0 to 1"
-                raise ValueError(f"--{name.replace('_', '-')} is {value:g}: it must be {limits}.")
 
 
 def data_folder(data: Path | None) -> Path | None:
@@ -201,6 +181,9 @@ def view_of(args: argparse.Namespace) -> dict:
 def run(main: Callable[[], None]) -> None:
     """Runs a script; errors that a user can fix end in one sentence. CVLAB_TRACEBACK=1 shows where they come from."""
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):  # any name that a file can have can be printed, on any terminal
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if int(os.environ.get("RANK", 0)) > 0:  # set by torchrun: only the first of several processes prints
         sys.stdout = io.StringIO()
     try:

@@ -79,7 +79,7 @@ def main() -> None:
     write_text(figures, to_json(found, indent=1) + "\n")
     if trained_on and args.part in ("train", "all"):
         lines.append(f"\n{trained_on} of these pictures were trained on: this is no estimate for unseen ones.")
-    lines += [f"\n{note}" for note in dict.fromkeys(parts.notes)]
+    lines += [f"\n{card.escaped(note)}" for note in dict.fromkeys(parts.notes)]
     print("\n".join(lines))
     for name, draw in pictures.items():
         if parts.name == SHAPES:
@@ -88,8 +88,8 @@ def main() -> None:
         lines.append(f"\n![{Path(name).stem.replace('_', ' ')}]({name})")
     if parts.name != SHAPES:
         lines.append("\nPictures with photographs are in photos/, which is published only with --with-photos.")
-    title = f"# {Path(args.checkpoint).name} on the part {args.part} of {parts.name}\n"
-    write_text(report / "README.md", "\n".join([title, *lines]) + "\n")
+    title = card.escaped(f"{Path(args.checkpoint).name} on the part {args.part} of {parts.name}")
+    write_text(report / "README.md", "\n".join([f"# {title}\n", *lines]) + "\n")
     if figures == out / "metrics.json" and (out / "config.json").is_file():
         card.write(out)
     print(f"\nWritten: {figures} and {report / 'README.md'}")
@@ -107,18 +107,16 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
     table = classification_report(labels, predicted, labels=range(len(names)), target_names=names, **options)
     error = metrics.expected_calibration_error(probs, labels)
     found = {"part": args.part, "n": len(labels), "accuracy": accuracy, **balanced, "expected_calibration_error": error}
-    lines = [
-        f"Accuracy **{accuracy['value']:.4f}** (95% Wilson interval {accuracy['low']:.4f} to {accuracy['high']:.4f}), "
-        f"{len(labels)} pictures. Where every class counts the same: balanced accuracy "
-        f"{balanced['balanced_accuracy']['value']:.4f}, macro F1 {balanced['macro_f1']['value']:.4f}.\n",
-        "| class | precision | recall | F1 | pictures |\n| --- | --- | --- | --- | --- |",
-    ]
+    measured = "Accuracy **{value:.4f}** (95% Wilson interval {low:.4f} to {high:.4f})".format(**accuracy)
+    alike = "balanced accuracy {:.4f}, macro F1 {:.4f}".format(*(each["value"] for each in balanced.values()))
+    lines = [f"{measured}, {len(labels)} pictures. Where every class counts the same: {alike}.\n"]
+    rows = [("class", "precision", "recall", "F1", "pictures")]
     for name in names:
-        row = table[name]
-        cells = " | ".join(f"{row[score]:.3f}" for score in ("precision", "recall", "f1-score"))
-        lines.append(f"| {name} | {cells} | {row['support']:.0f} |")
+        shares = (f"{table[name][score]:.3f}" for score in ("precision", "recall", "f1-score"))
+        rows.append((name, *shares, f"{table[name]['support']:.0f}"))
+    lines.append(card.table(rows))
     lines.append(f"\nExpected calibration error {error:.4f}.")
-    if args.part == "test":
+    if args.part == "test" and parts.samples["val"]:
         val_views, val_labels = read_views(parts, "val", model)
         temperature = metrics.fit_temperature(torch.cat([*predict_views(model, val_views)]), torch.tensor(val_labels))
         after = metrics.expected_calibration_error((logits / temperature).softmax(1), labels)
@@ -146,25 +144,26 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
 def evaluate_segmenter(model: Model, other: Model | None, parts: Parts, args: argparse.Namespace) -> Evaluation:
     """Scores over all pixels at the photos' own resolution, and the best threshold on val: returned as above."""
     views, masks = read_views(parts, args.part, model)
-    (counts,) = mask_counts(model, views, masks, [model.threshold])
+    (by_class,) = mask_counts(model, views, masks, [model.threshold])
+    counts = by_class.sum(1)
     scores, intervals = vars(metrics.segmentation_scores(counts)), metrics.bootstrap_intervals(counts)
     found = {"part": args.part, "n": len(masks), "threshold": model.threshold}
     found |= {name: metrics.interval(value, intervals[name]) for name, value in scores.items()}
-    lines = [
-        f"{len(masks)} pictures, all pixels of each at its own resolution, threshold {model.threshold:g}; "
-        "95% intervals by bootstrap over pictures.\n",
-        "| score | value | 95% interval |\n| --- | --- | --- |",
-    ]
-    for name, value in scores.items():
-        lines.append(f"| {name} | {value:.4f} | {intervals[name][0]:.4f} to {intervals[name][1]:.4f} |")
+    how = f"{len(masks)} pictures at their own resolution, threshold {model.threshold:g}; 95% intervals by bootstrap.\n"
+    rows = [(name, f"{value:.4f}", "{:.4f} to {:.4f}".format(*intervals[name])) for name, value in scores.items()]
+    if len(model.class_names) > 1:
+        found |= metrics.class_scores(by_class, model.class_names)
+        for name, value in found["iou_by_class"].items():
+            rows.append((f"iou of {name}", "not there" if value is None else f"{value:.4f}", ""))
+    lines = [how, card.table([("score", "value", "95% interval"), *rows])]
     if other:
         (other_counts,) = mask_counts(other, read_views(parts, args.part, other)[0], masks, [other.threshold])
-        lines.append(add_comparison(found, args.compare, "iou", counts, other_counts, iou))
+        lines.append(add_comparison(found, args.compare, "iou", counts, other_counts.sum(1), iou))
 
     pictures = {}
-    if args.part in ("test", "val"):
+    if args.part in ("test", "val") and parts.samples["val"]:
         thresholds = [round(0.05 * step, 2) for step in range(1, 20)]
-        ious = [iou(each) for each in mask_counts(model, *read_views(parts, "val", model), thresholds)]
+        ious = [iou(each.sum(1)) for each in mask_counts(model, *read_views(parts, "val", model), thresholds)]
         found["threshold_curve_on_val"] = dict(zip(map(str, thresholds), ious, strict=True))
         lines.append(f"\nOn val the threshold {thresholds[np.argmax(ious)]:g} gives the highest iou, {max(ious):.4f}.")
         pictures["threshold.png"] = lambda: render.threshold_picture(thresholds, ious, model.threshold)
@@ -191,13 +190,13 @@ def opened(paths: list[Path], model: Model) -> tuple[Tensor, list[str]]:
 
 
 def mask_counts(model: Model, views: Tensor, masks: list[Tensor], thresholds: list[float]) -> list[Tensor]:
-    """For each threshold the (N, 4) counts of `segmentation_counts` at the masks' own resolution."""
+    """For each threshold the counts of `segmentation_counts` by class, (N, C, 4), at the masks' own resolution."""
     counts: list[list[Tensor]] = [[] for _ in thresholds]
     for logits, mask in zip(chain.from_iterable(predict_views(model, views)), masks, strict=True):
         probs = resize_logits(logits[None], mask.shape[-2:]).sigmoid()
         for each, threshold in zip(counts, thresholds, strict=True):
-            each.append(metrics.segmentation_counts(probs > threshold, mask[None]))
-    return [torch.cat(each) for each in counts]
+            each.append(metrics.segmentation_counts((probs > threshold)[0, :, None], mask[:, None]))
+    return [torch.stack(each) for each in counts]
 
 
 def iou(counts: Tensor) -> float:

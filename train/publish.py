@@ -35,7 +35,7 @@ TORCH_FOR_CPU = "--extra-index-url https://download.pytorch.org/whl/cpu"  # PyPI
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="?", help="folder with config.json and model.safetensors")
-    parser.add_argument("id", nargs="?", help="user/name on the Hub; created if it does not exist")
+    parser.add_argument("id", nargs="?", type=hub.name_of, help="user/name on the Hub; created if it does not exist")
     parser.add_argument("--private", action="store_true", help="make the repository private when it is created")
     parser.add_argument("--revision", help="branch to publish on, created if it does not exist (default: main)")
     parser.add_argument("--with-photos", action="store_true", help="also send report/photos/")
@@ -46,7 +46,7 @@ def main() -> None:
         parser.error("give CHECKPOINT and user/name, or --space and --models")
     try:
         if args.space:
-            publish_space(args.space, args.models, args.private)
+            publish_space(args.space, [hub.name_of(name) for name in args.models], args.private)
         else:
             publish_checkpoint(args.checkpoint, args.id, args.private, args.revision, args.with_photos)
     except (checkpoint.CheckpointError, hub.HubError, OSError) as error:

@@ -28,7 +28,7 @@ from run import Run, open_run
 from cvlab import models
 from cvlab.data import sets
 from cvlab.data.cache import Cache
-from cvlab.data.parts import Parts, classification_parts
+from cvlab.data.parts import classification_parts
 from cvlab.learning import frozen, optim
 from cvlab.learning.accelerator import accelerator_for
 from cvlab.learning.losses import cross_entropy
@@ -58,8 +58,7 @@ def parser() -> cli.Parser:
     cli.add_classification(options, resize=None, normalize=None, augment=None)
     views = "1: photos as they are; N: N augmented views of each, computed once; 0: new augmentation every epoch"
     options.add_argument("--views", type=int, help=f"{views}; 1 unless --augment is given")
-    own = "Size and crop of the photos, and mean and std, are the backbone's own if not given."
-    group = options.add_argument_group("network", own)
+    group = options.add_argument_group("network", "Size, crop, mean and std are the backbone's own if not given.")
     add, switch = group.add_argument, argparse.BooleanOptionalAction
     add("--backbone", default="resnet18", help="a network of timm, with or without a tag")
     add("--weights", type=Path, metavar="FILE", help=".safetensors or .pth with timm's tensor names")
@@ -78,20 +77,23 @@ def parser() -> cli.Parser:
     return options
 
 
-def complete(args: argparse.Namespace) -> None:
-    """Adds what follows from other options; raises ValueError for those that cannot be meant."""
-    if args.views is None:
-        args.views = 0 if args.augment in ("minimal", "full") else 1
-    if args.augment is None:
-        args.augment = "none" if args.views == 1 else "full"
-    if args.views == 1 and args.augment != "none":
-        raise ValueError(f"--views 1 are the photos as they are: for --augment {args.augment} give --views 0 or 2.")
+def check(args: argparse.Namespace) -> None:
+    """Raises ValueError for options that cannot be meant."""
     if args.backbone.split(".")[0] not in (known := timm.list_models()):
         raise ValueError(f"timm has no network “{args.backbone}”{cli.nearest(args.backbone, known)}")
     if args.unfreeze and not args.finetune_epochs:
         raise ValueError("--unfreeze is for phase 2: give it epochs with --finetune-epochs.")
     if not args.epochs and not args.finetune_epochs:
         raise ValueError("Nothing would be trained: give --epochs for the head, or --finetune-epochs for phase 2.")
+
+
+def views_of(args: argparse.Namespace) -> tuple[int, str]:
+    """--views and --augment, of which one follows from the other; ValueError if they contradict each other."""
+    views = args.views if args.views is not None else 0 if args.augment in ("minimal", "full") else 1
+    augment = args.augment or ("none" if views == 1 else "full")
+    if views == 1 and augment != "none":
+        raise ValueError(f"--views 1 are the photos as they are: for --augment {augment} give --views 0 or 2.")
+    return views, augment
 
 
 def network(args: argparse.Namespace) -> tuple[str, dict]:
@@ -105,7 +107,8 @@ def network(args: argparse.Namespace) -> tuple[str, dict]:
 
 def main() -> None:
     args = parser().parse_args()
-    complete(args)
+    check(args)
+    views, augment = views_of(args)
     view = default_view(args.backbone) | cli.view_of(args)
     mean, std, size = view.pop("mean"), view.pop("std"), view["image_size"]
     name, arguments = network(args)
@@ -118,7 +121,7 @@ def main() -> None:
         args.data, args.split_seed, args.per_class, size, args.allow_leaks, classes=args.classes
     )
     cache = Cache(args.cache_limit * 1e9, args.out)
-    augmentation = {"augment": args.augment, "min_area": args.min_area, "jitter": args.color_jitter}
+    augmentation = {"augment": augment, "min_area": args.min_area, "jitter": args.color_jitter}
     train_set, val_set = sets.classification_sets(parts, view, cache, args.seed, **augmentation)
     if args.normalize:
         mean, std = sets.normalization(args.normalize, train_set.images)
@@ -143,31 +146,31 @@ def main() -> None:
     # What learns in neither phase is computed once, then in each phase what does not learn in that one.
     frozen.freeze(model, args.unfreeze)
     with accelerator.autocast():
-        trunk = frozen.computed_once(model, train_set, val_set, args.views, batch_size, accelerator.device)
+        trunk = frozen.computed_once(model, train_set, val_set, views, batch_size, accelerator.device)
     for phase in (
         Phase(1, 0, args.epochs, args.lr, args.schedule),
         Phase(2, args.unfreeze, args.finetune_epochs, args.finetune_lr, args.finetune_schedule),
     ):
         if phase.epochs and phase.number >= run.phase:  # --resume may continue in phase 2
-            train_phase(args, run, phase, model, trunk, batch_size, parts)
+            train_phase(args, run, phase, model, trunk, views, batch_size)
     run.finish(model)
 
 
 def train_phase(
-    args: argparse.Namespace, run: Run, phase: Phase, model: Model, trunk: tuple, batch_size: int, parts: Parts
+    args: argparse.Namespace, run: Run, phase: Phase, model: Model, trunk: tuple, views: int, batch_size: int
 ) -> None:
     """Trains what learns in this phase. `trunk` is the part of the model that learns in any, and its two data sets."""
-    accelerator = run.accelerator
+    accelerator, num_classes = run.accelerator, len(model.class_names)
     frozen.freeze(model, phase.layers)
     with accelerator.autocast():
-        learner, train_set, val_set = frozen.computed_once(*trunk, args.views, batch_size, accelerator.device)
+        learner, train_set, val_set = frozen.computed_once(*trunk, views, batch_size, accelerator.device)
     train_loader, val_loader = sets.loaders(train_set, val_set, batch_size)
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     source = train_set if isinstance(train_set, frozen.FeatureSet) else "the pictures"
     print(f"Phase {phase.number}: {learning:,} parameters learn from {source}.")
 
     # Loss, optimizer, schedule.
-    criterion = cross_entropy(args.label_smoothing, args.class_weights, train_set.labels, len(parts.class_names))
+    criterion = cross_entropy(args.label_smoothing, args.class_weights, train_set.labels, num_classes)
     factors = {name: args.layer_decay**height for name, height in frozen.heights(model).items()}
     gpu, steps = accelerator.device.type == "cuda", len(train_loader)
     settings = {"momentum": args.momentum, "decay": args.decay, "factors": factors, "fused": gpu}
@@ -180,7 +183,7 @@ def train_phase(
     )
 
     for epoch in run.epochs(train_loader, phase.epochs, phase.number):
-        train_set.epoch = (epoch - 1) % args.views + 1 if args.views else epoch
+        train_set.epoch = (epoch - 1) % views + 1 if views else epoch
         frozen.train_mode(learner)
         for images, labels in run.batches():
             logits = learner(images)
@@ -193,7 +196,7 @@ def train_phase(
         train_loss, seen, right = run.totals()
 
         learner.eval()
-        val_loss, counts = 0.0, torch.zeros(len(parts.class_names), len(parts.class_names), dtype=torch.long)
+        val_loss, counts = 0.0, torch.zeros(num_classes, num_classes, dtype=torch.long)
         with torch.no_grad():
             for images, labels in val_loader:
                 logits, labels = accelerator.gather_for_metrics((learner(images), labels))

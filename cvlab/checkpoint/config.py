@@ -3,13 +3,13 @@
 import json
 import os
 import stat
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from cvlab.models.model import MAX_CLASSES
+from cvlab.files import LFS_POINTER, NOT_FETCHED
+from cvlab.models.model import MAX_CLASSES, name_fault
 
 FORMAT = 1
 REQUIRED = {
@@ -45,16 +45,14 @@ ALLOWED_ARGUMENTS = {
     "smp": {"encoder": str, "decoder_channels": list},
     "resnet_unet": {"encoder": str, "decoder_channels": list},
 }
-OPTIONAL = {"interpolation": str, "crop_mode": str, "stages": list, "data": dict, "options": dict}
-OPTIONAL |= {"precision": str, "versions": dict}
+OPTIONAL = {"interpolation": str, "crop_mode": str, "stages": list}
+OPTIONAL |= {"data": dict, "options": dict, "precision": str, "versions": dict}
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash")
 MAX_CONFIG_BYTES = 4 * 2**20
 MAX_IMAGE_SIZE = 4096
 MAX_ARGUMENT = 8192  # channels, mostly
 MAX_DEPTH = 32  # also of lists: modules are built one by one before any shape can be compared
-MAX_NAME = 300  # characters of a class name
-BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they change the reading direction
 
 
 class CheckpointError(ValueError):
@@ -89,6 +87,9 @@ def opened(path: Path, limit: int) -> Iterator[BinaryIO]:
     with open(descriptor, "rb") as file:
         if found.st_size > limit:
             raise CheckpointError(f"{path} has {found.st_size:,} bytes, and the limit is {limit:,}.")
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise CheckpointError(f"{path} {NOT_FETCHED}")
+        file.seek(0)
         yield file
 
 
@@ -188,11 +189,8 @@ def _check_class_names(names: list, path: Path) -> None:
         twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise CheckpointError(f"{path}: the class name {twice[:60]!a} is there twice.")
     for name in names:
-        if not name.strip() or len(name) > MAX_NAME:
-            raise CheckpointError(f"{path}: a class name is empty or longer than {MAX_NAME} characters.")
-        # Line ends and terminal codes, halves of surrogate pairs, and changes of the reading direction.
-        if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in BIDI_CONTROLS for c in name):
-            raise CheckpointError(f"{path}: the class name {name[:60]!a} contains control characters.")
+        if fault := name_fault(name):
+            raise CheckpointError(f"{path}: the class name {name[:60]!a} {fault}.")
 
 
 def _check_numbers(block: dict, path: Path) -> None:

@@ -54,7 +54,7 @@ def save(model: Model, folder: str | Path, **facts: object) -> None:
 
 
 def load(folder_or_id: str | Path) -> Model:
-    """The model of a folder or of a Hub name "user/name[@revision]", in eval mode, on the CPU.
+    """The model of a folder or of a Hub name "user/name[@revision]" or page, in eval mode, on the CPU.
 
     It has all attributes of `Model`; `source` is the folder, or user/name@commit. Folders of timm's classifiers and of
     U-Nets of segmentation_models.pytorch open in the same way.
@@ -65,7 +65,7 @@ def load(folder_or_id: str | Path) -> Model:
     """
     folder = Path(folder_or_id)
     if not folder.is_dir():
-        if not hub.is_id(str(folder_or_id)):
+        if not hub.is_id(hub.name_of(str(folder_or_id))):
             raise CheckpointError(
                 f"{folder_or_id} is neither a folder nor a name on the Hub (user/name). Check the path."
             )

@@ -7,36 +7,42 @@ the download and their checksums after it. Nothing in them is executed: weights 
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from queue import Empty, Queue
 
 import httpx2  # the HTTP client of huggingface_hub, which passes its connection errors on
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
-from huggingface_hub.errors import (
-    DryRunError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RevisionNotFoundError,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, parse_hf_uri, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
+
+from cvlab.checkpoint.hub_errors import HubError, hub_errors, is_temporary, message
+from cvlab.files import write_text
 
 NEEDED = ["config.json", "model.safetensors"]
 FILES = [*NEEDED, "README.md", "metrics.json", "history.jsonl", "manifest.json"]  # at the root of the repository
 MAX_WEIGHTS_BYTES = 2 * 2**30  # model.safetensors
 MAX_TEXT_BYTES = 4 * 2**20  # each of the others
+AROUND = " \t\n\"'“”\u2018\u2019`\u00a0\u200b\u200e\u200f\u2060\ufeff"  # characters that are copied along with a name
 PROBE_SECONDS = 4.0  # how long the Hub may take to answer before the local cache is used instead
 
 log = logging.getLogger(__name__)
 
 
-class HubError(ValueError):
-    """A checkpoint could not be downloaded or published. The message says why and what to do."""
+def name_of(text: str) -> str:
+    """The name that a text means: without blanks and quotation marks around it, of a model's page user/name[@revision].
+
+    What is neither a name nor the address of a page comes back as it is, without what stood around it.
+    """
+    text = text.strip(AROUND)
+    try:
+        page = parse_hf_uri(text, endpoint=constants.ENDPOINT)
+    except ValueError:
+        return text
+    return (f"{page.id}@{page.revision}" if page.revision else page.id) if page.type == "model" else text
 
 
 def is_id(text: str) -> bool:
@@ -70,8 +76,8 @@ def source_of(folder: Path) -> str:
 def pull(model_id: str, on_progress: Callable[[int, int], None] | None = None) -> Path:
     """The folder, in the Hugging Face cache, of user/name or user/name@revision (a branch, tag or commit).
 
-    Files that the cache holds are not downloaded again. If the Hub cannot be reached or is busy, the copy in the cache
-    is used, with a warning in the log.
+    Files that the cache holds are not downloaded again. If the Hub cannot be reached or is busy, or the cache cannot be
+    written, the copy in the cache is used, with a warning in the log. The address of the model's page is a name too.
 
     Args:
         on_progress: called with the bytes downloaded so far and in total, in the threads of the download. By default a
@@ -79,28 +85,32 @@ def pull(model_id: str, on_progress: Callable[[int, int], None] | None = None) -
 
     Raises:
         HubError: there is no such repository or revision, it is not open to you, it lacks config.json or
-            model.safetensors, a file is too large or arrived damaged, or neither Hub nor cache has it.
+            model.safetensors, a file is too large or arrived damaged, the cache cannot be written, or neither Hub nor
+            cache has it.
     """
+    model_id = name_of(model_id)
     if not is_id(model_id):
         raise HubError(f"“{model_id}” is not a name on the Hub: write user/name or user/name@revision.")
     repo_id, _, revision = model_id.partition("@")
     revision = revision or "main"
-    with _hub_errors(model_id):
+    with hub_errors(model_id):
         try:
-            _probe(repo_id, revision)
+            commit = _probe(repo_id, revision)  # the branch may move: what follows is about this commit
+            no_bar = partial(tqdm, disable=True)
+            files = snapshot_download(repo_id, revision=commit, allow_patterns=FILES, dry_run=True, tqdm_class=no_bar)
+            _check_sizes({file.filename: file.file_size for file in files}, f"{model_id} on the Hub")
+            expected = sum(file.file_size for file in files if file.will_download)
+            bar = _reporting_bar(on_progress, expected) if on_progress else None
+            folder = Path(snapshot_download(repo_id, revision=commit, allow_patterns=FILES, tqdm_class=bar))
         except (httpx2.HTTPError, OSError) as error:
-            if _is_temporary(error):
+            if is_temporary(error):
                 return _cached(model_id, repo_id, revision, error)
             raise
-        no_bar = partial(tqdm, disable=True)
-        files = snapshot_download(repo_id, revision=revision, allow_patterns=FILES, dry_run=True, tqdm_class=no_bar)
-        _check_sizes({file.filename: file.file_size for file in files}, f"{model_id} on the Hub")
-        commit = files[0].commit_hash  # the branch may move: download the commit whose sizes were checked
-        expected = sum(file.file_size for file in files if file.will_download)
-        bar = _reporting_bar(on_progress, expected) if on_progress else None
-        folder = Path(snapshot_download(repo_id, revision=commit, allow_patterns=FILES, tqdm_class=bar))
         if expected:
             _check_sums(repo_id, commit, folder)
+        if revision != commit:  # in the cache a branch moves when all files of its new commit are there
+            with suppress(OSError):  # a cache that cannot be written
+                write_text(folder.parents[1] / "refs" / revision, commit)
     return folder
 
 
@@ -108,10 +118,10 @@ def _cached(model_id: str, repo_id: str, revision: str, cause: Exception) -> Pat
     """The folder in the cache, used because of `cause`."""
     try:
         folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=FILES, local_files_only=True))
-    except LocalEntryNotFoundError:
-        raise HubError(f"{_message(cause, model_id)} The local cache has no complete copy either.") from cause
+    except OSError:  # no copy, or one that may not be read
+        raise HubError(f"{message(cause, model_id)} The local cache has no complete copy either.") from cause
     _check_sizes(_sizes(folder), f"{model_id} in the local cache")
-    log.warning("%s The copy in the local cache is used.", _message(cause, model_id))
+    log.warning("%s The copy in the local cache is used.", message(cause, model_id))
     return folder
 
 
@@ -179,7 +189,7 @@ def push(
         HubError: the folder or the name is not valid, there is no token with write access, `private` is set and the
             repository is public, or the Hub cannot be reached.
     """
-    folder = Path(folder)
+    folder, model_id = Path(folder), name_of(model_id)
     sizes = _sizes(folder)
     _check_sizes(sizes, str(folder))
     patterns = ["report/*.png", "report/*.md"] + (["report/photos/*"] if with_photos else [])
@@ -189,7 +199,7 @@ def push(
     # Named one by one, because upload_folder is not safe here: its * matches / too, so report/*.png would send
     # report/photos/; and it may split a large upload into several commits.
     operations = [CommitOperationAdd(name, folder / name) for name in names]
-    with _hub_errors(model_id, sending=True):
+    with hub_errors(model_id, sending=True):
         api = _open_repository(model_id, "model", private)
         if revision is not None:
             api.create_branch(model_id, branch=revision, exist_ok=True)
@@ -211,7 +221,7 @@ def push_space(files: dict[str, Path | bytes], space_id: str, variables: dict[st
         HubError: as `push`.
     """
     folders = {name.split("/")[0] for name in files if "/" in name}
-    with _hub_errors(space_id, sending=True):
+    with hub_errors(space_id, sending=True):
         api = _open_repository(space_id, "space", private)
         for key, value in variables.items():
             api.add_space_variable(space_id, key, value)
@@ -230,7 +240,7 @@ def _open_repository(repo_id: str, repo_type: str, private: bool) -> HfApi:
     try:
         _probe(repo_id, None, repo_type)  # later requests wait without limit for an answer
     except HfHubHTTPError as error:  # such as 404: it is created below
-        if _is_temporary(error):
+        if is_temporary(error):
             raise
     api = HfApi()
     sdk = "gradio" if repo_type == "space" else None
@@ -241,11 +251,8 @@ def _open_repository(repo_id: str, repo_type: str, private: bool) -> HfApi:
     return api
 
 
-# --- errors -----------------------------------------------------------------------------------------------------------
-
-
-def _probe(repo_id: str, revision: str | None, repo_type: str = "model") -> None:
-    """Asks the Hub for the repository, once and for at most PROBE_SECONDS.
+def _probe(repo_id: str, revision: str | None, repo_type: str = "model") -> str:
+    """Asks the Hub for the commit of a revision, once and for at most PROBE_SECONDS.
 
     huggingface_hub itself waits without limit for an answer, and repeats a failed request for 23 s. The request runs in
     a thread because the client's timeout does not cover the look-up of the Hub's address.
@@ -253,65 +260,19 @@ def _probe(repo_id: str, revision: str | None, repo_type: str = "model") -> None
     Raises:
         httpx2.HTTPError, OSError: there was no answer, or a refusal.
     """
-    raised: list[Exception] = []
+    answers: Queue[str | Exception] = Queue()
 
     def ask() -> None:
         try:
-            HfApi().repo_info(repo_id, revision=revision, repo_type=repo_type, timeout=PROBE_SECONDS)
-        except (httpx2.HTTPError, OSError) as error:
-            raised.append(error)
+            answers.put(HfApi().repo_info(repo_id, revision=revision, repo_type=repo_type, timeout=PROBE_SECONDS).sha)
+        except Exception as error:  # raised where the answer is waited for
+            answers.put(error)
 
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(PROBE_SECONDS)
-    if asking.is_alive():
-        raise httpx2.ConnectTimeout(f"no answer within {PROBE_SECONDS:g} seconds")
-    if raised:
-        raise raised[0]
-
-
-def _is_temporary(error: Exception) -> bool:
-    """Whether a later try may succeed: no connection, too many requests, or an error inside the Hub."""
-    if isinstance(error, HfHubHTTPError):
-        return error.response.status_code == 429 or error.response.status_code >= 500
-    return isinstance(error, (httpx2.TransportError, OfflineModeIsEnabled))
-
-
-@contextmanager
-def _hub_errors(model_id: str, sending: bool = False) -> Iterator[None]:
-    """Turns the errors of huggingface_hub into a HubError (RuntimeError: its transfer library hf_xet)."""
+    threading.Thread(target=ask, daemon=True).start()
     try:
-        yield
-    except HubError:
-        raise
-    except (httpx2.HTTPError, OSError, ValueError, RuntimeError) as error:
-        raise HubError(_message(error, model_id, sending)) from error
-
-
-def _message(error: Exception, model_id: str, sending: bool = False) -> str:
-    """What went wrong, and what to do about it."""
-    if isinstance(error, (DryRunError, LocalEntryNotFoundError)) and isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
-    repo_id, _, revision = model_id.partition("@")
-    if isinstance(error, OfflineModeIsEnabled):
-        return f"HF_HUB_OFFLINE is set: the Hub was not asked about {model_id}."
-    if isinstance(error, httpx2.TransportError):
-        return f"{model_id}: the Hub cannot be reached ({str(error) or type(error).__name__}). Check the connection."
-    if isinstance(error, RevisionNotFoundError):
-        return f"{repo_id} has no branch, tag or commit “{revision or 'main'}” on the Hub."
-    if status in (401, 403) and sending:
-        return (
-            f"The Hub does not let you write to {repo_id}: create a token with write access at "
-            "https://huggingface.co/settings/tokens and give it to `hf auth login`, or put it in HF_TOKEN."
-        )
-    if isinstance(error, GatedRepoError):
-        return f"{repo_id} has conditions: accept them at https://huggingface.co/{repo_id}, then run `hf auth login`."
-    if status in (401, 403, 404):
-        return f"{repo_id} is not on the Hub, or not open to you. Check the name; if it is private, `hf auth login`."
-    if status == 429:
-        return f"{model_id}: the Hub got too many requests from here. Wait some minutes, or run `hf auth login`."
-    if status >= 500:
-        return f"{model_id}: the Hub has a problem (HTTP {status}). Try again later."
-    first_line = next(iter(str(error).splitlines()), type(error).__name__)
-    return f"{model_id} was not {'published' if sending else 'downloaded'}: {first_line}"
+        answer = answers.get(timeout=PROBE_SECONDS)
+    except Empty:
+        raise httpx2.ConnectTimeout(f"no answer within {PROBE_SECONDS:g} seconds") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer

@@ -1,5 +1,6 @@
 """`Model`, the base class of all networks: it takes RGB images in [0, 1] and declares the stages to explain."""
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,20 @@ import torch
 from torch import Tensor, nn
 
 MAX_CLASSES = 50_000  # of a classifier; the largest ImageNet has 21,843
+MAX_NAME = 300  # characters of a class name
+BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they change the reading direction
+
+
+def name_fault(name: str) -> str:
+    """Why a text cannot be the name of a class; empty if it can."""
+    if not name.strip() or len(name) > MAX_NAME:
+        return f"is empty or longer than {MAX_NAME} characters"
+    if any(unicodedata.category(c) == "Cs" for c in name):  # halves of surrogate pairs, or bytes of a file's name
+        return "is not valid UTF-8"
+    # Line ends and terminal codes.
+    if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") or c in BIDI_CONTROLS for c in name):
+        return "contains control characters"
+    return ""
 
 
 def identity(activation: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from timm.models import get_pretrained_cfg, is_model, load_state_dict, model_ent
 from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 
+from cvlab.files import LFS_POINTER, NOT_FETCHED
 from cvlab.models.model import MAX_CLASSES, Model, Normalize, Stage
 from cvlab.models.timm_stages import maps_of
 
@@ -84,7 +85,6 @@ class TimmClassifier(Model):
         # Not passed where they are 0: not every network of timm takes these two.
         given |= {"drop_rate": drop_rate or None, "drop_path_rate": drop_path_rate or None}
         self.model_args = {key: value for key, value in given.items() if value is not None}
-
         if single_output and num_classes != 2:
             raise ValueError("a single output tells two classes apart")
         self.single_output, outputs = single_output, 1 if single_output else num_classes
@@ -201,13 +201,10 @@ def from_timm_config(config: dict) -> dict:
 
 
 def _class_names(config: dict, view: dict, num_classes: int) -> list[str]:
-    """Descriptions of label_names where there are some, else label_names, else ImageNet's names, else numbers.
-
-    A single output is for two classes; if it has one name, the other class is "not NAME".
-    """
+    """Descriptions of label_names where there are some, else label_names, else ImageNet's names, else numbers."""
     names = config.get("label_names", view.get("label_names"))
     if num_classes == 1 and not (isinstance(names, list | dict) and len(names) == 1):
-        num_classes = 2
+        num_classes = 2  # a single output tells two classes apart; from one name comes also "not NAME"
     numbered = [f"class {i}" for i in range(num_classes)]
     descriptions = config.get("label_descriptions", view.get("label_descriptions")) or {}
     if names is None:
@@ -290,6 +287,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ValueError: it cannot be read as weights.
     """
     try:
+        with open(path, "rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise ValueError(f"it {NOT_FETCHED}")
         return load_state_dict(str(path))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"There is no file {path}.") from error

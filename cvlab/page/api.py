@@ -9,10 +9,27 @@ from PIL import Image
 
 from cvlab.page import panels
 from cvlab.page.evidence import peak_of
+from cvlab.page.examples import example_files
+from cvlab.page.host import sentence_of, without_paths
 from cvlab.page.question import Question
 from cvlab.page.upload import UPLOADS, photo_input
 from cvlab.page.visit import Visits
 from cvlab.render import enlarged, to_picture
+
+
+class Page(gr.Blocks):
+    """Blocks that answer whatever goes wrong with a sentence: Gradio would show the text of the error."""
+
+    async def process_api(self, *arguments: object, **options: object) -> dict:
+        """The answer to one event or call."""
+        example_files()  # where somebody cleaned the disk, they are drawn again
+        try:
+            return await super().process_api(*arguments, **options)
+        except gr.Error as error:
+            error.message = without_paths(str(error.message))
+            raise
+        except Exception as error:
+            raise gr.Error(sentence_of(error)) from error
 
 
 @contextmanager
@@ -21,7 +38,7 @@ def in_sentences() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        raise gr.Error(panels.sentence_of(error)) from error
+        raise gr.Error(sentence_of(error)) from error
 
 
 def saved(picture: Image.Image) -> str:

@@ -13,7 +13,6 @@ import csv
 import io
 import json
 import math
-import os
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from cvlab.explain import check_stages, default_stage
 from cvlab.explain.many import explain_batches
+from cvlab.files import whole_file
 from cvlab.models import Model
 from cvlab.page.unzip import Picture
 from cvlab.render import overlay
@@ -124,23 +124,18 @@ def write_zip(
         explained: from `explain_many` with the same stage and method.
         source: name of the model, for the manifest.
     """
-    path, rows = Path(path), []
-    writing = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with zipfile.ZipFile(writing, "w") as archive:  # stored: maps and JPEGs hardly become smaller
-            for each in explained:
-                rows.append(each.row)
-                if each.attribution is not None:
-                    name = f"{each.row.number:05d}"
-                    with archive.open(f"maps/{name}.npy", "w") as file:
-                        np.save(file, each.attribution[0, 0].numpy(), allow_pickle=False)
-                    with archive.open(f"pictures/{name}.jpg", "w") as file:
-                        overlay(each.view, each.attribution).save(file, "JPEG", quality=90)
-            archive.writestr("table.csv", to_csv(rows).encode("utf-8-sig"), zipfile.ZIP_DEFLATED)
-            archive.writestr("manifest.json", _manifest(model, rows, stage, method, source), zipfile.ZIP_DEFLATED)
-        os.replace(writing, path)
-    finally:
-        writing.unlink(missing_ok=True)
+    rows = []
+    with whole_file(path) as writing, zipfile.ZipFile(writing, "w") as archive:  # stored: hardly anything would shrink
+        for each in explained:
+            rows.append(each.row)
+            if each.attribution is not None:
+                name = f"{each.row.number:05d}"
+                with archive.open(f"maps/{name}.npy", "w") as file:
+                    np.save(file, each.attribution[0, 0].numpy(), allow_pickle=False)
+                with archive.open(f"pictures/{name}.jpg", "w") as file:
+                    overlay(each.view, each.attribution).save(file, "JPEG", quality=90)
+        archive.writestr("table.csv", to_csv(rows).encode("utf-8-sig"), zipfile.ZIP_DEFLATED)
+        archive.writestr("manifest.json", _manifest(model, rows, stage, method, source), zipfile.ZIP_DEFLATED)
     return rows
 
 

@@ -23,8 +23,15 @@ TEST_SCENE = 4015  # its seed
 
 
 def offered_models(root: Path, names: Sequence[str]) -> dict[str, str]:
-    """The models to choose from, {name: folder or Hub name}: those that were named, then checkpoints/, then runs/."""
-    offered = {name: name for name in names}
+    """The models to choose from, {name: folder or Hub name}: those that were named, then checkpoints/, then runs/.
+
+    Raises:
+        ValueError: a name is neither a folder with a model nor a name on the Hub.
+    """
+    offered = {name: name for name in map(hub.name_of, names)}
+    for name in offered:
+        if not (Path(name) / "config.json").is_file() and (Path(name).is_dir() or not hub.is_id(name)):
+            raise ValueError(f"{name} is neither a folder with a config.json nor a name on the Hub (user/name).")
     offered |= {config.parent.name: str(config.parent) for config in sorted(root.glob("checkpoints/*/config.json"))}
     offered |= {f"runs/{config.parent.name}": str(config.parent) for config in sorted(root.glob("runs/*/config.json"))}
     return offered
@@ -51,7 +58,7 @@ class Models:
     ) -> None:
         self.offered, self.owners = offered, owners
         self.loaded = Cache(limit, bytes_of)
-        self._fetch = lru_cache(maxsize=None)(fetch)
+        self._fetch, self._fetched = fetch, lru_cache(maxsize=None)(fetch)
 
     def __getitem__(self, name: str) -> Model:
         """The `faster_copy` of an offered model (a shipped one also as checkpoints/NAME) or of one on the Hub.
@@ -68,6 +75,7 @@ class Models:
 
     def public_name(self, name: str) -> str:
         """The name for other people: a shipped model's folder in the project, never a path of this machine."""
+        name = hub.name_of(name)
         source = Path(self.offered.get(name.removeprefix("checkpoints/"), name))
         inside = source.is_absolute() and source.is_relative_to(ROOT)
         return source.relative_to(ROOT).as_posix() if inside else name
@@ -75,6 +83,7 @@ class Models:
     def _source(self, name: str) -> str:
         if not name or not isinstance(name, str) or len(name) > MAX_NAME:
             raise ValueError("Choose a model, or type its name on the Hub (user/name).")
+        name = hub.name_of(name)
         if source := self.offered.get(name.removeprefix("checkpoints/")):
             return source
         if not hub.is_id(name):
@@ -88,7 +97,14 @@ class Models:
     def _folder(self, source: str) -> Path:
         # A name that a visitor typed is never a folder, even where a folder has that name.
         offered = source in self.offered.values() and Path(source).is_dir()
-        return Path(source) if offered or not hub.is_id(source) else self._fetch(source)
+        if offered or not hub.is_id(source):
+            return Path(source)
+        folder = self._fetched(source)
+        if not all(
+            (folder / name).is_file() for name in hub.NEEDED
+        ):  # somebody emptied the cache: the same commit again
+            folder = self._fetch(hub.source_of(folder))
+        return folder
 
 
 def faster_copy(model: Model) -> Model:

@@ -15,6 +15,7 @@ from cvlab.explain.paths import dependence_sentence
 from cvlab.metrics import segmentation_counts, segmentation_scores
 from cvlab.page.evidence import in_view, peak_of
 from cvlab.page.gallery import compare
+from cvlab.page.host import sentence_of
 from cvlab.page.html import (
     Figure,
     Scale,
@@ -59,7 +60,7 @@ SAME_MAP = (
 
 
 def draw(answer: Answer, names: Iterable[str], *others: Answer) -> dict[str, str]:
-    """Panels by their names, as HTML: the one place where an error becomes a sentence.
+    """Panels by their names, as HTML; an error becomes a sentence.
 
     Where the panel "notes" fails, model or photo cannot be opened. That is said there, and the rest stays empty.
 
@@ -76,12 +77,6 @@ def draw(answer: Answer, names: Iterable[str], *others: Answer) -> dict[str, str
             if name == "notes":
                 break
     return drawn
-
-
-def sentence_of(error: Exception) -> str:
-    """An error of the library as a sentence."""
-    text = str(error)
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def notes(answer: Answer) -> str:

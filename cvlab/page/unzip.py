@@ -49,8 +49,10 @@ class Picture:
                 return open_image(file)
         except ImageError:
             raise
+        except FileNotFoundError as error:
+            raise ImageError("The picture cannot be read: it was deleted after an hour. Choose it again.") from error
         except Exception as error:  # damaged zips raise BadZipFile, zlib.error, EOFError, struct.error, ...
-            raise ImageError("The picture is damaged or gone and cannot be read.") from error
+            raise ImageError("The picture is damaged and cannot be read.") from error
 
 
 def list_pictures(paths: Sequence[str | Path]) -> list[Picture]:

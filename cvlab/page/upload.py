@@ -1,22 +1,25 @@
 """Uploads: whatever a visitor or a program sends as a picture becomes a path in Gradio's cache.
 
-The path is all that the page knows of a picture. Its folder is named by a hash of the content.
+The path is all that the page knows of a picture. Its folder is named by a hash of the content. The examples stay where
+they are: Gradio serves them from there, and deletes no file that it did not write.
 """
 
 import base64
 import hashlib
-import os
-import tempfile
 from abc import ABCMeta
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.data_classes import GradioRootModel, ImageData
-from gradio.utils import get_upload_folder
+
+from cvlab.files import write_bytes
+from cvlab.page.examples import example_files
+from cvlab.page.host import own_folder
 
 MAX_UPLOAD_MB = 40
-UPLOADS = Path(get_upload_folder()).resolve()
+UPLOADS = own_folder() / "uploads"
+gr.set_static_paths([*example_files()])
 
 
 class Sent(GradioRootModel):
@@ -46,18 +49,19 @@ class PhotoInput(gr.Image, metaclass=_NoStub):
     def preprocess(self, payload: object) -> str | None:
         """The path of what was sent, undecoded; None for an empty input."""
         path = path_of(payload)
-        if path:
+        if path and path not in example_files():
             self.temp_files.add(path)  # deleted when Gradio clears its cache
         return path
 
 
 def photo_input(**options: object) -> PhotoInput:
-    """A `PhotoInput` with the settings that all of them share."""
-    return PhotoInput(image_mode=None, type="filepath", buttons=[], **options)
+    """A `PhotoInput` with the settings that all of them share. A mirrored camera would send mirrored photos."""
+    camera = gr.WebcamOptions(mirror=False)
+    return PhotoInput(image_mode=None, type="filepath", buttons=[], webcam_options=camera, **options)
 
 
 def path_of(payload: object) -> str | None:
-    """The path in Gradio's cache of an uploaded file, or of the content of a data: URL, which is written there.
+    """The path of an example or an uploaded file, or of the content of a data: URL, which is written beside those.
 
     Raises:
         gr.Error: anything else, also another path of this machine.
@@ -68,6 +72,8 @@ def path_of(payload: object) -> str | None:
     url, path = (payload.get("url"), payload.get("path")) if isinstance(payload, dict) else (None, None)
     if isinstance(url, str) and url.startswith("data:"):
         return _written(url)
+    if isinstance(path, str) and path in example_files():
+        return path
     if isinstance(path, str) and "\0" not in path and Path(path).resolve().is_relative_to(UPLOADS):
         return str(Path(path).resolve())
     raise gr.Error("That is not an uploaded picture.")
@@ -82,8 +88,5 @@ def _written(url: str) -> str:
     except ValueError as error:
         raise gr.Error("The data: URL of the picture is damaged.") from error
     path = UPLOADS / hashlib.sha256(content).hexdigest() / "photo.png"  # the format is recognised by the content
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)  # whole at once: another visitor may be reading the same content
+    write_bytes(path, content)
     return str(path)
