@@ -153,7 +153,7 @@ CONSTANT = [*SMALL_CLASSIFIER, "--schedule", "constant", "--epochs", 1]
         (["--widths", 8, 8], "[8, 16]", "[8, 8]"),
         (["--seed", 1], "0", "1"),
         (["--class-weights", "balanced"], "none", "balanced"),
-        (["--no-augment"], "True", "False"),
+        (["--augment", "none"], "full", "none"),
     ],
 )
 def test_resume_refuses_other_options_with_their_old_and_new_values(

@@ -129,6 +129,8 @@ def read_config(path: Path) -> dict:
     _check_types(block, path)
     _check_arguments(block, path)
     _check_class_names(block["class_names"], path)
+    if block["task"] == "classification" and len(block["class_names"]) == 1:
+        raise CheckpointError(f"{path}: with a single class every probability would be 1. A classifier needs two.")
     _check_numbers(block, path)
     return block
 

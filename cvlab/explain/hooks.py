@@ -101,16 +101,13 @@ def forward(model: Model, images: Tensor) -> Tensor:
     """The model's logits of images (N, 3, S, S) in [0, 1].
 
     Raises:
-        ValueError: another shape or type, an image size that the model cannot take, or a classifier's single logit.
+        ValueError: another shape or type, or an image size that the model cannot take.
     """
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         found = f"{tuple(images.shape)} of {str(images.dtype).removeprefix('torch.')}"
         raise ValueError(f"images must be (N, 3, H, W) of floats in [0, 1], not {found}: see cvlab.transforms.view")
     try:
-        logits = model(images)
-        if logits.ndim == 2 and logits.shape[1] == 1:
-            raise ValueError("the classifier has a single logit z, and softmax makes it 1: let it return -z/2 and z/2")
-        return logits
+        return model(images)
     except (RuntimeError, AssertionError) as error:
         weight = next(model.parameters(), images)
         if (weight.dtype, weight.device) != (images.dtype, images.device):

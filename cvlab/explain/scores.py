@@ -21,19 +21,11 @@ def takes_wrapped(function: Callable) -> Callable:
 
     @wraps(function)
     def unwrapped(model: nn.Module, *args: object, **options: object) -> object:
-        return function(bare(model), *args, **options)
+        while inner := [child for name, child in model.named_children() if name in WRAPPED_AS]:
+            model = inner[0]
+        return function(model, *args, **options)
 
     return unwrapped
-
-
-def bare(model: nn.Module) -> Model:
-    """The model without wrappers; ValueError if what is left is none of `cvlab.models`."""
-    found = model
-    while inner := [vars(found)["_modules"][name] for name in WRAPPED_AS if name in vars(found).get("_modules", {})]:
-        found = inner[0]
-    if not hasattr(found, "task"):
-        raise ValueError(f"{type(found).__name__} is no model of cvlab: make one with cvlab.models.build, or load it")
-    return found
 
 
 def class_score(class_idx: int | Tensor) -> Score:

@@ -56,14 +56,12 @@ def build(
         crop_mode: "squash" resizes both sides of a classifier's photo to image_size / crop_pct, as timm's does.
 
     Raises:
-        ValueError: the network is unknown, does not take an argument, or is a classifier of a single class.
+        ValueError: the network is unknown or does not take an argument.
     """
     if network not in NETWORKS:
         raise ValueError(f"unknown network “{network}”; known are {', '.join(NETWORKS)}")
     arguments = dict(arguments or {})
     make = network_class(network)
-    if make.task == "classification" and len(class_names) < 2:
-        raise ValueError("a classifier tells at least two classes apart: with one, every probability would be 1")
     parameters = inspect.signature(make).parameters
     given = {"num_classes": len(class_names), "image_size": image_size, "mean": mean, "std": std}
     known = set(parameters) - set(given)

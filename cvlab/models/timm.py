@@ -85,14 +85,13 @@ class TimmClassifier(Model):
         # Not passed where they are 0: not every network of timm takes these two.
         given |= {"drop_rate": drop_rate or None, "drop_path_rate": drop_path_rate or None}
         self.model_args = {key: value for key, value in given.items() if value is not None}
-
-        def make() -> nn.Module:
-            outputs = 1 if single_output else num_classes
-            return timm_network(architecture, image_size, fixed_input_size, num_classes=outputs, **self.model_args)
-
         if single_output and num_classes != 2:
             raise ValueError("a single output tells two classes apart")
-        self.single_output = single_output
+        self.single_output, outputs = single_output, 1 if single_output else num_classes
+
+        def make() -> nn.Module:
+            return timm_network(architecture, image_size, fixed_input_size, num_classes=outputs, **self.model_args)
+
         self.normalize = Normalize(mean, std)
         self.backbone = make()
         for module in self.backbone.modules():
@@ -202,26 +201,22 @@ def from_timm_config(config: dict) -> dict:
 
 
 def _class_names(config: dict, view: dict, num_classes: int) -> list[str]:
-    """Descriptions of label_names where there are some, else label_names, else ImageNet's names, else numbers.
-
-    A single output is for two classes; if it has one name, the other class is "not NAME".
-    """
-    numbered = [f"class {i}" for i in range(max(num_classes, 2))]
+    """Descriptions of label_names where there are some, else label_names, else ImageNet's names, else numbers."""
     names = config.get("label_names", view.get("label_names"))
+    if num_classes == 1 and not (isinstance(names, list | dict) and len(names) == 1):
+        num_classes = 2  # a single output tells two classes apart; from one name comes also "not NAME"
+    numbered = [f"class {i}" for i in range(num_classes)]
     descriptions = config.get("label_descriptions", view.get("label_descriptions")) or {}
     if names is None:
         return imagenet_names(num_classes) or numbered
     if isinstance(names, dict):  # JSON has the indices as strings
-        names = [
-            names.get(str(i), name) for i, name in enumerate(numbered[: len(names)] if num_classes == 1 else numbered)
-        ]
-    if num_classes == 1 and isinstance(names, list) and len(names) == 1:
-        names = [f"not {names[0]}", *names]
-    if not isinstance(names, list) or len(names) != len(numbered) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"label_names is not a list of {len(numbered)} names, one for each class")
+        names = [names.get(str(i), name) for i, name in enumerate(numbered)]
+    if not isinstance(names, list) or len(names) != num_classes or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"label_names is not a list of {num_classes} names, one for each class")
     if isinstance(descriptions, dict):
         names = [descriptions.get(name, name) for name in names]
-    return unique([str(name) for name in names])
+    names = unique([str(name) for name in names])
+    return [f"not {names[0]}", *names] if num_classes == 1 else names
 
 
 def imagenet_names(num_classes: int) -> list[str] | None:
@@ -303,11 +298,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def in_current_names(architecture: str, network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of an older timm, of a network's authors or of another image size, as timm's own loader converts them.
-
-    Args:
-        network: of timm, whose shapes the converter reads.
-    """
+    """Weights of an older timm, of a network's authors or of another image size, as timm's own loader converts them."""
     known = vars(sys.modules[model_entrypoint(architecture).__module__])
     convert = next((known[name] for name in CONVERTERS if name in known), None)
     if convert is None:
@@ -322,9 +313,7 @@ def _reason(error: Exception) -> str:
 
 
 def load_backbone(backbone: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Loads weights of the same network; its classifier, and layers that were cut off, are left out.
-
-    They may have the names of its authors, or be for another image size: timm's converters are asked.
+    """Loads weights of the same network, also of its authors or of another size, without classifier and cut-off layers.
 
     Raises:
         ValueError: a tensor is missing, has another shape, or belongs to another network; the message names it.
@@ -337,16 +326,13 @@ def load_backbone(backbone: nn.Module, weights: dict[str, Tensor]) -> None:
     except Exception as error:  # of tensors of another network
         raise ValueError(f"timm cannot convert the weights, which begin with {', '.join(list(weights)[:3])}") from error
     classifiers = whole.pretrained_cfg["classifier"] or ()
-    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
-    in_classifier = tuple(f"{each}." for each in classifiers)
+    in_classifier = tuple(f"{each}." for each in ([classifiers] if isinstance(classifiers, str) else classifiers))
     needed = {name: tensor for name, tensor in backbone.state_dict().items() if not name.startswith(in_classifier)}
     for name, tensor in needed.items():
-        if name not in weights and name.endswith(".num_batches_tracked"):  # older files do not have it
-            continue
-        if name not in weights:
+        if name not in weights and not name.endswith(".num_batches_tracked"):  # older files do not have it
             raise ValueError(f"{name} is missing from the weights, which begin with {', '.join(list(weights)[:3])}")
-        if weights[name].shape != tensor.shape:
-            found, wanted = tuple(weights[name].shape), tuple(tensor.shape)
+        found, wanted = (tuple(each.shape) for each in (weights.get(name, tensor), tensor))
+        if found != wanted:
             raise ValueError(f"{name} has shape {found} in the weights, and {wanted} in the network")
     if foreign := [name for name in weights if name not in whole.state_dict()]:
         raise ValueError(f"the network has no {foreign[0]}, which is in the weights")

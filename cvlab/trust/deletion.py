@@ -177,7 +177,8 @@ def _probability_of(
     """A function from logits to (N,) probabilities."""
     if model.task == "classification":
         chosen = int(logits.argmax()) if class_idx is None else class_idx
-        return lambda logits: logits.softmax(1)[:, chosen]
+        # The softmax of a single logit would be 1 for ever: its probability is the sigmoid.
+        return lambda logits: (logits.softmax(1) if logits.shape[1] > 1 else logits.sigmoid())[:, chosen]
     chosen = class_idx or 0
     pixels = predicted_masks(model, logits)[0, chosen] if region is None else region
     if not pixels.any():
