@@ -89,30 +89,31 @@ def class_pictures(folder: Path) -> Found:
         DataError: the folders are neither classes nor parts of a known name.
     """
     found = Found(_unwrapped(folder))
-    roots = {part: path for part, path in _part_folders(found.root).items() if not _pictures_beside(path)}
+    roots = {part: path for part, path in _part_folders(found.root).items() if _subfolders(path)}
     others = [path for path in _subfolders(found.root) if path not in roots.values()]
-    if not roots and sum(bool(PART_WORD.search(path.name.casefold())) for path in others) > 1:
-        names = ", ".join(path.name for path in others[:5])
+    seem_parts = [path for path in others if PART_WORD.search(path.name.casefold()) and _subfolders(path)]
+    if not roots and len(seem_parts or set(_part_folders(found.root))) > 1:
         raise DataError(
-            f"{folder} holds the folders {names}. Expected one folder of pictures for each class, or the parts train, "
-            "val and test with a folder for each class in every one of them."
+            f"{folder} holds the folders {', '.join(path.name for path in others[:5])}. Expected one folder of "
+            "pictures for each class, or the parts train, val and test with a folder for each class in every one."
         )
+
+    def leave_out(folders: Iterable[Path], reason: Callable[[Path], str]) -> None:
+        found.left_out.update((path, reason(each)) for each in folders for path in pictures_in(each, {}))
+
     if roots:
-        for path in (path for other in others for path in pictures_in(other, {})):
-            found.left_out[path] = "lies in none of the parts train, val and test"
+        leave_out(others, lambda _: "lies in none of the parts train, val and test")
         roots = {part: _unwrapped(path) for part, path in roots.items()}
-    else:
-        roots = {"all": found.root}
-    if list(roots) == ["train"]:
-        roots = {"all": roots["train"]}
-    for path in (path for root in {found.root, *roots.values()} for path in _pictures_beside(root)):
-        found.left_out[path] = "lies beside the folders of the classes"
+    if not roots or list(roots) == ["train"]:
+        roots = {"all": roots.get("train", found.root)}
+    for root in {found.root, *roots.values()}:
+        found.left_out |= dict.fromkeys(_pictures_beside(root), "lies beside the folders of the classes")
     first = [roots[part] for part in ("all", "train") if part in roots] or roots.values()
     names = sorted({path.name for root in first for path in _subfolders(root)})
     for part, root in roots.items():
         found.parts[part] = {name: pictures_in(root / name, found.left_out) for name in names}
-        for path in (path for other in _subfolders(root) if other.name not in names for path in pictures_in(other, {})):
-            found.left_out[path] = f"is of a class that train does not have, {path.relative_to(root).parts[0]}"
+        unknown = (path for path in _subfolders(root) if path.name not in names)
+        leave_out(unknown, lambda path: f"is of a class that train does not have, {path.name}")
     return found
 
 
@@ -169,16 +170,13 @@ def _paired(images: Path, masks: Path | None, left_out: dict[Path, str]) -> dict
             if len(waiting[key]) == len(free[key]) == 1:
                 pairs[waiting[key][0]] = free[key][0]
                 continue
-            several = len(free[key]) > 1
-            reason = (
-                "has more than one mask of its name" if several else "shares its mask with a picture of the same name"
-            )
-            left_out |= dict.fromkeys(waiting[key], reason) | dict.fromkeys(
-                free[key], "fits its image no better than another mask"
-            )
-    left_out |= {path: "has no mask" for path in pictures if path not in pairs and path not in left_out}
-    used = set(pairs.values())
-    left_out |= {path: "belongs to no image" for path in drawn if path not in used and path not in left_out}
+            shared = "shares its mask with a picture of the same name"
+            reason = "has more than one mask of its name" if len(free[key]) > 1 else shared
+            left_out |= dict.fromkeys(waiting[key], reason)
+            left_out |= dict.fromkeys(free[key], "fits its image no better than another mask")
+    used = {*pairs, *pairs.values(), *left_out}
+    left_out |= {path: "has no mask" for path in pictures if path not in used}
+    left_out |= {path: "belongs to no image" for path in drawn if path not in used}
     return {path: pairs[path] for path in pictures if path in pairs}
 
 
@@ -255,11 +253,8 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _pictures_beside(folder: Path) -> list[Path]:
     """The pictures in a folder itself."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_file() and not _of_the_system(path.name) and path.suffix.lower() in IMAGE_SUFFIXES
-    )
+    pictures = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    return sorted(path for path in pictures if not _of_the_system(path.name))
 
 
 def _unwrapped(folder: Path) -> Path:
