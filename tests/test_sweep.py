@@ -406,7 +406,7 @@ def test_the_value_is_chosen_by_val_and_not_by_test() -> None:
             part: {"value": value, "low": 0, "high": 1, "n": 9, "loss": 2}
             for part, value in (("val", val), ("test", test))
         }
-        return {"dropout": p, "before": scores, "after": scores}
+        return {"dropout": p, "at": "", "before": scores, "after": scores}
 
     rows = [row("0", 0.4, 0.9), row("0.1", 0.6, 0.3), row("0.5", 0.6, 0.8)]
     assert dropout_study.chosen(rows)["dropout"] == "0.1"

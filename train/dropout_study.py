@@ -100,8 +100,7 @@ def study_of(start: Path, args: argparse.Namespace, name: str) -> list[dict]:
         before = args.out / "before" / name / at / p
         checkpoint.save(with_dropout(model, float(p), places), before, data=model.config["data"])
         folders = {"before": before, "after": after / f"{run:03}"}
-        row = {"dropout": p, "at": at} if at else {"dropout": p}
-        rows.append(row | {when: measured(folder, read) for when, folder in folders.items()})
+        rows.append({"dropout": p, "at": at} | {when: measured(folder, read) for when, folder in folders.items()})
     note_test_read(args.out, parts.name)
     return rows
 
@@ -170,7 +169,7 @@ def table(rows: list[dict]) -> str:
     head = ["dropout", *(f"{part}, {when}" for when in ("before", "after") for part in ("val", "test", "test loss"))]
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for row in rows:
-        cells = [f"{row['dropout']} {row.get('at', '')}".strip()]
+        cells = [f"{row['dropout']} {row['at']}".strip()]
         for when in ("before", "after"):
             val, test = row[when]["val"], row[when]["test"]
             cells += [f"{val['value']:.3f}", f"{test['value']:.3f} ({test['low']:.3f} to {test['high']:.3f})"]

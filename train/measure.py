@@ -23,18 +23,28 @@ def mean_loss(losses: Tensor) -> dict:
 def mask_counts(
     model: Model, views: Tensor, masks: list[Tensor], thresholds: list[float]
 ) -> tuple[list[Tensor], Tensor]:
+<<<<<<< HEAD
     """For each threshold the counts of `segmentation_counts` by class, (N, C, 4), at the masks' own resolution.
 
     Also the binary cross-entropy of each picture, (N,).
     """
+=======
+    """Counts (N, 4) at the masks' own resolution for each threshold, and each picture's binary cross-entropy, (N,)."""
+>>>>>>> refs/heads/fidelity27
     counts: list[list[Tensor]] = [[] for _ in thresholds]
     losses = []
     for logits, mask in zip(chain.from_iterable(predict_views(model, views)), masks, strict=True):
         resized = resize_logits(logits[None], mask.shape[-2:])
         losses.append(F.binary_cross_entropy_with_logits(resized, mask[None].float()))
+        probs = resized.sigmoid()
         for each, threshold in zip(counts, thresholds, strict=True):
+<<<<<<< HEAD
             each.append(metrics.segmentation_counts((resized.sigmoid() > threshold)[0, :, None], mask[:, None]))
     return [torch.stack(each) for each in counts], torch.stack(losses)
+=======
+            each.append(metrics.segmentation_counts(probs > threshold, mask[None]))
+    return [torch.cat(each) for each in counts], torch.stack(losses)
+>>>>>>> refs/heads/fidelity27
 
 
 def iou(counts: Tensor) -> float:
