@@ -23,14 +23,10 @@ def mean_loss(losses: Tensor) -> dict:
 def mask_counts(
     model: Model, views: Tensor, masks: list[Tensor], thresholds: list[float]
 ) -> tuple[list[Tensor], Tensor]:
-<<<<<<< HEAD
-    """For each threshold the counts of `segmentation_counts` by class, (N, C, 4), at the masks' own resolution.
+    """Counts by class (N, C, 4) at the masks' own resolution for each threshold, and each picture's cross-entropy, (N,).
 
-    Also the binary cross-entropy of each picture, (N,).
+    The cross-entropy is binary, a mean over pixels and classes.
     """
-=======
-    """Counts (N, 4) at the masks' own resolution for each threshold, and each picture's binary cross-entropy, (N,)."""
->>>>>>> refs/heads/fidelity27
     counts: list[list[Tensor]] = [[] for _ in thresholds]
     losses = []
     for logits, mask in zip(chain.from_iterable(predict_views(model, views)), masks, strict=True):
@@ -38,13 +34,8 @@ def mask_counts(
         losses.append(F.binary_cross_entropy_with_logits(resized, mask[None].float()))
         probs = resized.sigmoid()
         for each, threshold in zip(counts, thresholds, strict=True):
-<<<<<<< HEAD
-            each.append(metrics.segmentation_counts((resized.sigmoid() > threshold)[0, :, None], mask[:, None]))
+            each.append(metrics.segmentation_counts((probs > threshold)[0, :, None], mask[:, None]))
     return [torch.stack(each) for each in counts], torch.stack(losses)
-=======
-            each.append(metrics.segmentation_counts(probs > threshold, mask[None]))
-    return [torch.cat(each) for each in counts], torch.stack(losses)
->>>>>>> refs/heads/fidelity27
 
 
 def iou(counts: Tensor) -> float:

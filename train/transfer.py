@@ -58,11 +58,7 @@ def parser() -> cli.Parser:
     cli.add_classification(options, resize=None, normalize=None, augment=None)
     views = "1: photos as they are; N: N augmented views of each, computed once; 0: new augmentation every epoch"
     options.add_argument("--views", type=int, help=f"{views}; 1 unless --augment is given")
-<<<<<<< HEAD
     group = options.add_argument_group("network", "Size, crop, mean and std are the backbone's own if not given.")
-=======
-    group = options.add_argument_group("network", "Image size, crop, mean and std are the backbone's own if not given.")
->>>>>>> refs/heads/fidelity27
     add, switch = group.add_argument, argparse.BooleanOptionalAction
     add("--backbone", default="resnet18", help="a network of timm, with or without a tag")
     add("--weights", type=Path, metavar="FILE", help=".safetensors or .pth with timm's tensor names")
