@@ -23,7 +23,7 @@ def mean_loss(losses: Tensor) -> dict:
 def mask_counts(
     model: Model, views: Tensor, masks: list[Tensor], thresholds: list[float]
 ) -> tuple[list[Tensor], Tensor]:
-    """Counts by class (N, C, 4) at the masks' own resolution for each threshold, and each picture's cross-entropy, (N,).
+    """Counts by class (N, C, 4) at the masks' own size for each threshold, and each picture's cross-entropy, (N,).
 
     The cross-entropy is binary, a mean over pixels and classes.
     """
