@@ -4,9 +4,10 @@ import inspect
 from collections.abc import Sequence
 from importlib import import_module
 
-from cvlab.models.model import Model, Stage
+from cvlab.models.geometry import locate
+from cvlab.models.model import Grid, Model, Stage
 
-__all__ = ["NETWORKS", "Model", "Stage", "build", "network_class"]
+__all__ = ["NETWORKS", "Grid", "Model", "Stage", "build", "network_class"]
 
 # Module and class. Each is imported when it is first built: importing timm and torchvision, which the last four need,
 # takes as long as importing torch itself.
@@ -86,4 +87,5 @@ def build(
         "interpolation": interpolation,
         "stages": list(model.stages),
     }
+    locate(model)
     return model

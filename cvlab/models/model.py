@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,20 @@ MAX_CLASSES = 50_000  # of a classifier; the largest ImageNet has 21,843
 def identity(activation: Tensor) -> Tensor:
     """For convolutional stages, whose activation already is a map (N, C, h, w)."""
     return activation
+
+
+class Grid(NamedTuple):
+    """Where the cells of a stage look. Positions are in pixels of the view, 0 in the middle of its first pixel.
+
+    Attributes:
+        offset: centre of the receptive field of the first cell of a row or column.
+        stride: from one centre to the next.
+        side: of the view.
+    """
+
+    offset: float
+    stride: float
+    side: int
 
 
 @dataclass(frozen=True)
@@ -26,6 +41,21 @@ class Stage:
 
     module: nn.Module
     to_map: Callable[[Tensor], Tensor] = identity
+
+    @property
+    def grid(self) -> Grid | None:
+        """Where its cells look; None for a model that `cvlab.models.build` did not make."""
+        return getattr(self.module, "grid", None)
+
+    @property
+    def offset(self) -> float | None:
+        """`Grid.offset` of its grid."""
+        return self.grid and self.grid.offset
+
+    @property
+    def stride(self) -> float | None:
+        """`Grid.stride` of its grid."""
+        return self.grid and self.grid.stride
 
 
 class Normalize(nn.Module):
