@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 
 import matplotlib
@@ -16,26 +17,23 @@ def prepared(figure: Figure) -> Figure:
 
     Warns where no installed font has a character: it becomes a box.
     """
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.get_majorticklabels()  # makes them, as they are else made while the figure is drawn
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        axis.get_majorticklabels()  # makes them, as they are else made while the figure is drawn
     texts = figure.findobj(Text)
     if missing := without_glyphs(text.get_text() for text in texts):
         warnings.warn(missing, stacklevel=2)
     for text in texts:
         text.set_parse_math(False)
-        name = text.get_text()
-        if not name.isascii():
-            text.set_text(name.encode("utf-8", "backslashreplace").decode())  # bytes of a file's name
-            others = {font.name for font in map(font_with, sorted(set(name))) if font}
-            text.set_fontfamily([*matplotlib.rcParams["font.family"], *sorted(others)])
+        if not text.get_text().isascii():
+            text.set_text(text.get_text().encode("utf-8", "backslashreplace").decode())  # bytes of a file's name
+            others = sorted({font.name for font in _fonts_of(text.get_text()) if font})
+            text.set_fontfamily([*matplotlib.rcParams["font.family"], *others])
     return figure
 
 
 def without_glyphs(names: Iterable[str]) -> str:
     """A sentence about characters of names that no installed font has, and what to do; empty if there are none."""
-    characters = {c for name in names for c in name if c.isprintable() and not c.isascii()}
-    missing = "".join(sorted(c for c in characters if not _usual_font_has(c) and font_with(c) is None))
+    missing = "".join(c for c in sorted(set("".join(names))) if _fonts_of(c) == [None])
     if not missing:
         return ""
     return (
@@ -45,31 +43,21 @@ def without_glyphs(names: Iterable[str]) -> str:
 
 
 def pillow_font(text: str) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """A small font for a text that Pillow draws."""
-    foreign = [c for c in text if not c.isascii()]
-    if not foreign:
-        return ImageFont.load_default()
-    other = next((font for font in map(font_with, foreign) if font), None)
-    return ImageFont.truetype(other.fname if other else findfont(None), 10)
+    """A small font for a text that Pillow draws: one that has its rarest characters."""
+    fonts = sorted({font.fname for font in _fonts_of(text) if font}, key=lambda path: path == findfont(None))
+    return ImageFont.truetype(fonts[0], 10) if fonts else ImageFont.load_default()
+
+
+def _fonts_of(text: str) -> list[FontEntry | None]:
+    """The font of each character that is not plain ASCII; None where there is none."""
+    return [font_with(c) for c in text if c.isprintable() and not c.isascii()]
 
 
 @lru_cache
 def font_with(character: str) -> FontEntry | None:
-    """An installed font that has a character which the usual one lacks; None where it does not, or there is none."""
-    if _usual_font_has(character):
-        return None
-    for font in fontManager.ttflist:
-        if "Last Resort" not in font.name and _has(font.fname, character):  # its glyphs are boxes
-            return font
+    """An installed font that has a character, the usual one where it can; None if there is none."""
+    for font in sorted(fontManager.ttflist, key=lambda font: font.fname != findfont(None)):
+        with suppress(OSError, RuntimeError):  # fonts that cannot be opened
+            if "Last Resort" not in font.name and get_font(font.fname).get_char_index(ord(character)):  # it has boxes
+                return font
     return None
-
-
-def _usual_font_has(character: str) -> bool:
-    return not character.isprintable() or _has(findfont(None), character)
-
-
-def _has(path: str, character: str) -> bool:
-    try:
-        return get_font(path).get_char_index(ord(character)) > 0
-    except (OSError, RuntimeError):  # a font that cannot be opened
-        return False

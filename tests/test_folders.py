@@ -119,6 +119,12 @@ CLASS_FOLDERS = {
     "two wrappers": (lambda d: classes(d / "archive" / "pets"), [12, 2, 2], {}),
     "wrapped parts": (lambda d: [classes(d / "x" / part / part) for part in ("train", "val", "test")], [16] * 3, {}),
     "a class called train": (lambda d: classes(d, ["train", "bus", "car"]), [18, 3, 3], {}),
+    "classes named like parts": (lambda d: classes(d, ["train station", "test tube"]), [12, 2, 2], {}),
+    "a picture beside the classes": (
+        lambda d: (classes(d / "train"), picture(d / "train" / "cover.png"), classes(d / "val", count=3)),
+        [14, 6, 2],
+        {"lies beside the folders of the classes": 1},
+    ),
     "subfolders": (lambda d: (classes(d), picture(d / "a" / "more" / "yet", 8)), [18, 3, 3], {}),
     "only subfolders": (lambda d: [classes(d / name, ["x"]) for name in "ab"], [12, 2, 2], {}),
     "links": (outside, [19, 3, 3], {"is a link to nothing, or no plain file": 1}),

@@ -1,16 +1,19 @@
 """One mask in every form that people save it in: the trainers and the page read the same of it, or refuse it alike."""
 
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from evaluate import evaluate_segmenter
 from PIL import Image
 from torch import nn
 
 from cvlab.data.folders import DataError
 from cvlab.data.masks import read_mask
-from cvlab.data.parts import segmentation_parts
+from cvlab.data.parts import PARTS, segmentation_parts
 from cvlab.models import build
 from cvlab.page.evidence import open_mask
 
@@ -146,6 +149,20 @@ def test_the_number_of_classes_is_what_is_stated_not_what_occurs(tmp_path: Path)
         segmentation_parts(tmp_path, class_names=["sky"])
     with pytest.raises(DataError, match="control characters"):
         segmentation_parts(tmp_path, class_names=["sky", "tree\n"])
+
+
+def test_an_evaluation_tells_the_iou_of_every_class(tmp_path: Path) -> None:
+    """The network finds all of each picture sky, and nothing else: 63 of 480 pixels in half of the pictures."""
+    parts = segmentation_parts(folder_of(tmp_path, lambda i: ONE * (1 + i % 2)), class_names=["sky", "low", "car"])
+    model = build("unet", parts.class_names, 16, {"width": 4, "depth": 2})
+    model.head.weight.data.zero_()
+    model.head.bias.data = torch.tensor([5.0, -5.0, -5.0])
+    parts.samples["all"] = [sample for part in PARTS for sample in parts.samples[part]]
+    found, lines, _ = evaluate_segmenter(model.eval(), None, parts, Namespace(part="all", images=None))
+    sky = 10 * 63 / (20 * 480)
+    assert found["iou_by_class"] == {"sky": pytest.approx(sky), "low": 0.0, "car": None}
+    assert found["mean_iou"]["value"] == pytest.approx(sky / 2)
+    assert "| iou of low | 0.0000 |" in "".join(lines)
 
 
 def test_a_border_label_is_refused_with_what_to_do(tmp_path: Path) -> None:

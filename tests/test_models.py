@@ -183,6 +183,33 @@ def test_dropout_stands_where_the_published_networks_have_it(network, first, ima
     assert called[: len(first)] == first
 
 
+@pytest.mark.parametrize(
+    ("network", "places", "expected"),
+    [
+        ("plain", [2], ["features.0", "dropout", "features.3", "features.6", "classifier.2"]),
+        ("plain", [4], ["features.0", "features.3", "features.6", "dropout", "classifier.2"]),
+        (
+            "plain",
+            [2, 3, 4],
+            ["features.0", "dropout", "features.3", "dropout", "features.6", "dropout", "classifier.2"],
+        ),
+        ("residual", [2], ["blocks.1.dropout"]),
+    ],
+)
+def test_dropout_stands_at_the_places_that_are_asked_for(network, places, expected, images):
+    model, called = build(network, ["a"], 16, {"widths": [2, 3, 4], "dropout": 0.5, "dropout_at": places}), []
+    if network == "plain":
+        model = build(network, ["a"], 16, {"widths": [2, 3, 4], "hidden": [], "dropout": 0.5, "dropout_at": places})
+    for name, module in model.named_modules():
+        kinds = nn.Dropout if network == "residual" else nn.Dropout | nn.Conv2d | nn.Linear
+        if isinstance(module, kinds) and getattr(module, "p", 1) and not name.startswith("classifier.1"):
+            module.register_forward_hook(lambda module, inputs, output, name=name: called.append(name))
+    model(images)
+    assert called == expected
+    with pytest.raises(ValueError, match="dropout_at 9"):
+        build(network, ["a"], 16, {"widths": [2, 3, 4], "dropout_at": [9]})
+
+
 @pytest.mark.parametrize("network", ["convnet", "unet"])
 def test_normalisation_is_the_first_layer(network, images):
     mean, std = (0.1, 0.4, 0.7), (0.2, 0.3, 0.5)

@@ -9,7 +9,7 @@ import runs
 from PIL import Image
 from runs import SMALL_CLASSIFIER, SMALL_SEGMENTER, here, history, kept, last, last_words, read, same, without_time
 
-from cvlab import checkpoint, render
+from cvlab import checkpoint, plots
 from cvlab.data import parts, shapes
 from cvlab.data.duplicates import fingerprint
 from cvlab.transforms import open_image, resize_logits, view
@@ -60,6 +60,12 @@ def test_the_classifier_learns_and_leaves_a_whole_run(classifier: Path, folder_o
 def test_the_segmenter_learns_and_draws_an_example_every_epoch(segmenter: Path) -> None:
     lines = history(segmenter)
     assert max(line["val_iou"] for line in lines) > 0.7
+    names = ("loss", "iou", "accuracy", "precision", "recall", "f1")
+    assert {f"{part}_{name}" for part in ("train", "val") for name in names} == lines[0].keys() - {
+        "epoch",
+        "lr",
+        "seconds",
+    }
     photos = segmenter / "report" / "photos"
     drawn = sorted(path.name for path in (photos / "epochs").iterdir())
     assert drawn == [f"epoch-{epoch:03}.png" for epoch in range(1, 11)]
@@ -149,8 +155,8 @@ def test_the_epoch_that_is_kept_is_the_one_that_curves_and_card_name(folder_of_c
     assert by_loss != max(lines, key=lambda line: line["val_accuracy"])["epoch"]
     assert manifest["best_epoch"] == by_loss
     drawn = np.asarray(Image.open(tmp_path / "report" / "curves.png"))
-    assert np.array_equal(drawn, np.asarray(render.curves(lines, by_loss)))
-    assert not np.array_equal(drawn, np.asarray(render.curves(lines)))
+    assert np.array_equal(drawn, np.asarray(plots.curves(lines, by_loss)))
+    assert not np.array_equal(drawn, np.asarray(plots.curves(lines)))
     assert (
         f"weights kept: epoch {by_loss}, the best on val by accuracy and loss" in (tmp_path / "README.md").read_text()
     )

@@ -49,6 +49,7 @@ def parser() -> cli.Parser:
     add("--widths", type=int, nargs="+", help="channels of each stage or block")
     add("--depth", type=int, help="convnet: residual blocks per stage; plain: convolutions per block")
     add("--dropout", type=float)
+    add("--dropout-at", type=int, nargs="+", help="plain: before which convolutions; residual: in which blocks")
     add("--hidden", type=int, nargs="*", help="plain: lengths of the linear layers before the last")
     add("--head-dropout", type=float, nargs="*", help="plain: before each linear layer")
     add("--pools", type=int, help="plain: blocks that end in max pooling")
@@ -63,7 +64,7 @@ def parser() -> cli.Parser:
 def network_arguments(args: argparse.Namespace) -> dict:
     """The arguments of the network that were given."""
     names = ("widths", "depth", "dropout", "hidden", "head_dropout", "pools", "pool_to", "padding", "batch_norm")
-    names += ("first_relu", "stem_bias")
+    names += ("first_relu", "stem_bias", "dropout_at")
     return {name: value for name in names if (value := vars(args)[name]) is not None}
 
 
@@ -107,7 +108,7 @@ def main() -> None:
     if ema:
         accelerator.register_for_checkpointing(ema)
     kept = ema.module if ema else bare
-    watched = torch.stack([val_set.images[i] for i in render.spread(val_set.labels, per_class=False)])
+    watched = torch.stack([val_set.images[i] for i in render.spread(val_set.labels)])
     frame = partial(render.training_frame, kept, watched)
     run = Run(args, accelerator, state, parts)
 

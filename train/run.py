@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from cvlab import checkpoint, render
+from cvlab import checkpoint, plots, render
 from cvlab.checkpoint import card, hub, manifest
 from cvlab.data.parts import Parts
 from cvlab.files import read_json, to_json, write_text
@@ -174,7 +174,7 @@ class Run:
             if better:
                 checkpoint.save(model, self.out, precision=self.precision, **self.facts)
             write_text(self.out / "history.jsonl", "".join(to_json(each) + "\n" for each in self.history))
-            render.save_png(render.curves(self.history, self.best_epoch), self.out / "report" / "curves.png")
+            render.save_png(plots.curves(self.history, self.best_epoch), self.out / "report" / "curves.png")
             if frame:
                 render.save_png(frame(f"epoch {self.epoch}"), self.frames / f"epoch-{self.epoch:03}.png")
         self.save()
@@ -209,4 +209,5 @@ class Run:
 
 def shown(line: dict, *parts: str) -> str:
     """The losses and scores of a line of history.jsonl whose names begin with one of `parts`."""
-    return "  ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in line.items() if key.startswith(parts))
+    printed = {key for key in line if key.startswith(parts) and key.endswith(("loss", "iou", "accuracy"))}
+    return "  ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in line.items() if key in printed)

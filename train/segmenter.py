@@ -49,6 +49,13 @@ def parser() -> cli.Parser:
     return options
 
 
+def scores_of(part: str, counts: torch.Tensor) -> dict[str, float]:
+    """What the history says of a part, from its `segmentation_counts` (N, 4)."""
+    found = segmentation_scores(counts)
+    scores = {"iou": found.iou, "accuracy": found.accuracy, "precision": found.precision, "recall": found.recall}
+    return {f"{part}_{name}": value for name, value in (scores | {"f1": found.dice}).items()}
+
+
 def main() -> None:
     args = parser().parse_args()
     if not 0 < args.zoom[0] <= args.zoom[1]:
@@ -110,18 +117,18 @@ def main() -> None:
                     resized = resize_logits(square[None], mask.shape[-2:])
                     val_loss += criterion(resized, mask).item()
                     val_counts.append(segmentation_counts(resized > 0, mask))
-        val_iou = segmentation_scores(torch.cat(val_counts)).iou
+        val_scores = scores_of("val", torch.cat(val_counts))
         if args.schedule == "plateau":
             scheduler.step(val_loss)
         run.end_epoch(
             kept,
-            score=val_iou,
+            score=val_scores["val_iou"],
             frame=frame,
             lr=scheduler.get_last_lr()[0],
             train_loss=train_loss,
             val_loss=val_loss / len(val_set),
-            train_iou=segmentation_scores(torch.tensor([train_counts])).iou,
-            val_iou=val_iou,
+            **scores_of("train", torch.tensor([train_counts])),
+            **val_scores,
         )
     run.finish(kept)
 

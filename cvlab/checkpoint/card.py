@@ -21,6 +21,7 @@ MAIN_METRIC = {"classification": "accuracy", "segmentation": "iou"}
 TASKS = {"classification": "classification", "segmentation": "segmentation, one sigmoid output for each class"}
 ALT_TEXTS = {
     "Confusion matrix": "Confusion matrix: true classes in rows, predicted classes in columns",
+    "Confused pairs": "The classes that are taken for one another most often, with their counts",
     "Curves": "Loss and score of each epoch, on training and validation data",
     "Reliability": "Calibration: the probability of the predicted class, and how often it is right",
     "Threshold": "IoU at each threshold of the mask",

@@ -41,7 +41,7 @@ def train_views(
     u: Tensor,
     min_area: float = 0.35,
     jitter: float = 0.3,
-    degrees: float = 15.0,
+    degrees: float = 15,
 ) -> Tensor:
     """Random resized crop, rotation, horizontal flip and colour for a classifier.
 

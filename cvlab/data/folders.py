@@ -40,13 +40,11 @@ class Found:
     """What a data folder holds.
 
     Attributes:
-        root: the folder of the classes or parts; it may lie in the folder that was given, as in pets/pets/cat.
         parts: by part, "train", "val", "test", or "all" for a folder without parts: the pictures of each class
             {"cat": [...], "dog": [...]}, or the mask of each picture {picture: mask}.
         left_out: pictures that are not used and files among them that are none, each with the reason.
     """
 
-    root: Path
     parts: dict[str, dict] = field(default_factory=dict)
     left_out: dict[Path, str] = field(default_factory=dict)
 
@@ -88,31 +86,32 @@ def class_pictures(folder: Path) -> Found:
     Raises:
         DataError: the folders are neither classes nor parts of a known name.
     """
-    found = Found(_unwrapped(folder))
-    roots = {part: path for part, path in _part_folders(found.root).items() if not _pictures_beside(path)}
-    others = [path for path in _subfolders(found.root) if path not in roots.values()]
-    if not roots and sum(bool(PART_WORD.search(path.name.casefold())) for path in others) > 1:
-        names = ", ".join(path.name for path in others[:5])
+    found, top = Found(), _unwrapped(folder)
+    roots = {part: path for part, path in _part_folders(top).items() if _subfolders(path)}
+    others = [path for path in _subfolders(top) if path not in roots.values()]
+    seem_parts = [path for path in others if PART_WORD.search(path.name.casefold()) and _subfolders(path)]
+    if not roots and len(seem_parts or set(_part_folders(top))) > 1:
         raise DataError(
-            f"{folder} holds the folders {names}. Expected one folder of pictures for each class, or the parts train, "
-            "val and test with a folder for each class in every one of them."
+            f"{folder} holds the folders {', '.join(path.name for path in others[:5])}. Expected one folder of "
+            "pictures for each class, or the parts train, val and test with a folder for each class in every one."
         )
+
+    def leave_out(folders: Iterable[Path], reason: Callable[[Path], str]) -> None:
+        found.left_out.update((path, reason(each)) for each in folders for path in pictures_in(each, {}))
+
     if roots:
-        for path in (path for other in others for path in pictures_in(other, {})):
-            found.left_out[path] = "lies in none of the parts train, val and test"
+        leave_out(others, lambda _: "lies in none of the parts train, val and test")
         roots = {part: _unwrapped(path) for part, path in roots.items()}
-    else:
-        roots = {"all": found.root}
-    if list(roots) == ["train"]:
-        roots = {"all": roots["train"]}
-    for path in (path for root in {found.root, *roots.values()} for path in _pictures_beside(root)):
-        found.left_out[path] = "lies beside the folders of the classes"
+    if not roots or list(roots) == ["train"]:
+        roots = {"all": roots.get("train", top)}
+    for root in {top, *roots.values()}:
+        found.left_out |= dict.fromkeys(_pictures_beside(root), "lies beside the folders of the classes")
     first = [roots[part] for part in ("all", "train") if part in roots] or roots.values()
     names = sorted({path.name for root in first for path in _subfolders(root)})
     for part, root in roots.items():
         found.parts[part] = {name: pictures_in(root / name, found.left_out) for name in names}
-        for path in (path for other in _subfolders(root) if other.name not in names for path in pictures_in(other, {})):
-            found.left_out[path] = f"is of a class that train does not have, {path.relative_to(root).parts[0]}"
+        unknown = (path for path in _subfolders(root) if path.name not in names)
+        leave_out(unknown, lambda path: f"is of a class that train does not have, {path.name}")
     return found
 
 
@@ -121,7 +120,7 @@ def class_pictures(folder: Path) -> Found:
 
 def has_masks(folder: Path) -> bool:
     """Whether this is a segmentation folder."""
-    return bool(_mask_folders(folder)[1])
+    return bool(_mask_folders(folder))
 
 
 def mask_pairs(folder: Path) -> Found:
@@ -130,29 +129,28 @@ def mask_pairs(folder: Path) -> Found:
     Parts may be the outer folders (train/images) or the inner ones (images/train). A mask may also be named NAME_mask,
     mask_NAME or NAME.jpg.png. Where two masks fit a picture, or two pictures a mask, none of them is used.
     """
-    root, folders = _mask_folders(folder)
-    found = Found(root)
-    for part, (images, masks) in folders.items():
+    found = Found()
+    for part, (images, masks) in _mask_folders(folder).items():
         found.parts[part] = _paired(images, masks, found.left_out)
     return found
 
 
-def _mask_folders(folder: Path) -> tuple[Path, dict[str, tuple[Path, Path | None]]]:
-    """The folder of the parts, and by part the folders of images and of masks; none where these names are missing."""
+def _mask_folders(folder: Path) -> dict[str, tuple[Path, Path | None]]:
+    """By part the folders of images and of masks, maybe below a wrapper; none where these names are missing."""
     while True:
         images, masks = _named(folder, IMAGE_FOLDERS), _named(folder, MASK_FOLDERS)
         if images and masks:
             inner, inner_masks = _part_folders(images), _part_folders(masks)
             if inner and not _pictures_beside(images):
-                return folder, {part: (path, inner_masks.get(part)) for part, path in inner.items()}
-            return folder, {"all": (images, masks)}
+                return {part: (path, inner_masks.get(part)) for part, path in inner.items()}
+            return {"all": (images, masks)}
         parts = _part_folders(folder).items()
         pairs = {part: (_named(path, IMAGE_FOLDERS), _named(path, MASK_FOLDERS)) for part, path in parts}
         if any(images and masks for images, masks in pairs.values()):
             pairs = {part: pair for part, pair in pairs.items() if pair[0]}
-            return folder, {"all": pairs["train"]} if list(pairs) == ["train"] else pairs
+            return {"all": pairs["train"]} if list(pairs) == ["train"] else pairs
         if len(_subfolders(folder)) != 1:
-            return folder, {}
+            return {}
         (folder,) = _subfolders(folder)
 
 
@@ -169,16 +167,13 @@ def _paired(images: Path, masks: Path | None, left_out: dict[Path, str]) -> dict
             if len(waiting[key]) == len(free[key]) == 1:
                 pairs[waiting[key][0]] = free[key][0]
                 continue
-            several = len(free[key]) > 1
-            reason = (
-                "has more than one mask of its name" if several else "shares its mask with a picture of the same name"
-            )
-            left_out |= dict.fromkeys(waiting[key], reason) | dict.fromkeys(
-                free[key], "fits its image no better than another mask"
-            )
-    left_out |= {path: "has no mask" for path in pictures if path not in pairs and path not in left_out}
-    used = set(pairs.values())
-    left_out |= {path: "belongs to no image" for path in drawn if path not in used and path not in left_out}
+            shared = "shares its mask with a picture of the same name"
+            reason = "has more than one mask of its name" if len(free[key]) > 1 else shared
+            left_out |= dict.fromkeys(waiting[key], reason)
+            left_out |= dict.fromkeys(free[key], "fits its image no better than another mask")
+    used = {*pairs, *pairs.values(), *left_out}
+    left_out |= {path: "has no mask" for path in pictures if path not in used}
+    left_out |= {path: "belongs to no image" for path in drawn if path not in used}
     return {path: pairs[path] for path in pictures if path in pairs}
 
 
@@ -255,11 +250,8 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _pictures_beside(folder: Path) -> list[Path]:
     """The pictures in a folder itself."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_file() and not _of_the_system(path.name) and path.suffix.lower() in IMAGE_SUFFIXES
-    )
+    pictures = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    return sorted(path for path in pictures if not _of_the_system(path.name))
 
 
 def _unwrapped(folder: Path) -> Path:

@@ -226,9 +226,11 @@ def mask_facts(held: Sequence[Held], class_names: Sequence[str], image_size: int
         f"empty {shares.count(0)}, full {shares.count(1)}, of {len(shares)}."
     ]
     if len(class_names) > 1:
-        pictures = [sum(i in each.counts for each in held) for i in range(1, len(class_names) + 1)]
-        found = ", ".join(f"{name} {count}" for name, count in zip(class_names, pictures, strict=True))
-        lines.append(f"Pictures with each class: {found}.")
+        found = []
+        for i, name in enumerate(class_names, 1):
+            pictures, left = sum(i in each.counts for each in held), sum(i in each.small for each in held)
+            found.append(f"{name} {pictures}" + (f" ({left} at {image_size} pixels)" if left < pictures else ""))
+        lines.append(f"Pictures with each class: {', '.join(found)}.")
     emptied = sum(bool(each.counts.keys() - {0}) and each.small == {0} for each in held)
     if emptied:
         lines.append(

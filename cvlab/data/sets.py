@@ -44,51 +44,38 @@ class EvaluationSet(Dataset):
 class AugmentedImages(EvaluationSet):
     """Photos of any size (3, h, w) uint8, with a new random crop, rotation, flip and colour in every epoch.
 
-    With the augmentation "minimal" they are views (3, S, S), and half of them are mirrored.
-
     Set `epoch` before each one: the augmentation of an image depends on (seed, epoch, index) alone.
+
+    Args:
+        augment: "full", or "minimal": then the photos are views (3, S, S), and half of them are mirrored.
+        how: further arguments of `train_views`.
     """
 
     def __init__(
-        self,
-        images: Sequence[Tensor],
-        labels: Tensor,
-        image_size: int,
-        seed: int,
-        min_area: float = 0.35,
-        jitter: float = 0.3,
-        augment: str = "full",
+        self, images: Sequence[Tensor], labels: Tensor, image_size: int, seed: int, augment: str = "full", **how: float
     ) -> None:
         super().__init__(images, labels)
-        self.image_size, self.seed, self.min_area, self.jitter = image_size, seed, min_area, jitter
-        self.augment, self.epoch = augment, 0
+        self.image_size, self.seed, self.augment, self.how, self.epoch = image_size, seed, augment, how, 0
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         u = uniforms(self.seed, self.epoch, indices).to(self.labels.device)
         if self.augment == "minimal":
             views, labels = super().__getitems__(indices)
             return mirrored(views, u), labels
-        views = train_views([self.images[i] for i in indices], self.image_size, u, self.min_area, self.jitter)
+        views = train_views([self.images[i] for i in indices], self.image_size, u, **self.how)
         return views, self.labels[indices]
 
 
 class AugmentedPairs(Dataset):
     """N images (3, S, S) uint8 and masks (C, S, S) bool, augmented alike; `epoch` as in AugmentedImages.
 
-    `augment` is one of `AUGMENTATIONS`.
+    `augment` is one of `AUGMENTATIONS`; `how` are further arguments of `train_pairs`.
     """
 
     def __init__(
-        self,
-        images: Sequence[Tensor],
-        masks: Sequence[Tensor],
-        seed: int,
-        zoom: Sequence[float] = (1 / 1.4, 1.4),
-        jitter: float = 0.3,
-        augment: str = "full",
+        self, images: Sequence[Tensor], masks: Sequence[Tensor], seed: int, augment: str = "full", **how: object
     ) -> None:
-        self.images, self.masks, self.seed, self.epoch = images, masks, seed, 0
-        self.zoom, self.jitter, self.augment = zoom, jitter, augment
+        self.images, self.masks, self.seed, self.augment, self.how, self.epoch = images, masks, seed, augment, how, 0
 
     def to(self, device: torch.device | str) -> None:
         """Moves images and masks to a device."""
@@ -101,21 +88,14 @@ class AugmentedPairs(Dataset):
         images, masks = (torch.stack([each[i] for i in indices]) for each in (self.images, self.masks))
         u = uniforms(self.seed, self.epoch, indices).to(images.device)
         if self.augment == "full":
-            return train_pairs(images, masks, u, self.zoom, self.jitter)
+            return train_pairs(images, masks, u, **self.how)
         if self.augment == "minimal":
             images, masks = mirrored(images, u), mirrored(masks, u)
         return to_float(images), masks
 
 
 def classification_sets(
-    parts: Parts,
-    view: dict,
-    cache: Cache,
-    seed: int,
-    augment: str = "full",
-    min_area: float = 0.6,
-    jitter: float = 0.3,
-    fast: bool = False,
+    parts: Parts, view: dict, cache: Cache, seed: int, augment: str = "full", fast: bool = False, **how: float
 ) -> tuple[EvaluationSet, EvaluationSet]:
     """Reads train and val of a classification folder, each photo decoded once.
 
@@ -123,42 +103,34 @@ def classification_sets(
 
     Args:
         view: what the model will see of a photo: arguments of `centre_view`.
-        augment: one of `AUGMENTATIONS`: of the training photos.
-        min_area: smallest share of a photo that an augmented crop shows.
-        jitter: how far an augmented photo's colours change.
+        augment: one of `AUGMENTATIONS`, of the training photos; `how` are further arguments of `train_views`.
         fast: large JPEGs of train may be decoded at a smaller scale.
     """
     image_size, seen = view["image_size"], partial(centre_view, **view)
     size = image_size if parts.name == SHAPES else math.ceil(image_size / view["crop_pct"] * CACHE_MARGIN)
-    how = {name: view[name] for name in ("interpolation", "crop_mode") if name in view}
-    kept = partial(resized, size=size, **how) if augment == "full" else seen
+    shape = {name: view[name] for name in ("interpolation", "crop_mode") if name in view}
+    kept = partial(resized, size=size, **shape) if augment == "full" else seen
     least = 2 * size if fast else None
     images, labels = parts.read("train", lambda image: to_uint8(kept(image)), at_least=least, cache=cache)
     views, val_labels = parts.read("val", lambda image: to_uint8(seen(image)), cache=cache)
     train_set = EvaluationSet(images, torch.tensor(labels))
     if augment != "none":
-        train_set = AugmentedImages(images, train_set.labels, image_size, seed, min_area, jitter, augment)
+        train_set = AugmentedImages(images, train_set.labels, image_size, seed, augment, **how)
     return train_set, EvaluationSet(views, torch.tensor(val_labels))
 
 
 def segmentation_sets(
-    parts: Parts,
-    image_size: int,
-    cache: Cache,
-    seed: int,
-    augment: str = "full",
-    zoom: Sequence[float] = (1 / 1.4, 1.4),
-    jitter: float = 0.3,
+    parts: Parts, image_size: int, cache: Cache, seed: int, **augmentation: object
 ) -> tuple[AugmentedPairs, EvaluationSet, list[Tensor]]:
     """Reads train and val of a segmentation folder: photos and training masks as squares of `image_size`.
 
-    The arguments are those of `classification_sets` and of AugmentedPairs. Returns training pairs; val photos whose
-    labels are indices; the val masks (C, H, W) at the photos' own resolution, at which they are scored.
+    `augmentation` are arguments of AugmentedPairs. Returns training pairs; val photos whose labels are indices; the val
+    masks (C, H, W) at the photos' own resolution, at which they are scored.
     """
     square, small = partial(whole_view, image_size=image_size), partial(whole_mask, image_size=image_size)
     images, masks = parts.read("train", lambda image: to_uint8(square(image)), small, cache=cache)
     views, val_masks = parts.read("val", lambda image: to_uint8(square(image)), cache=cache)
-    train_set = AugmentedPairs(images, masks, seed, zoom, jitter, augment)
+    train_set = AugmentedPairs(images, masks, seed, **augmentation)
     return train_set, EvaluationSet(views, torch.arange(len(views))), val_masks
 
 

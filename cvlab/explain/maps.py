@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cvlab.explain.hooks import UNUSED_IS_ZERO, alone_with, differentiable, forward, passes, recorded
 from cvlab.explain.scores import Score, predicted_score, takes_wrapped
-from cvlab.models import Model
+from cvlab.models import Model, Stage
 from cvlab.models.model import identity
 
 METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -121,9 +121,25 @@ def default_stage(model: Model) -> str:
     return "bottleneck" if "bottleneck" in stages else stages[-1]
 
 
-def heatmap(attribution: Tensor, size: Sequence[int]) -> Tensor:
-    """The evidence for the score at image size: the positive part, resized to `size` (H, W): (N, 1, H, W)."""
-    return F.interpolate(attribution.relu(), tuple(size), mode="bilinear", align_corners=False)
+def heatmap(attribution: Tensor, size: Sequence[int], stage: Stage | None = None) -> Tensor:
+    """The evidence for the score at image size: the positive part, resized to `size` (H, W): (N, 1, H, W).
+
+    Args:
+        attribution: (N, 1, h, w).
+        size: of the view, or of any enlargement of it.
+        stage: whose map it is. Each cell is drawn over the centre of its receptive field; without a stage the map is
+            stretched over the view.
+    """
+    grid = stage and stage.grid
+    if not grid:
+        return F.interpolate(attribution.relu(), tuple(size), mode="bilinear", align_corners=False)
+    axes = []
+    for pixels, cells in zip(size, attribution.shape[-2:], strict=True):
+        centres = (torch.arange(pixels, device=attribution.device) + 0.5) * grid.side / pixels - 0.5
+        # grid_sample wants the first cell at -1 and the last at 1.
+        axes.append((centres - grid.offset) / grid.stride * 2 / max(cells - 1, 1) - 1)
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1).expand(len(attribution), -1, -1, -1)
+    return F.grid_sample(attribution.relu(), places.to(attribution), padding_mode="border", align_corners=True)
 
 
 def peak(attribution: Tensor) -> Tensor:

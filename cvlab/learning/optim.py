@@ -43,11 +43,8 @@ def optimizer(
         fused: one kernel for all parameters, for GPUs; torch has none for rmsprop. On a CPU torch reads gradients
             wrongly that have another memory layout than their parameter.
     """
-    trainable = [
-        ((factors or {}).get(name, 1.0), decay == "all" or p.ndim > 1, p)
-        for name, p in model.named_parameters()
-        if p.requires_grad
-    ]
+    named, fewest = model.named_parameters(), 0 if decay == "all" else 2  # dimensions of what is decayed
+    trainable = [((factors or {}).get(name, 1.0), p.ndim >= fewest, p) for name, p in named if p.requires_grad]
     groups = [
         {
             "params": [p for each, matrix, p in trainable if (each, matrix) == (factor, decayed)],

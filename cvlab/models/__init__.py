@@ -6,9 +6,10 @@ from importlib import import_module
 
 import torch
 
-from cvlab.models.model import Model, Stage
+from cvlab.models.geometry import locate
+from cvlab.models.model import Grid, Model, Stage
 
-__all__ = ["NETWORKS", "Model", "Stage", "build", "check_size", "network_class"]
+__all__ = ["NETWORKS", "Grid", "Model", "Stage", "build", "check_size", "network_class"]
 
 # Module and class. Each is imported when it is first built: importing timm and torchvision, which the last four need,
 # takes as long as importing torch itself.
@@ -88,6 +89,7 @@ def build(
         "interpolation": interpolation,
         "stages": list(model.stages),
     }
+    locate(model)
     return model
 
 

@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,20 @@ def identity(activation: Tensor) -> Tensor:
     return activation
 
 
+class Grid(NamedTuple):
+    """Where the cells of a stage look. Positions are in pixels of the view, 0 in the middle of its first pixel.
+
+    Attributes:
+        offset: centre of the receptive field of the first cell of a row or column.
+        stride: from one centre to the next.
+        side: of the view.
+    """
+
+    offset: float
+    stride: float
+    side: int
+
+
 @dataclass(frozen=True)
 class Stage:
     """A place in a network where a heatmap can be read.
@@ -41,6 +56,21 @@ class Stage:
 
     module: nn.Module
     to_map: Callable[[Tensor], Tensor] = identity
+
+    @property
+    def grid(self) -> Grid | None:
+        """Where its cells look; None for a model that `cvlab.models.build` did not make."""
+        return getattr(self.module, "grid", None)
+
+    @property
+    def offset(self) -> float | None:
+        """`Grid.offset` of its grid."""
+        return self.grid and self.grid.offset
+
+    @property
+    def stride(self) -> float | None:
+        """`Grid.stride` of its grid."""
+        return self.grid and self.grid.stride
 
 
 class Normalize(nn.Module):

@@ -30,12 +30,15 @@ class PlainNet(Model):
         padding: zeros around each map keep height and width; without them every convolution makes both 2 smaller.
         batch_norm: batch normalisation after every convolution.
         first_relu: whether a ReLU follows the first convolution.
-        dropout: its probability before the second convolution.
+        dropout: its probability.
+        dropout_at: before which convolutions it stands, counted from 1; the number after the last convolution means
+            before the linear layers.
         head_dropout: one probability for the dropout before each linear layer; by default none.
         mean, std: of the images in [0, 1].
 
     Raises:
-        ValueError: the images are too small for so many blocks, or head_dropout has another length.
+        ValueError: the images are too small for so many blocks, head_dropout has another length, or there is no such
+            place for dropout.
     """
 
     task = "classification"
@@ -53,6 +56,7 @@ class PlainNet(Model):
         batch_norm: bool = False,
         first_relu: bool = True,
         dropout: float = 0.0,
+        dropout_at: Sequence[int] = (2,),
         head_dropout: Sequence[float] = (),
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.25, 0.25, 0.25),
@@ -85,7 +89,10 @@ class PlainNet(Model):
         self.features = nn.Sequential(*layers)
         self.last_convs = convs[depth - 1 :: depth]
         # Outside of `features`: the tensor names are the same with and without dropout.
-        self.dropout, self.dropout_before = nn.Dropout(dropout), convs[1:2]
+        self.dropout, self.dropout_places = nn.Dropout(dropout), range(2, len(convs) + 2)
+        if unknown := set(dropout_at) - set(self.dropout_places):
+            raise ValueError(f"dropout_at {min(unknown)} is not a number from 2 to {len(convs) + 1}")
+        self.dropout_before = {[*convs, len(layers)][place - 1] for place in dropout_at}
         sizes = [channels * side**2, *hidden, num_classes]
         head = [nn.Flatten()]
         for (before, after), p in zip(pairwise(sizes), head_dropout, strict=True):
@@ -103,4 +110,6 @@ class PlainNet(Model):
             if i in self.dropout_before:
                 x = self.dropout(x)
             x = layer(x)
+        if len(self.features) in self.dropout_before:
+            x = self.dropout(x)
         return self.classifier(x)  # (N, num_classes)

@@ -195,7 +195,7 @@ def from_timm_config(config: dict) -> dict:
         "std": view.get("std", list(known.std)),
         "crop_pct": view.get("crop_pct", known.crop_pct),
         "interpolation": view.get("interpolation", known.interpolation),
-        "crop_mode": _crop_mode(view.get("crop_mode", known.crop_mode)),
+        "crop_mode": "squash" if view.get("crop_mode", known.crop_mode) == "squash" else "center",
         "threshold": 0.5,
     }
 
@@ -254,13 +254,8 @@ def default_view(architecture: str) -> dict:
         "std": list(known.std),
         "crop_pct": known.crop_pct,
         "interpolation": known.interpolation,
-        "crop_mode": _crop_mode(known.crop_mode),
+        "crop_mode": "squash" if known.crop_mode == "squash" else "center",
     }
-
-
-def _crop_mode(name: object) -> object:
-    """timm's "border", which fills a photo up with a colour, is shown as a centre crop."""
-    return "center" if name == "border" else name
 
 
 def pretrained_weights(name: str, image_size: int) -> dict[str, Tensor]:
