@@ -1,6 +1,7 @@
-"""Writes files and folders whole or not at all, and reads JSON."""
+"""Writes files and folders whole or not at all, and reads and writes JSON."""
 
 import json
+import math
 import os
 import secrets
 import shutil
@@ -40,8 +41,21 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def write_text(path: str | Path, content: str) -> None:
-    """`write_bytes` of UTF-8 text."""
-    write_bytes(path, content.encode("utf-8"))
+    """`write_bytes` of UTF-8 text. The bytes of a file's name that are no UTF-8 are written as \\udc80 to \\udcff."""
+    write_bytes(path, content.encode("utf-8", "backslashreplace"))
+
+
+def to_json(value: object, indent: int | None = None) -> str:
+    """JSON, with null for NaN and infinity: JSON has no word for them, and other readers refuse Python's."""
+
+    def finite(each: object) -> object:
+        if isinstance(each, dict):
+            return {key: finite(item) for key, item in each.items()}
+        if isinstance(each, list | tuple):
+            return [finite(item) for item in each]
+        return None if isinstance(each, float) and not math.isfinite(each) else each
+
+    return json.dumps(finite(value), indent=indent, allow_nan=False)
 
 
 def read_json(path: str | Path) -> dict:

@@ -1,7 +1,7 @@
 """Scores and calibration. Counts are added up first and scored at the end, so that the batch size changes nothing."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,37 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
         return 0.0, 1.0
     found = binomtest(successes, n).proportion_ci(method="wilson")
     return float(found.low), float(found.high)
+
+
+def interval(value: float, bounds: tuple[float, float]) -> dict[str, float]:
+    """A score with the bounds of its 95% interval, as metrics.json holds it."""
+    return {"value": value, "low": bounds[0], "high": bounds[1]}
+
+
+def balanced_scores(labels: Tensor, predicted: Tensor, resamples: int = 1000, seed: int = 0) -> dict[str, dict]:
+    """Scores in which every class counts the same, whatever its number of images, as scikit-learn defines them.
+
+    "balanced_accuracy" is the mean recall of the classes among the labels (N,), "macro_f1" the mean F1 of the classes
+    among labels and predictions (N,). Their intervals are percentiles over images drawn with replacement.
+    """
+    labels, predicted = labels.numpy(), predicted.numpy()
+    everything = np.arange(len(labels))
+    drawn = [
+        _balanced(labels[rows], predicted[rows]) for rows in (everything, *_resampled(len(labels), resamples, seed))
+    ]
+    names = ("balanced_accuracy", "macro_f1")
+    return {
+        name: interval(each[0], _middle_95(each[1:]))
+        for name, each in zip(names, zip(*drawn, strict=True), strict=True)
+    }
+
+
+def _balanced(labels: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
+    classes = int(max(labels.max(), predicted.max())) + 1
+    counted = (labels, predicted, labels[labels == predicted])
+    true, found, right = (np.bincount(each, minlength=classes) for each in counted)
+    recalls, f1 = right[true > 0] / true[true > 0], 2 * right / np.maximum(true + found, 1)
+    return float(recalls.mean()), float(f1[true + found > 0].mean())
 
 
 def segmentation_counts(predicted: Tensor, masks: Tensor) -> Tensor:
@@ -73,6 +104,27 @@ def bootstrap_intervals(counts: Tensor, resamples: int = 1000, seed: int = 0) ->
     counts = np.asarray(counts)
     scores = [vars(segmentation_scores(counts[rows])) for rows in _resampled(len(counts), resamples, seed)]
     return {name: _middle_95([score[name] for score in scores]) for name in scores[0]}
+
+
+def class_scores(counts: Tensor, class_names: Sequence[str]) -> dict:
+    """The iou of each class over all pixels and their mean with its interval, from counts by class (N, C, 4).
+
+    A class that is in no mask and in no prediction has the iou None, and does not count in the mean.
+    """
+
+    def ious(rows: np.ndarray) -> np.ndarray:
+        tp, union = rows[..., 0].sum(0), rows[..., :3].sum((0, 2))
+        return np.divide(tp, union, out=np.full(len(tp), np.nan), where=union > 0)
+
+    counts = np.asarray(counts, dtype=np.float64)
+    drawn = np.array([ious(counts[rows]) for rows in _resampled(len(counts), 1000, 0)])
+    low, high = _middle_95([row[~np.isnan(row)].mean() for row in drawn if not np.isnan(row).all()] or [1.0])
+    by_class = {
+        name: None if np.isnan(iou) else iou for name, iou in zip(class_names, ious(counts).tolist(), strict=True)
+    }
+    there = [iou for iou in by_class.values() if iou is not None]
+    mean = {"value": float(np.mean(there)) if there else 1.0, "low": low, "high": high}
+    return {"mean_iou": mean, "iou_by_class": by_class}
 
 
 def paired_interval(

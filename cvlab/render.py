@@ -1,4 +1,4 @@
-"""Pictures: colours for maps, overlays, masks, training curves, and all that an evaluation shows.
+"""Pictures: colours for maps, overlays, masks, and the photos that an evaluation shows.
 
 A map is divided by its maximum, and its minimum is never subtracted: without evidence the photo stays as it is.
 """
@@ -15,11 +15,14 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from cvlab import fonts
 from cvlab.explain import explain, grad_cam, heatmap, predict, predicted_masks, region_score
 from cvlab.files import write_bytes
 from cvlab.models import Model
+from cvlab.plots import as_picture
 from cvlab.transforms import to_float, whole_mask
 
+SPREADS = ("six", "ten", "classes")
 COLORMAP = "inferno"  # perceptually uniform, safe for the colour-blind, black for zero
 
 
@@ -119,7 +122,7 @@ def grid(images: Sequence[Image.Image], titles: Sequence[str], columns: int) -> 
     for axes, image, title in zip(figure.axes, images, titles, strict=False):
         axes.imshow(image, interpolation="nearest")
         axes.set_title(title, fontsize=9)
-    return _drawn(figure)
+    return as_picture(figure)
 
 
 def strip(images: Sequence[Image.Image], titles: Sequence[str], heading: str, side: int = 160) -> Image.Image:
@@ -128,7 +131,7 @@ def strip(images: Sequence[Image.Image], titles: Sequence[str], heading: str, si
     pen = ImageDraw.Draw(drawn)
     pen.text((4, 2), heading, fill="black")
     for i, (image, title) in enumerate(zip(images, titles, strict=True)):
-        pen.text((side * i + 4, 17), title[:24], fill="black")
+        pen.text((side * i + 4, 17), title[:24], fill="black", font=fonts.pillow_font(title[:24]))
         drawn.paste(image.resize((side, side), Image.Resampling.BILINEAR), (side * i, 34))
     return drawn
 
@@ -143,94 +146,6 @@ def save_animation(frames: Sequence[Path], path: Path, seconds: float = 12) -> N
     durations = [pace] * (len(opened) - 1) + [2000]
     opened[0].save(buffer, "WEBP", save_all=True, append_images=opened[1:], duration=durations, loop=0, quality=80)
     write_bytes(path, buffer.getvalue())
-
-
-def curves(history: Sequence[dict], kept: int | None = None) -> Image.Image:
-    """Loss and score of training and validation over the epochs; the score of the epoch `kept` is marked.
-
-    Without `kept`, the epoch with the best validation score.
-    """
-    score = "accuracy" if "val_accuracy" in history[0] else "iou"
-    epochs = [line["epoch"] for line in history]
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2), ("loss", score), strict=True):
-        axes.plot(epochs, [line[f"train_{name}"] for line in history], "--", color="#7a7a7a", label="training")
-        axes.plot(epochs, [line[f"val_{name}"] for line in history], color="#0072b2", label="validation")
-        axes.set_xlabel("epoch")
-        axes.set_title(name)
-        axes.grid(alpha=0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    best = history[kept - 1] if kept else max(history, key=lambda line: line[f"val_{score}"])
-    label = f"{'kept' if kept else 'best'}: {best[f'val_{score}']:.3f}"
-    axes.plot(best["epoch"], best[f"val_{score}"], "o", color="#0072b2", label=label)
-    axes.legend()
-    return _drawn(figure)
-
-
-def many_curves(scores: dict[str, dict[int, float]], kept: dict[str, int], best: str | None = None) -> Image.Image:
-    """The validation scores of many runs by epoch, in one picture; the best run is drawn thick.
-
-    Args:
-        scores: scores[run][epoch].
-        kept: kept[run], the epoch whose weights the run kept; a dot marks it.
-    """
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    axes = figure.subplots()
-    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.95, len(scores)))
-    for (run, line), color in zip(scores.items(), colors, strict=True):
-        label, width = (f"{run}, best: {line[kept[run]]:.3f}", 3) if run == best else (run, 1)
-        dot = [list(line).index(kept[run])]
-        axes.plot(
-            line.keys(), line.values(), color=color, linewidth=width, label=label, marker="o", ms=4, markevery=dot
-        )
-    axes.set_xlabel("epoch")
-    axes.set_title("score on validation")
-    axes.grid(alpha=0.3)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(loc="outside right upper", fontsize=8, ncols=1 + len(scores) // 20)
-    return _drawn(figure)
-
-
-def confusion_picture(matrix: Tensor, class_names: Sequence[str]) -> Image.Image:
-    """A confusion matrix: true classes in rows, predicted ones in columns, coloured by the share of the row."""
-    side = 2.2 + 0.55 * len(class_names)
-    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
-    axes = figure.subplots()
-    share = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
-    drawn = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for i, j in torch.cartesian_prod(torch.arange(len(matrix)), torch.arange(len(matrix))).tolist():
-        axes.text(j, i, int(matrix[i, j]), ha="center", va="center", color="white" if share[i, j] > 0.6 else "black")
-    axes.set_xticks(range(len(class_names)), class_names, rotation=60, ha="right")
-    axes.set_yticks(range(len(class_names)), class_names)
-    axes.set(xlabel="predicted", ylabel="true")
-    figure.colorbar(drawn, label="share of the true class", shrink=0.8)
-    return _drawn(figure)
-
-
-def reliability_picture(bins: np.ndarray) -> Image.Image:
-    """The rows of `cvlab.metrics.reliability` as bars; perfect calibration is the diagonal."""
-    confidence, accuracy, count = bins[bins[:, 2] > 0].T
-    figure = Figure(figsize=(4.4, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], "--", color="#7a7a7a", label="perfectly calibrated")
-    colors = [(0, 0.45, 0.7, 0.25 + 0.75 * share) for share in count / count.max()]
-    axes.bar(confidence, accuracy, width=0.9 / len(bins), color=colors)
-    axes.set(xlabel="confidence of the prediction", ylabel="share of right predictions")
-    axes.set_title("reliability (darker: more images)")
-    axes.legend()
-    return _drawn(figure)
-
-
-def threshold_picture(thresholds: Sequence[float], ious: Sequence[float], chosen: float) -> Image.Image:
-    """The iou on val at each threshold of the mask."""
-    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(thresholds, ious, color="#0072b2")
-    axes.axvline(chosen, color="#7a7a7a", linestyle="--", label=f"in use: {chosen:g}")
-    axes.set(xlabel="threshold", ylabel="iou on val")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return _drawn(figure)
 
 
 # --- pictures of an evaluation: `views` are what the model saw, (N, 3, S, S) uint8 -----------------------------------
@@ -266,15 +181,16 @@ def grad_cam_rows(
     return grid(drawn, captions, 6)
 
 
-def mask_pairs(model: Model, views: Tensor, masks: Sequence[Tensor], ious: Sequence[float]) -> Image.Image:
-    """The true mask of each image beside the predicted one, with the iou of the image."""
+def mask_triples(model: Model, views: Tensor, masks: Sequence[Tensor], ious: Sequence[float]) -> Image.Image:
+    """Each image, its true mask and the predicted one, with the iou of the image."""
     drawn, titles = [], []
     for view, mask, iou in zip(views, masks, ious, strict=True):
         images = to_float(view)[None]
-        pair = whole_mask(mask, model.image_size), predicted_masks(model, predict(model, images))[0]
-        drawn += [mask_overlay(to_picture(images), each.any(0).numpy()) for each in pair]
-        titles += ["true mask", f"predicted, iou {iou:.3f}"]
-    return grid(drawn, titles, 4)
+        photo, pair = to_picture(images), [whole_mask(mask, model.image_size)]
+        pair.append(predicted_masks(model, predict(model, images))[0])
+        drawn += [photo, *(mask_overlay(photo, each.any(0).numpy()) for each in pair)]
+        titles += ["image", "true mask", f"predicted, iou {iou:.3f}"]
+    return grid(drawn, titles, 6)
 
 
 def stage_rows(model: Model, views: Tensor, colormap: str = COLORMAP, opacity: float = 0.7) -> Image.Image:
@@ -309,17 +225,23 @@ def training_frame(model: Model, views: Tensor, title: str, masks: Sequence[Tens
             titles.append(model.class_names[logits.argmax()])
             continue
         photo, mask = to_picture(images), predicted_masks(model, predict(model, images))[0].cpu()
+        drawn.append(photo)
         for each in (whole_mask(masks[i], model.image_size), mask):
             drawn.append(mask_overlay(photo, each.any(0).numpy()))
         drawn.append(overlay(images, grad_cam(model, images)[1]) if mask[0].any() else photo)
-        titles += ["true mask", "predicted", "why" if mask[0].any() else "nothing found"]
+        titles += ["image", "true mask", "predicted", "why" if mask[0].any() else "nothing found"]
     return strip(drawn, titles, title)
 
 
-def spread(labels: Tensor, per_class: bool) -> Tensor:
-    """Indices of images to explain: two of each of the first five classes, or six spread over all images."""
-    if per_class:
-        return torch.cat([(labels == label).nonzero()[:2, 0] for label in labels.unique()[:5]])
+def spread(labels: Tensor, choice: str = "six", seed: int = 0) -> Tensor:
+    """Indices of images to explain: "six" from first to last; at random "ten", or of five "classes" two each."""
+    generator = torch.Generator().manual_seed(seed)
+    order, classes = torch.randperm(len(labels), generator=generator), labels.unique()
+    if choice == "ten":
+        return order[:10].sort().values
+    if choice == "classes":
+        five = classes[torch.randperm(len(classes), generator=generator)[:5].sort().values]
+        return torch.cat([order[labels[order] == label][:2] for label in five])
     return torch.linspace(0, len(labels) - 1, min(6, len(labels))).long()
 
 
@@ -331,9 +253,3 @@ def save_png(image: Image.Image, path: str | Path) -> None:
     buffer = BytesIO()
     image.save(buffer, "PNG", optimize=True)
     write_bytes(path, buffer.getvalue())
-
-
-def _drawn(figure: Figure) -> Image.Image:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return Image.open(buffer).convert("RGB")

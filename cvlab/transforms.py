@@ -113,17 +113,31 @@ def view(image: Image.Image, model: Model) -> Tensor:
 def square_view(image: Image.Image, model: Model) -> Image.Image:
     """The same as a picture: the centre for a classifier (`centre_view`), all for a segmenter (`whole_view`)."""
     if model.task == "classification":
-        return centre_view(image, model.image_size, model.crop_pct, model.interpolation)
+        return centre_view(image, model.image_size, model.crop_pct, model.interpolation, model.crop_mode)
     return whole_view(image, model.image_size)
 
 
 def centre_view(
-    image: Image.Image, image_size: int, crop_pct: float = 1.0, interpolation: str = "bilinear"
+    image: Image.Image,
+    image_size: int,
+    crop_pct: float = 1.0,
+    interpolation: str = "bilinear",
+    crop_mode: str = "center",
 ) -> Image.Image:
-    """Shorter side to floor(image_size / crop_pct), then a centre crop, as timm does in evaluation."""
-    image = resize_shorter(image, math.floor(image_size / crop_pct), interpolation)
+    """Shorter side to floor(image_size / crop_pct), then a centre crop, as timm does in evaluation.
+
+    With the crop_mode "squash" both sides are resized to it.
+    """
+    image = resized(image, math.floor(image_size / crop_pct), interpolation, crop_mode)
     left, top = round((image.width - image_size) / 2), round((image.height - image_size) / 2)
     return image.crop((left, top, left + image_size, top + image_size))
+
+
+def resized(image: Image.Image, size: int, interpolation: str = "bilinear", crop_mode: str = "center") -> Image.Image:
+    """Shorter side to `size` pixels (`resize_shorter`), or with the crop_mode "squash" both sides."""
+    if crop_mode == "squash":
+        return image.resize((size, size), Image.Resampling[interpolation.upper()])
+    return resize_shorter(image, size, interpolation)
 
 
 def resize_shorter(image: Image.Image, size: int, interpolation: str = "bilinear") -> Image.Image:

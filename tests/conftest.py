@@ -1,5 +1,9 @@
 """Two networks that take milliseconds to explain, with BatchNorm statistics as after training."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: pytest runs two processes side by side
+
 import pytest
 import torch
 from torch import Tensor, nn

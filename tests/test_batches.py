@@ -88,6 +88,30 @@ def test_augmented_pairs_depend_on_seed_epoch_and_index_alone() -> None:
     assert (moved != moved_otherwise).flatten(1).any(1).all()
 
 
+def test_minimal_augmentation_mirrors_some_and_changes_nothing_else() -> None:
+    """Image and mask alike; the others, and without augmentation all, are as they were."""
+    images, masks = tensors(12), [torch.rand(1, 16, 16) > 0.5 for _ in range(12)]
+    views = torch.stack(images) / 255
+    plain, plain_masks = joined(loaded(AugmentedPairs(images, masks, seed=0, augment="none"), 1, 4))
+    assert torch.equal(plain, views)
+    assert torch.equal(plain_masks, torch.stack(masks))
+    seen, moved = joined(loaded(AugmentedPairs(images, masks, seed=0, augment="minimal"), 1, 4))
+    alone, _ = joined(loaded(AugmentedImages(images, torch.arange(12), 16, seed=0, augment="minimal"), 1, 4))
+    turned = (seen != views).flatten(1).any(1)
+    assert 0 < turned.sum() < 12
+    assert torch.equal(seen, torch.where(turned.view(-1, 1, 1, 1), views.flip(3), views))
+    assert torch.equal(moved, torch.where(turned.view(-1, 1, 1, 1), plain_masks.flip(3), plain_masks))
+    assert torch.equal(alone, seen)
+
+
+def test_without_jitter_an_augmented_photo_keeps_its_colour() -> None:
+    images = [torch.full((3, 20, 24), 60 * i + 20, dtype=torch.uint8) for i in range(4)]
+    for jitter, kept in ((0.0, True), (0.3, False)):
+        views, _ = AugmentedImages(images, torch.arange(4), 16, seed=0, jitter=jitter).__getitems__([0, 1, 2, 3])
+        same = (views * 255 - torch.stack(images)[..., :1, :1]).abs().amax(dim=(1, 2, 3)) < 0.01
+        assert same.all() if kept else not same.any()
+
+
 def test_a_shuffled_loader_keeps_labels_with_their_images() -> None:
     """Images of one grey value each: the label is told by the view, whatever was done to it."""
     labels = torch.arange(8)

@@ -1,25 +1,35 @@
 """train/check.py names every planted fault of a data folder, and is silent about a sound one."""
 
-import subprocess
+import io
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
+import check as train_check
+import cli
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from runs import discs
 
 from cvlab.data import shapes
 from cvlab.data.parts import classification_parts
 
-ROOT = Path(__file__).resolve().parents[1]
+
+def check(folder: Path, *arguments: object) -> SimpleNamespace:
+    """The command in this process: importing torch would take longer than the check."""
+    out, error, code = io.StringIO(), "", 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+        patch.setattr(sys, "argv", ["train/check.py", str(folder), *map(str, arguments)])
+        try:
+            cli.run(train_check.main)
+        except SystemExit as end:
+            error, code = str(end), 1
+    return SimpleNamespace(stdout=out.getvalue(), stderr=error, returncode=code)
 
 
-def check(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "train/check.py", str(folder), *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-
-
-def section(answer: subprocess.CompletedProcess, title: str) -> list[str]:
+def section(answer: SimpleNamespace, title: str) -> list[str]:
     """The lines under a title of the report."""
     assert answer.returncode == 0, answer.stderr
     return [line.strip() for line in answer.stdout.split(f"\n{title}: ")[1].split("\n\n")[0].splitlines()[1:]]
@@ -100,18 +110,29 @@ def test_a_folder_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_check_sees_the_files_that_training_reads_and_names_the_others(classes: Path) -> None:
-    """A name that does not end like a picture's, a folder within a class, a file beside the classes: none is read."""
-    picture = (classes / "even" / "00.png").read_bytes()
-    others = {"even/photo", "even/deeper/1.png", "beside.png"}
-    for name in others:
+    """A picture is known by its content, and belongs to a class from any folder within it, but not from beside it."""
+    for number, name in enumerate(("even/photo", "even/deeper/1.png", "beside.png")):
         (classes / name).parent.mkdir(exist_ok=True)
-        (classes / name).write_bytes(picture)
+        shapes.scene(100 + number, 80).image.save(classes / name, "PNG")
+    (classes / "even" / "notes.txt").write_text("no picture")
     for number in range(6, 26, 2):
         (classes / "even" / f"{number:02}.png").unlink()
     answer = check(classes)
-    assert "43 files, 40 pictures" in answer.stdout
-    assert {line.split(": ")[0] for line in section(answer, "cannot be used")} == others
+    assert "44 files, 42 pictures" in answer.stdout
+    assert {line.split(": ")[0] for line in section(answer, "cannot be used")} == {"beside.png", "even/notes.txt"}
     assert section(answer, "copies") == []
-    assert section(answer, "small classes") == ["even: 15 pictures"]
+    assert section(answer, "small classes") == ["even: 17 pictures"]
     read = classification_parts(classes)
-    assert sum(map(len, read.samples.values())) == 40
+    assert sum(map(len, read.samples.values())) == 42
+
+
+def test_samples_are_drawn_where_they_are_asked_for_and_depend_on_the_seed(classes: Path, tmp_path: Path) -> None:
+    """Of two classes two photos each; of eight photos with masks photo, mask and overlay, six pictures in a row."""
+    for number, seed in enumerate((0, 0, 1)):
+        check(classes, "--out", tmp_path / str(number), "--seed", seed)
+    first, again, other = ((tmp_path / str(number) / "samples.png").read_bytes() for number in range(3))
+    assert first == again != other
+    data = discs(tmp_path / "discs", 8)
+    check(data, "--out", tmp_path / "masks")
+    sizes = [Image.open(tmp_path / name / "samples.png").size for name in ("0", "masks")]
+    assert sizes == [(484, 550), (1452, 1100)]  # 220 x 2 by 250 x 2, and 220 x 6 by 250 x 4, at 110 dots an inch

@@ -69,7 +69,17 @@ def test_a_process_of_its_own_gives_the_same_logits_to_the_bit(classifier, image
     assert torch.equal(load_file(tmp_path / "logits")["logits"], classifier(images))
 
 
-PROMISED = ("task", "class_names", "image_size", "crop_pct", "interpolation", "threshold", "config", "source")
+PROMISED = (
+    "task",
+    "class_names",
+    "image_size",
+    "crop_pct",
+    "crop_mode",
+    "interpolation",
+    "threshold",
+    "config",
+    "source",
+)
 
 
 @pytest.mark.parametrize("folder", sorted(path.parent for path in ROOT.glob("checkpoints/*/config.json")), ids=str)
@@ -94,6 +104,12 @@ def test_a_model_in_training_is_saved_and_stays_in_training(classifier, images, 
     checkpoint.save(classifier.train(), tmp_path)
     assert classifier.training
     assert torch.equal(checkpoint.load(tmp_path)(images), expected)
+
+
+def test_a_folder_that_does_not_say_how_photos_are_cropped_shows_their_centre(classifier, tmp_path):
+    checkpoint.save(classifier, tmp_path)
+    edit(crop_mode=None)(tmp_path)
+    assert checkpoint.load(tmp_path).crop_mode == "center"
 
 
 def test_whole_numbers_may_stand_for_fractions(classifier, images, tmp_path):
@@ -182,6 +198,7 @@ DAMAGES = {
     "mean of two": edit(mean=[0.5, 0.5]),
     "mean of words": edit(mean=["a", "b", "c"]),
     "crop_pct of 0": edit(crop_pct=0),
+    "crop_mode of a word": edit(crop_mode="stretch"),
     "threshold of 2": edit(threshold=2.0),
     "threshold of NaN": edit(threshold=float("nan")),
     "image_size of 0": edit(image_size=0),

@@ -13,6 +13,7 @@ from timm.data import Mixup
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from cvlab.data.parts import Parts
 from cvlab.data.sets import AugmentedImages, AugmentedPairs, EvaluationSet, onto_gpu, to_device_if_small
 from cvlab.learning.losses import SEGMENTATION_LOSSES
 from cvlab.metrics import segmentation_counts
@@ -82,7 +83,9 @@ def test_a_training_step_brings_nothing_of_the_cpu(name: str) -> None:
 def test_the_totals_of_a_run_wait_for_no_gpu(counts: int, tmp_path: Path) -> None:
     """A fake tensor has no value that could be asked for."""
     options = Namespace(out=tmp_path, data=None)
-    run = Run(options, Namespace(device=torch.device("cuda"), mixed_precision="no"), None, counts)
+    accelerator = Namespace(device=torch.device("cuda"), mixed_precision="no", is_main_process=False)
+    parts = Parts("none", [], {}, lambda sample: sample)
+    run = Run(options, accelerator, None, parts, counts)
     run.add(torch.ones((), device="cuda"), 4, *torch.ones(counts, dtype=torch.long, device="cuda"))
     assert run.sums.device.type == "cuda"
     with pytest.raises(DataDependentOutputException):

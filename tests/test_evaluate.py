@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from runs import noise
 
 from cvlab import checkpoint
-from cvlab.data.evaluation import is_own_test_part, parts_of
+from cvlab.data.evaluation import is_own_test_part, parts_of, read_views
 from cvlab.data.parts import classification_parts
 from cvlab.models import build
 
@@ -126,4 +128,22 @@ def test_numbers_are_written_before_pictures_are_drawn(model: Path, data: Path, 
     (model / "report" / "confusion_matrix.png").mkdir(parents=True)
     with pytest.raises(SystemExit):
         evaluate(model, "--data", data)
-    assert read(model / "metrics.json")["n"] == 6
+    found = read(model / "metrics.json")
+    assert found["n"] == 6
+    assert "Accuracy" in (model / "report" / "README.md").read_text()
+    assert "accuracy" in (model / "README.md").read_text()  # the card
+    loaded = checkpoint.load(model)
+    views, labels = read_views(parts_of(loaded, data, "test")[0], "test", loaded)
+    with torch.no_grad():
+        loss = F.cross_entropy(loaded(views / 255), torch.tensor(labels)).item()
+    assert found["loss"]["value"] == pytest.approx(loss, rel=1e-5)
+    assert found["loss"]["low"] <= loss <= found["loss"]["high"]
+
+
+def test_of_many_classes_the_most_confused_are_drawn_too(tmp_path: Path, evaluate: Callable) -> None:
+    photos = noise(tmp_path / "photos", [f"class {i}" for i in range(41)], each=1)
+    checkpoint.save(build("convnet", sorted(path.name for path in photos.iterdir()), 16, {"widths": [4, 8]}), tmp_path)
+    evaluate(tmp_path, "--data", photos, "--part", "all", "--explain", "ten", "--out", tmp_path / "out")
+    assert read(tmp_path / "out" / "metrics.json")["n"] == 41
+    drawn = {path.name for path in (tmp_path / "out" / "report").glob("*.png")}
+    assert drawn == {"confusion_matrix.png", "confused_pairs.png", "reliability.png"}

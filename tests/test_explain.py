@@ -336,7 +336,6 @@ def test_nothing_is_left_behind_when_the_score_fails(model, images):
     before = traces(model)
 
     def failing(logits):
-        assert hooks(model) == []  # the recorders are off as soon as the forward pass is over
         raise ArithmeticError
 
     with pytest.raises(ArithmeticError):

@@ -9,11 +9,12 @@ ROOT = Path(__file__).resolve().parents[1]
 APP = ROOT / "app.py"
 TRAIN = sorted((ROOT / "train").glob("*.py"))
 CVLAB = sorted((ROOT / "cvlab").rglob("*.py"))
-SHARED = {"cli", "run", "run_queue", "sweep_plan", "sweep_tables"}  # by the scripts
+SHARED = {"cli", "limits", "measure", "resume", "run", "run_queue", "sweep_plan", "sweep_tables"}  # by the scripts
 SCRIPTS = {path.stem for path in TRAIN} - SHARED | {"app", "train"}
 # A room of cvlab/, a file or a folder, and the rooms that it may import besides its own.
 ROOMS = {
     "files": set(),
+    "fonts": set(),
     "memory": set(),
     "metrics": set(),
     "transforms": {"models"},
@@ -22,11 +23,12 @@ ROOMS = {
     "data": {"models", "transforms", "files"},
     "explain": {"models"},
     "trust": {"explain", "models"},
-    "render": {"explain", "models", "transforms", "files"},
+    "plots": {"fonts"},
+    "render": {"explain", "models", "transforms", "files", "fonts", "plots"},
     "checkpoint": {"models", "files"},
-    "page": {"checkpoint", "data", "explain", "files", "metrics", "models", "render", "transforms", "trust"},
+    "page": {"checkpoint", "data", "explain", "files", "metrics", "models", "plots", "render", "transforms", "trust"},
 }
-OF_DATA = {"data.shapes"}  # all that the page takes from there: it starts without reading folders
+OF_DATA = {"data.shapes", "data.masks"}  # all that the page takes from there: it starts without reading folders
 WITH_GRADIO = {"page.api", "page.upload"}
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
-from cvlab.learning.losses import SEGMENTATION_LOSSES, bce, bce_dice, dice, focal
+from cvlab.learning.losses import SEGMENTATION_LOSSES, bce, bce_dice, class_weights, cross_entropy, dice, focal
 
 SURE = 40.0  # sigmoid(40) is 1 in float32
 
@@ -120,3 +120,22 @@ def test_gradients_are_finite_at_extreme_logits(name: str, size: float) -> None:
             loss.backward()
             assert torch.isfinite(loss)
             assert torch.isfinite(logits.grad).all()
+
+
+def test_class_weights_by_hand() -> None:
+    """120, 24 and 6 of 150: 150 / (3 * 120) and so on. A class of which there is none cannot divide by zero."""
+    labels = torch.tensor([0] * 120 + [1] * 24 + [2] * 6)
+    torch.testing.assert_close(class_weights(labels, 3), torch.tensor([5 / 12, 25 / 12, 25 / 3]))
+    assert class_weights(labels, 3)[labels].mean().item() == pytest.approx(1)
+    torch.testing.assert_close(class_weights(torch.tensor([0, 0, 0]), 2), torch.tensor([0.5, 1.5]))
+
+
+def test_weighted_cross_entropy_by_hand() -> None:
+    """Uniform logits lose log 2 an image: 3 images of weight 2/3 and one of weight 2, as indices and as targets."""
+    labels, logits = torch.tensor([0, 0, 0, 1]), torch.zeros(4, 2)
+    loss = cross_entropy(0.0, "balanced", labels, 2)
+    targets = torch.nn.functional.one_hot(labels).float()
+    assert loss(logits, labels).item() == loss(logits, targets).item() == pytest.approx(math.log(2))
+    assert loss(logits[:3], labels[:3]).item() == pytest.approx(2 / 3 * math.log(2))
+    assert loss(logits[3:], labels[3:]).item() == pytest.approx(2 * math.log(2))
+    assert cross_entropy(0.0, "none", labels, 2)(logits[3:], labels[3:]).item() == pytest.approx(math.log(2))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cvlab.metrics import (
     SegmentationScores,
+    balanced_scores,
     bootstrap_intervals,
     confusion_matrix,
     expected_calibration_error,
@@ -41,6 +42,22 @@ def test_confusion_matrix_is_scikit_learns() -> None:
     accuracy = counted.diag().sum().item() / counted.sum().item()
     assert accuracy == pytest.approx(sklearn.metrics.accuracy_score(labels, predictions), abs=1e-9)
     assert confusion_matrix(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2).tolist() == [[1, 1], [0, 1]]
+
+
+def test_balanced_scores_by_hand_and_of_scikit_learn() -> None:
+    """120 against 7, all called the first class: accuracy 0.94, but recalls 1 and 0, F1 240 / 247 and 0."""
+    found = balanced_scores(torch.tensor([0] * 120 + [1] * 7), torch.zeros(127, dtype=torch.long))
+    assert found["balanced_accuracy"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+    assert found["macro_f1"]["value"] == pytest.approx(120 / 247)
+    rng = np.random.default_rng(0)
+    labels, predicted = rng.integers(0, 4, 200), rng.integers(1, 6, 200)  # classes without labels or predictions
+    found = balanced_scores(torch.from_numpy(labels), torch.from_numpy(predicted))
+    recalls = [(predicted[labels == name] == name).mean() for name in range(4)]
+    assert found["balanced_accuracy"]["value"] == pytest.approx(np.mean(recalls))
+    expected = sklearn.metrics.f1_score(labels, predicted, average="macro")
+    assert found["macro_f1"]["value"] == pytest.approx(expected)
+    for each in found.values():
+        assert each["low"] < each["value"] < each["high"]
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,20 @@ def test_a_plain_network_flattens_its_maps(images):
     assert "Flatten head" in diagnose_model(model, images[:1])
 
 
+def test_without_its_first_relu_a_plain_network_pools_the_convolution_itself(images):
+    model = build("plain", ["a", "b"], 16, {"widths": [2, 3], "hidden": [], "first_relu": False})
+    kinds = [type(layer).__name__ for layer in model.features]
+    assert kinds == ["Conv2d", "MaxPool2d", "Conv2d", "ReLU", "MaxPool2d"]
+    assert stage_shapes(model, images) == {"block1": (2, 16, 16), "block2": (3, 8, 8)}
+
+
+def test_the_stem_of_a_residual_network_may_have_a_bias():
+    plain, biased = (build("residual", ["a"], 16, {"widths": [2, 3], "stem_bias": bias}) for bias in (False, True))
+    added = biased.state_dict().keys() - plain.state_dict().keys()
+    assert added == {"stem.0.0.bias"}
+    assert parameters(biased) == parameters(plain) + 2
+
+
 def test_a_residual_network_keeps_half_the_resolution(images):
     model = build("residual", ["a", "b"], 16, {"widths": [2, 3, 4]})
     assert stage_shapes(model, images) == {"block1": (3, 8, 8), "block2": (4, 8, 8)}
@@ -167,6 +181,33 @@ def test_dropout_stands_where_the_published_networks_have_it(network, first, ima
     if network == "residual":  # the shortcut is taken first
         called = [name for name in called if "shortcut" not in name]
     assert called[: len(first)] == first
+
+
+@pytest.mark.parametrize(
+    ("network", "places", "expected"),
+    [
+        ("plain", [2], ["features.0", "dropout", "features.3", "features.6", "classifier.2"]),
+        ("plain", [4], ["features.0", "features.3", "features.6", "dropout", "classifier.2"]),
+        (
+            "plain",
+            [2, 3, 4],
+            ["features.0", "dropout", "features.3", "dropout", "features.6", "dropout", "classifier.2"],
+        ),
+        ("residual", [2], ["blocks.1.dropout"]),
+    ],
+)
+def test_dropout_stands_at_the_places_that_are_asked_for(network, places, expected, images):
+    model, called = build(network, ["a"], 16, {"widths": [2, 3, 4], "dropout": 0.5, "dropout_at": places}), []
+    if network == "plain":
+        model = build(network, ["a"], 16, {"widths": [2, 3, 4], "hidden": [], "dropout": 0.5, "dropout_at": places})
+    for name, module in model.named_modules():
+        kinds = nn.Dropout if network == "residual" else nn.Dropout | nn.Conv2d | nn.Linear
+        if isinstance(module, kinds) and getattr(module, "p", 1) and not name.startswith("classifier.1"):
+            module.register_forward_hook(lambda module, inputs, output, name=name: called.append(name))
+    model(images)
+    assert called == expected
+    with pytest.raises(ValueError, match="dropout_at 9"):
+        build(network, ["a"], 16, {"widths": [2, 3, 4], "dropout_at": [9]})
 
 
 @pytest.mark.parametrize("network", ["convnet", "unet"])

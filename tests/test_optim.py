@@ -105,6 +105,13 @@ def test_biases_and_factors_of_normalisation_are_not_decayed(name: str) -> None:
     assert all(group["lr"] == 0.1 for group in groups)
 
 
+def test_everything_is_decayed_where_that_is_asked_for() -> None:
+    model = small_network()
+    groups = optimizer("sgd", model, lr=0.1, weight_decay=0.5, decay="all").param_groups
+    assert sum(len(group["params"]) for group in groups) == len([*model.parameters()])
+    assert all(group["weight_decay"] == 0.5 for group in groups if group["params"])
+
+
 def test_decay_pulls_weights_and_nothing_else() -> None:
     """One step of SGD without gradients: weights times 1 - lr * decay."""
     model = small_network()

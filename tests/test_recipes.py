@@ -52,17 +52,17 @@ def test_a_recipe_takes_two_steps(name: str, photos: dict, tmp_path: Path) -> No
 def test_a_recipe_sets_defaults_and_the_command_line_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "argv", ["train/classifier.py"])
     recipe = ['script = "classifier"', "[options]", "lr = 0.5", "widths = [3, 4]", "hidden = []"]
-    recipe += ["augment = false", "batch_norm = true", "resume = false"]
+    recipe += ['augment = "none"', "batch_norm = true", "resume = false"]
     (tmp_path / "mine.toml").write_text("\n".join(recipe))
     monkeypatch.setattr(cli, "RECIPES", tmp_path)
     parse = importlib.import_module("classifier").parser().parse_args
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--recipe", "mine"])
     args = parse()
-    assert (args.lr, args.widths, args.hidden, args.augment, args.batch_norm) == (0.5, [3, 4], [], False, True)
+    assert (args.lr, args.widths, args.hidden, args.augment, args.batch_norm) == (0.5, [3, 4], [], "none", True)
     assert (args.out, args.epochs, args.resume) == (Path("runs/mine"), 36, False)
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--lr", "1", "--augment", "--widths", "9", "--out", "there"])
     args = parse()
-    assert (args.lr, args.widths, args.augment, args.out) == (1.0, [9], True, Path("there"))
+    assert (args.lr, args.widths, args.augment, args.out) == (1.0, [9], "full", Path("there"))
 
 
 def test_pictures_alone_are_explained_as_a_recipe_says(photos: dict, tmp_path: Path) -> None:
@@ -82,7 +82,13 @@ def test_pictures_alone_are_explained_as_a_recipe_says(photos: dict, tmp_path: P
 
 @pytest.mark.parametrize(
     ("line", "named"),
-    [('optimizer = "adamm"', "adamm"), ("epochs = 1.5", "1.5"), ('lr = "fast"', "fast"), ("widths = [3.5]", "3.5")],
+    [
+        ('optimizer = "adamm"', "adamm"),
+        ("epochs = 1.5", "1.5"),
+        ('lr = "fast"', "fast"),
+        ("widths = [3.5]", "3.5"),
+        ("augment = false", "False"),
+    ],
 )
 def test_a_value_that_the_option_does_not_take_is_named(
     line: str, named: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -165,6 +171,32 @@ def test_without_augmentation_every_epoch_shows_the_same_views(photos: dict, tmp
         losses[name] = [line["train_loss"] for line in history(tmp_path / name)]
     assert losses["--no-augment"][0] == pytest.approx(losses["--no-augment"][1], rel=1e-6)
     assert losses["--augment"][0] != pytest.approx(losses["--augment"][1], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "seen"),
+    [
+        ([], ("center", "full", False)),
+        (["--resize", "squash", "--augment", "minimal", "--normalize", "imagenet"], ("squash", "minimal", True)),
+        (["--resize", "squash", "--augment"], ("squash", "full", False)),
+        (["--no-augment", "--decay", "all"], ("center", "none", False)),
+    ],
+)
+def test_how_photos_are_shown_is_kept_with_the_model(words: list, seen: tuple, photos: dict, tmp_path: Path) -> None:
+    few = ["--data", photos["classifier"], *SMALL, "--widths", 4, "--batch-size", 4]
+    here("classifier", *few, *words, "--out", tmp_path)
+    model = checkpoint.load(tmp_path)
+    assert (model.crop_mode, model.config["mean"] == [0.485, 0.456, 0.406]) == (seen[0], seen[2])
+    assert importlib.import_module("classifier").parser().parse_args(list(map(str, words))).augment == seen[1]
+    square = square_view(Image.open(photos["classifier"] / "a" / "0.png"), model)
+    assert square.size == (32, 32)
+
+
+def test_a_u_net_takes_the_same_options(photos: dict, tmp_path: Path) -> None:
+    few = ["--data", photos["segmenter"], *SMALL, "--width", 4, "--depth", 1, "--batch-size", 4]
+    words = ["--augment", "minimal", "--normalize", "imagenet", "--decay", "all", "--resize", "squash"]
+    here("segmenter", *few, *words, "--out", tmp_path)
+    assert checkpoint.load(tmp_path).config["mean"] == [0.485, 0.456, 0.406]
 
 
 def test_the_first_classes_are_taken_and_known_to_the_model(photos: dict, tmp_path: Path) -> None:

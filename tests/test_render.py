@@ -8,14 +8,13 @@ from PIL import Image
 
 from cvlab.render import (
     COLORMAP,
-    confusion_picture,
-    curves,
     grid,
     heatmap_picture,
     mask_overlay,
     overlay,
     relative_heat,
     save_png,
+    spread,
     to_picture,
 )
 
@@ -129,28 +128,20 @@ def test_a_row_grows_with_its_pictures(view):
     assert square.height == pytest.approx(2 * one.height, abs=3)
 
 
-@pytest.mark.parametrize("score", ["accuracy", "iou"])
-@pytest.mark.parametrize("epochs", [1, 3])
-def test_curves_of_both_tasks(score, epochs):
-    history = [
-        {"epoch": i, "train_loss": 1 / i, "val_loss": 1.2 / i, f"train_{score}": 1 - 0.5 / i, f"val_{score}": 0.2 * i}
-        for i in range(1, epochs + 1)
-    ]
-    picture = curves(history)
-    assert_readable(picture)
-    assert picture.width > 2 * picture.height
-
-
-def test_a_confusion_matrix_grows_with_its_classes():
-    two = confusion_picture(torch.tensor([[5, 1], [0, 0]]), ["cat", "dog"])  # no dog in this part
-    five = confusion_picture(torch.eye(5, dtype=torch.int64) * 9, [f"class {i}" for i in range(5)])
-    assert_readable(two)
-    assert_readable(five)
-    assert five.width > two.width
-    assert five.height > two.height
-
-
 def test_a_saved_picture_is_the_picture(view, tmp_path):
     save_png(to_picture(view), tmp_path / "report" / "view.png")
     assert Image.open(tmp_path / "report" / "view.png").convert("RGB") == to_picture(view)
     assert [path.name for path in (tmp_path / "report").iterdir()] == ["view.png"]
+
+
+def test_pictures_to_explain_are_drawn_at_random_by_a_seed():
+    labels = torch.arange(8).repeat_interleave(5)
+    assert spread(labels).tolist() == torch.linspace(0, 39, 6).long().tolist()
+    for choice, count in (("ten", 10), ("classes", 10)):
+        drawn = [spread(labels, choice, seed).tolist() for seed in (0, 0, 1)]
+        assert drawn[0] == drawn[1] != drawn[2]
+        assert len(set(drawn[0])) == count
+    of_classes = labels[spread(labels, "classes", 3)]
+    assert of_classes.unique(return_counts=True)[1].tolist() == [2] * 5
+    assert len(spread(labels[:3], "ten")) == 3
+    assert len(spread(labels[:3], "classes")) == 2

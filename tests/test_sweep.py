@@ -372,32 +372,41 @@ def test_a_study_begins_with_the_best_finished_run_of_each_recipe(tmp_path: Path
 
 
 def test_the_dropout_study_trains_on_and_chooses_by_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The true classifier, by a true sweep: 24 noisy pictures of two classes, one value of dropout."""
+    """The true classifier, by a true sweep: 24 noisy pictures of two classes, one value of dropout at two places."""
     rng = np.random.default_rng(0)
     for i in range(24):
         path = tmp_path / "photos" / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
     small = ["--image-size", "16", "--widths", "4", "8", "--precision", "fp32", "--data", str(tmp_path / "photos")]
+    small += ["--network", "plain", "--hidden"]
     monkeypatch.setattr(sys, "argv", ["train/classifier.py", *small, "--epochs", "1", "--out", str(tmp_path / "start")])
     classifier.main()
-    words = ["--start", tmp_path / "start", "--dropout", "0.5", "--epochs", 1, "--out", tmp_path / "study"]
+    words = ["--start", tmp_path / "start", "--dropout", "0.5", "--epochs", 1, "--at", "early", "late"]
+    words += ["--out", tmp_path / "study"]
     monkeypatch.setattr(sys, "argv", ["dropout_study.py", *map(str, words)])
     dropout_study.main()
     ((name, study),) = json.loads((tmp_path / "study" / "study.json").read_text()).items()
-    (row,) = study["rows"]
+    row, late = study["rows"]
+    assert (row["at"], late["at"]) == ("early", "late")
     assert (name, row["dropout"], row["after"]["test"]["n"]) == ("start", "0.5", 4)
     history = [json.loads(line) for line in (tmp_path / "start" / "history.jsonl").read_text().splitlines()]
+    kept = max(history, key=lambda line: line["val_accuracy"])
+    assert row["before"]["val"]["loss"] == pytest.approx(kept["val_loss"], rel=1e-4)
     assert row["before"]["val"]["value"] == max(line["val_accuracy"] for line in history)
     assert checkpoint.load(tmp_path / "study" / "after" / "start" / "001").config["arguments"]["dropout"] == 0.5
-    for folder in ("before/start/0.5", "after/start/001"):
+    for folder, places in (("before/start/early/0.5", [2]), ("after/start/001", [2]), ("after/start/002", [3])):
+        assert checkpoint.load(tmp_path / "study" / folder).config["arguments"]["dropout_at"] == places
         assert (tmp_path / "study" / folder / "report" / "confusion_matrix.png").is_file()
 
 
 def test_the_value_is_chosen_by_val_and_not_by_test() -> None:
     def row(p: str, val: float, test: float) -> dict:
-        scores = {part: {"value": value, "low": 0, "high": 1, "n": 9} for part, value in (("val", val), ("test", test))}
-        return {"dropout": p, "before": scores, "after": scores}
+        scores = {
+            part: {"value": value, "low": 0, "high": 1, "n": 9, "loss": 2}
+            for part, value in (("val", val), ("test", test))
+        }
+        return {"dropout": p, "at": "", "before": scores, "after": scores}
 
     rows = [row("0", 0.4, 0.9), row("0.1", 0.6, 0.3), row("0.5", 0.6, 0.8)]
     assert dropout_study.chosen(rows)["dropout"] == "0.1"

@@ -315,11 +315,13 @@ def test_the_entries_that_are_read_from_timm():
     assert block["arguments"] == {"architecture": "resnet18", "fixed_input_size": False}
 
 
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
 @pytest.mark.parametrize("architecture", ["resnet18", "mobilenetv3_small_050", "vit_tiny_patch16_224"])
-def test_a_photo_is_seen_as_timms_own_evaluation_transform_shows_it(architecture: str) -> None:
-    """timm's crop_pct and interpolation, on scikit-learn's photo; one grey level for rounding."""
-    model = build("timm", ["a", "b"], arguments={"architecture": architecture}, **default_view(architecture))
-    config = timm.data.resolve_data_config({}, model=model.backbone)
+def test_a_photo_is_seen_as_timms_own_evaluation_transform_shows_it(architecture: str, crop_mode: str) -> None:
+    """timm's crop_pct, crop_mode and interpolation, on scikit-learn's photo; one grey level for rounding."""
+    given = default_view(architecture) | {"crop_mode": crop_mode}
+    model = build("timm", ["a", "b"], arguments={"architecture": architecture}, **given)
+    config = timm.data.resolve_data_config({"crop_mode": crop_mode}, model=model.backbone)
     transform = timm.data.create_transform(**(config | {"mean": (0, 0, 0), "std": (1, 1, 1)}))
     photo = open_image(Path(sklearn.datasets.__file__).parent / "images" / "china.jpg")
     assert (view(photo, model)[0] - transform(photo)).abs().max() <= 1.01 / 255

@@ -8,8 +8,8 @@ import runs
 from PIL import Image
 from runs import SMALL_CLASSIFIER, SMALL_SEGMENTER, here, history, last, last_words, read, same, without_time
 
-from cvlab import checkpoint, render
-from cvlab.data import shapes
+from cvlab import checkpoint, plots
+from cvlab.data import parts, shapes
 from cvlab.data.duplicates import fingerprint
 from cvlab.transforms import open_image, resize_logits, view
 
@@ -59,6 +59,12 @@ def test_the_classifier_learns_and_leaves_a_whole_run(classifier: Path, folder_o
 def test_the_segmenter_learns_and_draws_an_example_every_epoch(segmenter: Path) -> None:
     lines = history(segmenter)
     assert max(line["val_iou"] for line in lines) > 0.7
+    names = ("loss", "iou", "accuracy", "precision", "recall", "f1")
+    assert {f"{part}_{name}" for part in ("train", "val") for name in names} == lines[0].keys() - {
+        "epoch",
+        "lr",
+        "seconds",
+    }
     photos = segmenter / "report" / "photos"
     drawn = sorted(path.name for path in (photos / "epochs").iterdir())
     assert drawn == [f"epoch-{epoch:03}.png" for epoch in range(1, 11)]
@@ -148,8 +154,8 @@ def test_the_epoch_that_is_kept_is_the_one_that_curves_and_card_name(folder_of_c
     assert by_loss != max(lines, key=lambda line: line["val_accuracy"])["epoch"]
     assert manifest["best_epoch"] == by_loss
     drawn = np.asarray(Image.open(tmp_path / "report" / "curves.png"))
-    assert np.array_equal(drawn, np.asarray(render.curves(lines, by_loss)))
-    assert not np.array_equal(drawn, np.asarray(render.curves(lines)))
+    assert np.array_equal(drawn, np.asarray(plots.curves(lines, by_loss)))
+    assert not np.array_equal(drawn, np.asarray(plots.curves(lines)))
     assert (
         f"weights kept: epoch {by_loss}, the best on val by accuracy and loss" in (tmp_path / "README.md").read_text()
     )
@@ -221,6 +227,34 @@ def test_a_mistake_is_a_sentence_that_names_it(arguments: list[str], named: str,
     assert named in last_words(*arguments, *out)
 
 
+@pytest.mark.parametrize(
+    ("script", "option", "value"),
+    [
+        ("classifier", "--epochs", 0),
+        ("classifier", "--batch-size", 0),
+        ("classifier", "--image-size", -64),
+        ("classifier", "--lr", "nan"),
+        ("classifier", "--lr", "inf"),
+        ("classifier", "--depth", 0),
+        ("classifier", "--widths", "16 0"),
+        ("classifier", "--crop-pct", 0),
+        ("classifier", "--dropout", 1.5),
+        ("classifier", "--classes", 1),
+        ("classifier", "--per-class", "5 0"),
+        ("segmenter", "--width", 0),
+        ("segmenter", "--depth", 0),
+        ("segmenter", "--depth", -1),
+        ("transfer", "--finetune-epochs", -1),
+        ("transfer", "--views", -1),
+    ],
+)
+def test_a_number_that_cannot_be_meant_is_refused_before_anything_is_made(
+    script: str, option: str, value: object, tmp_path: Path
+) -> None:
+    assert option in last_words(script, option, *str(value).split(), "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_training_can_start_from_a_trained_model(segmenter: Path, tmp_path: Path) -> None:
     """At a rate of zero it scores from the first epoch what the other scored in the end, at a larger size too."""
     arguments = ["--data", data_of(segmenter), *SMALL_SEGMENTER, "--start-from", segmenter, "--epochs", 1]
@@ -232,8 +266,10 @@ def test_a_training_can_start_from_a_trained_model(segmenter: Path, tmp_path: Pa
     assert "another network" in last_words("segmenter", *arguments, "--width", 8, "--out", tmp_path / "other")
 
 
-def test_without_data_both_scripts_learn_synthetic_scenes(tmp_path: Path) -> None:
-    """The shipped checkpoints were made by these commands without options: here one epoch of small scenes."""
+def test_without_data_both_scripts_learn_synthetic_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shipped checkpoints were made by these commands without options: here one epoch of few and small scenes."""
+    few_scenes = {part: seeds[:200] for part, seeds in parts.SHAPES_SEEDS.items()}
+    monkeypatch.setattr(parts, "SHAPES_SEEDS", few_scenes)
     few = ["--epochs", 1, "--image-size", 32, "--precision", "fp32"]
     here("classifier", *few, "--out", tmp_path / "classifier", "--widths", 4, 8)
     here("segmenter", *few, "--out", tmp_path / "segmenter", "--width", 2)

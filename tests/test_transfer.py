@@ -282,6 +282,22 @@ def test_two_phases_leave_a_folder_that_timm_opens(views: int, photos: Path, tmp
     assert json.loads((tmp_path / "manifest.json").read_text())["epochs"] == 3
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], (1, "none")),
+        (["--views", "0"], (0, "full")),
+        (["--views", "3", "--augment", "minimal"], (3, "minimal")),
+        (["--augment"], (0, "full")),
+        (["--no-augment"], (1, "none")),
+        (["--no-augment", "--views", "0"], (0, "none")),
+    ],
+)
+def test_views_and_augmentation_follow_from_each_other(words: list, expected: tuple) -> None:
+    transfer = importlib.import_module("transfer")
+    assert transfer.views_of(transfer.parser().parse_args(words)) == expected
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_takes_two_steps(name: str, photos: Path, tmp_path: Path) -> None:
     options = importlib.import_module("cli").read_recipe(name)["options"]
@@ -301,6 +317,7 @@ def test_a_recipe_takes_two_steps(name: str, photos: Path, tmp_path: Path) -> No
     [
         (["--backbone", "resnet81"], "the nearest is resnet18|resnet"),
         (["--unfreeze", 1], "--finetune-epochs"),
+        (["--views", 1, "--augment", "minimal"], "--views 0"),
         (["--backbone", "test_vit", "--head", "map", "--no-pretrained"], "pooled"),
         (["--backbone", "test_resnet", "--weights", "nowhere.pth"], "nowhere.pth"),
     ],

@@ -333,6 +333,16 @@ def test_a_classifiers_view_is_resize_and_centre_crop(size: tuple[int, int], cro
     torch.testing.assert_close(seen[0] * 255, expected.float(), rtol=0, atol=1.001)
 
 
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
+@pytest.mark.parametrize("size", SIZES[:3])
+def test_a_squashed_view_shows_the_whole_photo_whatever_its_shape(size: tuple[int, int], crop_pct: float) -> None:
+    image, side = noise_image(*size), math.floor(33 / crop_pct)
+    model = build("convnet", ["a", "b"], 33, {"widths": (4, 4)}, crop_pct=crop_pct, crop_mode="squash")
+    both = v2.Resize((side, side), InterpolationMode.BILINEAR, antialias=True)
+    expected = v2.Compose([both, v2.CenterCrop(33), v2.ToImage()])(image)
+    torch.testing.assert_close(view(image, model)[0] * 255, expected.float(), rtol=0, atol=1.001)
+
+
 @pytest.mark.parametrize("size", [(500, 90), (90, 501)])
 def test_of_a_panorama_the_middle_is_seen(size: tuple[int, int]) -> None:
     """Cutting the ends off first moves the view by half a pixel at most; the picture is smooth enough for that."""

@@ -1,11 +1,14 @@
 """Names what is wrong with a data folder, before a training does.
 
     python train/check.py DIR                    a folder as the training scripts read it
-    python train/check.py DIR --out report.png   also a picture of the pairs of copies
+    python train/check.py DIR --out report       also pictures: samples of the data, and the pairs of copies
 
 It names files that cannot be opened or that training would not read, copies of a photo (the same file, or the photo
 saved again, resized or mirrored) within and across parts and classes, small classes, and masks that are missing, have
-another size than their image or have values that do not fit.
+another size than their image or have values that do not fit. It ends with what a training would say of the folder.
+
+--out is a folder for samples.png (random photos of five classes, or photos with mask and overlay) and copies.png. They
+show photographs.
 """
 
 import argparse
@@ -13,17 +16,18 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import cli
 
-from cvlab import render
-from cvlab.data.duplicates import Copy, copies_among, examine
-from cvlab.data.folders import class_pictures, existing, mask_files
-from cvlab.data.masks import mask_faults
-from cvlab.data.parts import SMALL_CLASS
+from cvlab import fonts, render
+from cvlab.data.duplicates import Copies, Copy
+from cvlab.data.folders import DataError, Found, class_pictures, existing, has_masks, mask_pairs
+from cvlab.data.masks import count_classes, examine_masks, odd_masks
+from cvlab.data.parts import PARTS, SMALL_CLASS, Parts, classification_parts, segmentation_parts
 from cvlab.transforms import open_image
 
 MOST_LINES = 50
@@ -33,39 +37,55 @@ THUMBNAIL = 128
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="data folder")
-    parser.add_argument("--out", type=Path, help="PNG file for the pairs of copies, side by side")
+    parser.add_argument(
+        "--out", type=Path, help="folder for pictures of samples and copies; FILE.png: of the copies only"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of samples")
+    parser.add_argument("--image-size", type=int, default=64, help="of the training: small masks may vanish")
+    parser.add_argument("--class-names", nargs="+", help="names of the masks' classes, as given to the segmenter")
     args = parser.parse_args()
-    existing(args.data)
-    with_masks = (args.data / "images").is_dir() and (args.data / "masks").is_dir()
+    with_masks = has_masks(existing(args.data))
+    found = (mask_pairs if with_masks else class_pictures)(args.data)
+    copies = Copies(found.pictures)
+    pairs = [copy for copy in copies.pairs if not {copies.paths[i] for i in copy[:2]} & copies.faults.keys()]
+    about_masks = {
+        path: f"{reason}." for path, reason in found.left_out.items() if "mask" in reason or "image" in reason
+    }
+    faults = found.left_out | copies.faults
+    lines = [f"{path.relative_to(args.data)}: {faults[path]}" for path in sorted(faults.keys() - about_masks.keys())]
+    findings = {"cannot be used": lines, "copies": [described(copy, copies.paths, args.data) for copy in pairs]}
     if with_masks:
-        root, read = args.data / "images", list(mask_files(args.data))
+        findings["masks"] = mask_findings(found, about_masks, args)
     else:
-        classes = class_pictures(args.data)
-        root, read = args.data, [path for part in classes.values() for paths in part.values() for path in paths]
-    files = {path for path in root.rglob("*") if path.is_file() and not path.name.startswith(".")}
+        findings["small classes"] = class_findings(found.parts, faults)
 
-    examined = examine(read)
-    faults = {path: each.fault for path, each in zip(read, examined, strict=True) if each.fault}
-    for path in sorted(files - set(read)):
-        faults[path] = "training does not read it, because of its place or the end of its name."
-    findings = {"cannot be used": [f"{path.relative_to(args.data)}: {fault}" for path, fault in faults.items()]}
-    pictures = [path for path in read if path not in faults]
-    copies = copies_among([each for each in examined if not each.fault])
-    findings["copies"] = [described(copy, pictures, args.data) for copy in copies]
-    if with_masks:
-        findings["masks"] = mask_faults(args.data)
-    else:
-        findings["small classes"] = class_findings(classes, faults)
-
-    print(f"{args.data}: {len(files)} files, {len(pictures)} pictures")
+    sound = [path for path in copies.paths if path not in copies.faults]
+    print(f"{args.data}: {len(copies.paths) + len(found.left_out)} files, {len(sound)} pictures")
     for title, lines in findings.items():
         print(f"\n{title}: {len(lines) or 'none'}")
         print("".join(f"  {line}\n" for line in lines[:MOST_LINES]), end="")
         if len(lines) > MOST_LINES:
             print(f"  ... and {len(lines) - MOST_LINES} more")
-    if args.out and copies:
-        render.save_png(contact_sheet(copies, pictures), args.out)
-        print(f"\nPicture of the pairs of copies: {args.out}")
+    try:
+        if with_masks:
+            parts = segmentation_parts(args.data, 0, args.class_names, args.image_size, copies=copies)
+        else:
+            parts = classification_parts(args.data, copies=copies)
+    except DataError as error:
+        print(f"\ntraining: refused\n  {error}")
+        parts = None
+    else:
+        sizes = ", ".join(f"{part} {len(parts.samples[part])}" for part in PARTS)
+        print(f"\ntraining: {sizes}\n" + "".join(f"  {note}\n" for note in parts.notes), end="")
+        if unreadable := fonts.without_glyphs(parts.class_names):
+            print(f"  {unreadable}")
+    if args.out and parts and args.out.suffix != ".png":
+        render.save_png(sample_sheet(parts, with_masks, args.seed), args.out / "samples.png")
+    if args.out and pairs:
+        sheet = args.out if args.out.suffix == ".png" else args.out / "copies.png"
+        render.save_png(contact_sheet(pairs, copies.paths), sheet)
+    if args.out:
+        print(f"\nPictures: {args.out}")
 
 
 def described(copy: Copy, pictures: list[Path], root: Path) -> str:
@@ -75,10 +95,10 @@ def described(copy: Copy, pictures: list[Path], root: Path) -> str:
     return f"{first} = {second}{'' if copy.exact else '  (saved again)'}{across}"
 
 
-def class_findings(classes: dict[str, dict[str, list[Path]]], faults: dict[Path, str]) -> list[str]:
+def class_findings(parts: dict[str, dict[str, list[Path]]], faults: dict[Path, str]) -> list[str]:
     """Classes of few pictures, over all parts; classes without a picture in a part; a class that is the only one."""
     sizes, empty = Counter(), []
-    for part, pictures in classes.items():
+    for part, pictures in parts.items():
         for name, paths in pictures.items():
             sound = sum(path not in faults for path in paths)
             sizes[name] += sound
@@ -88,15 +108,49 @@ def class_findings(classes: dict[str, dict[str, list[Path]]], faults: dict[Path,
     return lines + empty + [f"{name} is the only class" for name in sizes if len(sizes) == 1]
 
 
+def mask_findings(found: Found, unpaired: dict[Path, str], args: argparse.Namespace) -> list[str]:
+    """A sentence for each picture or mask that is alone, and for each mask that cannot be used."""
+    pairs = {image: mask for part in found.parts.values() for image, mask in part.items()}
+    held = examine_masks(pairs, args.image_size)
+    num_classes = len(args.class_names or ()) or count_classes(list(held.values()))
+    faults = {path: each.fault for path, each in held.items() if each.fault} | odd_masks(held, num_classes)
+    faults = unpaired | {pairs[path]: fault for path, fault in faults.items()}
+    return [f"{path.relative_to(args.data)} {fault}" for path, fault in faults.items()]
+
+
+def sample_sheet(parts: Parts, with_masks: bool, seed: int) -> Image.Image:
+    """Random photos under their classes, two of each of five; or ten photos, each with its mask and both together."""
+    random, drawn, titles = np.random.default_rng(seed), [], []
+    samples = [sample for part in PARTS for sample in parts.samples[part]]
+    samples = [samples[i] for i in random.permutation(len(samples))]
+    if with_masks:
+        for sample in samples[:10]:
+            photo, mask = parts.open_sample(sample)
+            numbers = (mask * np.arange(1, len(mask) + 1)[:, None, None]).sum(0).numpy()
+            levels = Image.fromarray((numbers * (255 // len(mask))).astype(np.uint8))
+            drawn += [photo, levels.convert("RGB"), render.mask_overlay(photo, mask.any(0).numpy())]
+            titles += [sample[0].name[:24], "mask", "overlay"]
+        drawn = [thumbnail(image) for image in drawn]
+        return render.grid(drawn, titles, 6)
+    for label in sorted(random.permutation(len(parts.class_names))[:5].tolist()):
+        for sample in [sample for sample in samples if sample[1] == label][:2]:
+            drawn.append(thumbnail(parts.open_sample(sample, at_least=THUMBNAIL)[0]))
+            titles.append(parts.class_names[label][:24])
+    return render.grid(drawn, titles, 2)
+
+
 def contact_sheet(copies: list[Copy], pictures: list[Path], most: int = 40) -> Image.Image:
     """The first pairs of copies side by side, with their folders and names."""
     shown = [pictures[i] for copy in copies[:most] for i in (copy.first, copy.second)]
-    drawn = []
-    for path in shown:
-        image = open_image(path, at_least=THUMBNAIL)
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        drawn.append(image)
+    drawn = [thumbnail(open_image(path, at_least=THUMBNAIL)) for path in shown]
     return render.grid(drawn, [f"{path.parent.name}/\n{path.name[:24]}" for path in shown], 6)
+
+
+def thumbnail(image: Image.Image) -> Image.Image:
+    """A small copy of a picture."""
+    image = image.copy()
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return image
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from timm.utils import ModelEmaV3
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import cli
-from run import Run, open_run, start_from
+from resume import start_from
+from run import Run, open_run
 
 from cvlab import models, render
 from cvlab.data import sets
@@ -28,6 +29,7 @@ from cvlab.data.cache import Cache
 from cvlab.data.parts import classification_parts
 from cvlab.learning import optim
 from cvlab.learning.accelerator import accelerator_for, with_common_statistics
+from cvlab.learning.losses import cross_entropy
 from cvlab.metrics import confusion_matrix
 
 
@@ -38,7 +40,6 @@ def parser() -> cli.Parser:
     )
     cli.add_classification(options, crop_pct=1.0, label_smoothing=0.1)
     switch, add = argparse.BooleanOptionalAction, options.add_argument
-    add("--augment", action=switch, default=True, help="crop, rotate, flip and colour training photos at random")
     add("--mixup", type=float, default=0.0, help="alpha of blending two images; 0: never")
     add("--cutmix", type=float, default=0.0, help="alpha of pasting a box of another image; 0: never")
     add("--ema", type=float, default=0.0, help="decay of a moving average of the weights, which is kept; 0: none")
@@ -48,23 +49,28 @@ def parser() -> cli.Parser:
     add("--widths", type=int, nargs="+", help="channels of each stage or block")
     add("--depth", type=int, help="convnet: residual blocks per stage; plain: convolutions per block")
     add("--dropout", type=float)
+    add("--dropout-at", type=int, nargs="+", help="plain: before which convolutions; residual: in which blocks")
     add("--hidden", type=int, nargs="*", help="plain: lengths of the linear layers before the last")
     add("--head-dropout", type=float, nargs="*", help="plain: before each linear layer")
     add("--pools", type=int, help="plain: blocks that end in max pooling")
     add("--pool-to", type=int, help="plain: side of the map that the linear layers read")
     add("--padding", action=switch, help="plain: convolutions keep height and width")
     add("--batch-norm", action=switch, help="plain: after every convolution")
+    add("--first-relu", action=switch, help="plain: after the first convolution")
+    add("--stem-bias", action=switch, help="residual: in the first convolution")
     return options
 
 
 def network_arguments(args: argparse.Namespace) -> dict:
     """The arguments of the network that were given."""
     names = ("widths", "depth", "dropout", "hidden", "head_dropout", "pools", "pool_to", "padding", "batch_norm")
+    names += ("first_relu", "stem_bias", "dropout_at")
     return {name: value for name in names if (value := vars(args)[name]) is not None}
 
 
 def main() -> None:
     args = parser().parse_args()
+    models.check_size(args.network, args.image_size, network_arguments(args))
     state = open_run(args)
     set_seed(args.seed)
 
@@ -72,27 +78,26 @@ def main() -> None:
     parts = classification_parts(
         args.data, args.split_seed, args.per_class, args.image_size, args.allow_leaks, classes=args.classes
     )
-    cache = Cache(args.cache_limit * 1e9, args.out)
-    train_set, val_set = sets.classification_sets(
-        parts, args.image_size, args.crop_pct, cache, args.augment, args.min_area, args.seed, fast=True
-    )
+    cache, view = Cache(args.cache_limit * 1e9, args.out), cli.view_of(args)
+    augmentation = {"augment": args.augment, "min_area": args.min_area, "jitter": args.color_jitter}
+    train_set, val_set = sets.classification_sets(parts, view, cache, args.seed, **augmentation, fast=True)
     train_loader, val_loader = sets.loaders(train_set, val_set, args.batch_size)
     print(sets.summary(parts, cache))
 
     # Model, loss, optimizer, schedule.
-    arguments, (mean, std) = network_arguments(args), sets.channel_statistics(train_set.images)
-    model = models.build(args.network, parts.class_names, args.image_size, arguments, mean, std, args.crop_pct)
-    if args.start_from:
-        start_from(args.start_from, model)
+    mean, std = sets.normalization(args.normalize, train_set.images)
+    view |= {"arguments": network_arguments(args), "mean": mean, "std": std}
+    model = models.build(args.network, parts.class_names, **view)
+    start_from(args.start_from, model)
     model = model.to(memory_format=torch.channels_last)
     mix = mixing(args.mixup, args.cutmix, len(parts.class_names))
-    criterion = partial(F.cross_entropy, label_smoothing=args.label_smoothing)
+    criterion = cross_entropy(args.label_smoothing, args.class_weights, train_set.labels, len(parts.class_names))
     batch, saved = next(iter(train_loader)), args.out / "state"
     accelerator = accelerator_for(model, batch, criterion, args.precision, saved, args.resume, args.seed)
     sets.onto_gpu(accelerator.device, train_set, val_set)
     model = with_common_statistics(accelerator, model)
     gpu, steps = accelerator.device.type == "cuda", len(train_loader)
-    settings = {"momentum": args.momentum, "clip_norm": args.clip_norm, "fused": gpu}
+    settings = {"momentum": args.momentum, "decay": args.decay, "clip_norm": args.clip_norm, "fused": gpu}
     optimizer = optim.optimizer(args.optimizer, model, args.lr, args.weight_decay, **settings)
     scheduler = optim.schedule(args.schedule, optimizer, args.epochs * steps, steps, args.div_factor)
     model, optimizer, scheduler, train_loader, val_loader = accelerator.prepare(
@@ -103,9 +108,9 @@ def main() -> None:
     if ema:
         accelerator.register_for_checkpointing(ema)
     kept = ema.module if ema else bare
-    watched = torch.stack([val_set.images[i] for i in render.spread(val_set.labels, per_class=False)])
+    watched = torch.stack([val_set.images[i] for i in render.spread(val_set.labels)])
     frame = partial(render.training_frame, kept, watched)
-    run = Run(args, accelerator, state)
+    run = Run(args, accelerator, state, parts)
 
     for epoch in run.epochs(train_loader, args.epochs):
         train_set.epoch = epoch
@@ -137,7 +142,6 @@ def main() -> None:
         run.end_epoch(
             kept,
             score=-val_loss if args.best_by == "loss" else val_accuracy,
-            facts=parts.facts,
             frame=frame,
             lr=scheduler.get_last_lr()[0],
             train_loss=train_loss,

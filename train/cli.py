@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
+from limits import check_numbers
 
 from cvlab.data import public
-from cvlab.learning.optim import OPTIMIZERS, SCHEDULES
+from cvlab.data.sets import AUGMENTATIONS, NORMALIZATIONS
+from cvlab.learning.optim import DECAYS, OPTIMIZERS, SCHEDULES
 from cvlab.memory import keep_freed_memory
 
 RECIPES = Path(__file__).parent / "recipes"
+CROP_MODES = {"crop": "center", "squash": "squash"}  # --resize, as timm and config.json call it
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,6 +52,7 @@ class Parser(argparse.ArgumentParser):
         if args.recipe and args.data is None and (how := read_recipe(args.recipe).get("data")):
             raise ValueError(f"Recipe {args.recipe} needs a folder of photos, given with --data: {how}")
         args.data = data_folder(args.data)
+        check_numbers(args)
         return args
 
     def take_defaults(self, name: str) -> None:
@@ -72,7 +76,7 @@ def converted(value: object, action: argparse.Action) -> object:
     """A recipe's value as the command line would give it (1 of a float option is 1.0); ValueError if it is not one."""
     if isinstance(value, list):
         return [converted(each, action) for each in value]
-    if isinstance(value, bool):
+    if isinstance(value, bool) and action.nargs == 0:  # a switch
         return value
     value = (action.type or str)(str(value))
     if action.choices and value not in action.choices:
@@ -118,6 +122,12 @@ def parser(script: str, doc: str, **defaults: object) -> Parser:
     add("--data", type=Path, help="data folder, or torchvision:NAME; by default synthetic scenes are drawn")
     add("--split-seed", type=int, default=0, help="seed of the split into train, val and test")
     add("--image-size", type=int, help="side of the square input, pixels")
+    add("--normalize", choices=NORMALIZATIONS, default="data", help="by whose mean and std of each channel")
+    add("--no-augment", action="store_const", dest="augment", const="none", default="full", help="--augment none")
+    add("--augment", choices=AUGMENTATIONS, nargs="?", const="full", default="full", help=(
+        "training photos are cropped, rotated, mirrored and coloured at random; minimal: only mirrored"
+    ))  # fmt: skip
+    add("--color-jitter", type=float, default=0.3, help="full augmentation: how far colours change; 0: not at all")
     add("--cache-limit", type=float, default=4.0, metavar="GB", help="decoded pictures in memory; more go to a file")
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=int)
@@ -128,6 +138,7 @@ def parser(script: str, doc: str, **defaults: object) -> Parser:
     add("--schedule", choices=SCHEDULES, default="onecycle", help="of the learning rate")
     add("--div-factor", type=float, default=25.0, help="onecycle starts at --lr divided by this")
     add("--weight-decay", type=float)
+    add("--decay", choices=DECAYS, default="weights", help="all: also biases and normalisation, as torch's optimizers")
     add("--patience", type=int, default=50, help="stop after this many epochs without a better val score")
     add("--seed", type=int, default=0, help="of first weights, order of pictures, and augmentation")
     add("--start-from", type=Path, metavar="CHECKPOINT", help="start with the weights of this trained model")
@@ -149,18 +160,30 @@ def add_classification(parser: Parser, **defaults: object) -> None:
     add("--per-class", type=int, nargs=2, metavar=("TRAIN", "VAL"), help="pictures per class; the rest is for test")
     add("--classes", type=int, help="use only the first so many classes")
     add("--allow-leaks", action="store_true", help="continue although val and test share files")
+    add("--resize", choices=CROP_MODES, default="crop", help="to a square: the centre, or the whole photo squashed")
     add("--crop-pct", type=float, help="side of the centre crop as a share of the photo's shorter side")
     add("--min-area", type=float, default=0.6, help="smallest share of a photo that an augmented crop shows")
     add("--label-smoothing", type=float, default=0.0)
+    weights = "balanced: rare classes count more in the loss, n / (classes * n of the class)"
+    add("--class-weights", choices=("none", "balanced"), default="none", help=weights)
     add(
         "--best-by", choices=("accuracy", "loss"), default="accuracy", help="val score that decides which epoch to keep"
     )
     parser.set_defaults(**defaults)
 
 
+def view_of(args: argparse.Namespace) -> dict:
+    """What a classifier sees of a photo, as far as it was given: arguments of `cvlab.models.build`."""
+    given = {"image_size": args.image_size, "crop_pct": args.crop_pct, "crop_mode": CROP_MODES.get(args.resize)}
+    return {name: value for name, value in given.items() if value}
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs a script; errors that a user can fix end in one sentence. CVLAB_TRACEBACK=1 shows where they come from."""
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):  # any name that a file can have can be printed, on any terminal
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if int(os.environ.get("RANK", 0)) > 0:  # set by torchrun: only the first of several processes prints
         sys.stdout = io.StringIO()
     try:
@@ -168,6 +191,8 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         words = [word for word in sys.argv if word not in ("--resume", "--overwrite")]
         sys.exit(f"\nStopped; what was saved is safe. Continue with:\n  {shlex.join(['python', *words, '--resume'])}")
+    except PermissionError as error:
+        sys.exit(f"{error.filename}: {error.strerror}. If it was to be written, choose another folder with --out.")
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
         if os.environ.get("CVLAB_TRACEBACK") or (isinstance(error, RuntimeError) and not out_of_memory):

@@ -1,6 +1,7 @@
 """What dropout does to a trained network: its weights in a copy with each value, before and after more training.
 
     python train/dropout_study.py --start runs/sweep --dropout 0 0.1 0.5 --epochs 20 --out runs/study
+    python train/dropout_study.py --start runs/plain --dropout 0.1 0.5 --at early late both several --out runs/where
     python train/dropout_study.py --recipe scenes8-dropout-study
 
 START is a run of train/classifier.py, or a sweep of such runs: then the study takes its best finished run by
@@ -15,13 +16,15 @@ OUT/before, OUT/after       by network and value: a confusion matrix of the test
 import argparse
 import csv
 import importlib
-import json
+import itertools
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
@@ -29,18 +32,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository r
 import cli
 from sweep_plan import NOT_FOR_RUNS, as_text, as_words
 
-from cvlab import checkpoint, models, render
+from cvlab import checkpoint, models, plots, render
 from cvlab.data.evaluation import note_test_read, parts_of, read_views
 from cvlab.explain.many import predict_views
-from cvlab.files import read_json, write_text
+from cvlab.files import read_json, to_json, write_text
 from cvlab.metrics import confusion_matrix, wilson_interval
 from cvlab.models import Model
+
+POSITIONS = ("early", "late", "both", "several")
 
 
 def main() -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--start", type=Path, default=Path("runs/sweep"), help="a run, or a sweep of runs")
     parser.add_argument("--dropout", nargs="+", default=["0", "0.01", "0.1", "0.25", "0.5"], metavar="P")
+    parser.add_argument(
+        "--at", choices=POSITIONS, nargs="+", help="where it stands; by default where the network has it"
+    )
     parser.add_argument("--epochs", type=int, default=100, help="of the training with each value")
     parser.add_argument("--data", type=Path, help="data folder, if it has moved since the run")
     parser.add_argument("--out", type=Path, default=Path("runs/dropout-study"))
@@ -51,7 +59,7 @@ def main() -> None:
         study[name] = {"start": str(start), "epochs": args.epochs, "rows": rows}
         lines += [f"## {name}\n", table(rows), ""]
     lines.append("In bold: the value with the highest val accuracy after training. Intervals: Wilson, 95%.")
-    write_text(args.out / "study.json", json.dumps(study, indent=1) + "\n")
+    write_text(args.out / "study.json", to_json(study, indent=1) + "\n")
     write_text(args.out / "README.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
@@ -74,24 +82,35 @@ def best_runs(start: Path) -> dict[str, Path]:
 
 def study_of(start: Path, args: argparse.Namespace, name: str) -> list[dict]:
     """One network: a row for each value of dropout, with its scores before and after training."""
-    options = options_of(start, args)
-    after, values = args.out / "after" / name, f"dropout={','.join(args.dropout)}"
-    command = [sys.executable, Path(__file__).with_name("sweep.py"), "classifier", "--over", values, "--out", after]
+    options, model = options_of(start, args), checkpoint.load(start)
+    spots = {places_of(model, at): at for at in args.at or [""]}
+    after, over = args.out / "after" / name, [f"dropout={','.join(args.dropout)}"]
+    if args.at:
+        options.pop("dropout_at", None)
+        over.insert(0, f"dropout_at={','.join(' '.join(map(str, places)) for places in spots)}")
+    command = [sys.executable, Path(__file__).with_name("sweep.py"), "classifier", "--over", *over, "--out", after]
     command += ["--", *as_words({option: as_text(value) for option, value in options.items()})]
     if subprocess.run(list(map(str, command)), check=False).returncode:
         raise ValueError(f"The training from {start} failed (see above); the same command continues it.")
 
-    model = checkpoint.load(start)
     parts, _ = parts_of(model, options.get("data"), "test")
     read = {part: read_views(parts, part, model) for part in ("val", "test")}
     rows = []
-    for run, p in enumerate(args.dropout, 1):
-        before = args.out / "before" / name / p
-        checkpoint.save(with_dropout(model, float(p)), before, data=model.config["data"])
+    for run, ((places, at), p) in enumerate(itertools.product(spots.items(), args.dropout), 1):
+        before = args.out / "before" / name / at / p
+        checkpoint.save(with_dropout(model, float(p), places), before, data=model.config["data"])
         folders = {"before": before, "after": after / f"{run:03}"}
-        rows.append({"dropout": p, **{when: measured(folder, read) for when, folder in folders.items()}})
+        rows.append({"dropout": p, "at": at} | {when: measured(folder, read) for when, folder in folders.items()})
     note_test_read(args.out, parts.name)
     return rows
+
+
+def places_of(model: Model, at: str) -> tuple[int, ...]:
+    """The numbers of a network's places of dropout that one of `POSITIONS` means; none for an empty one."""
+    if at and not hasattr(model, "dropout_places"):
+        raise ValueError(f"The network {model.config['network']} has one place for dropout: leave out --at.")
+    places = tuple(model.dropout_places) if at else ()
+    return {"early": places[:1], "late": places[-1:], "both": places[:1] + places[-1:]}.get(at, places)
 
 
 def options_of(start: Path, args: argparse.Namespace) -> dict[str, object]:
@@ -103,20 +122,31 @@ def options_of(start: Path, args: argparse.Namespace) -> dict[str, object]:
     return kept | {"start_from": start, "epochs": args.epochs} | ({"data": args.data} if args.data else {})
 
 
-def with_dropout(model: Model, p: float) -> Model:
-    """A copy of a trained model with dropout p and the same weights, in eval mode.
+def with_dropout(model: Model, p: float, places: Sequence[int] = ()) -> Model:
+    """A copy of a trained model with dropout p, at other places if they are given, and the same weights, in eval mode.
 
     Dropout does nothing in eval mode: the logits are the same to the bit.
     """
-    names = ("network", "class_names", "image_size", "mean", "std", "crop_pct", "threshold", "interpolation")
+    names = (
+        "network",
+        "class_names",
+        "image_size",
+        "mean",
+        "std",
+        "crop_pct",
+        "threshold",
+        "interpolation",
+        "crop_mode",
+    )
     settings = {name: model.config[name] for name in names}
-    other = models.build(arguments={**model.config["arguments"], "dropout": p}, **settings)
+    arguments = {**model.config["arguments"], "dropout": p} | ({"dropout_at": list(places)} if places else {})
+    other = models.build(arguments=arguments, **settings)
     other.load_state_dict(model.state_dict())
     return other.eval()
 
 
 def measured(folder: Path, read: dict[str, tuple[Tensor, list[int]]]) -> dict[str, dict]:
-    """Accuracy of a model on val and on test with its interval; the confusion matrix of test goes into its report."""
+    """Accuracy of a model on val and on test with its interval, and loss; the confusion matrix of test is drawn."""
     model, scores = checkpoint.load(folder), {}
     for part, (views, labels) in read.items():
         logits = torch.cat([*predict_views(model, views)])
@@ -124,7 +154,8 @@ def measured(folder: Path, read: dict[str, tuple[Tensor, list[int]]]) -> dict[st
         right = int(matrix.trace())
         low, high = wilson_interval(right, len(labels))
         scores[part] = {"value": right / len(labels), "low": low, "high": high, "n": len(labels)}
-    render.save_png(render.confusion_picture(matrix, model.class_names), folder / "report" / "confusion_matrix.png")
+        scores[part]["loss"] = F.cross_entropy(logits, torch.tensor(labels)).item()
+    render.save_png(plots.confusion_picture(matrix, model.class_names), folder / "report" / "confusion_matrix.png")
     return scores
 
 
@@ -135,12 +166,14 @@ def chosen(rows: list[dict]) -> dict:
 
 def table(rows: list[dict]) -> str:
     """The study of one network as Markdown."""
-    lines = ["| dropout | val before | test before | val after | test after |", "| --- | --- | --- | --- | --- |"]
+    head = ["dropout", *(f"{part}, {when}" for when in ("before", "after") for part in ("val", "test", "test loss"))]
+    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for row in rows:
-        cells = [row["dropout"]]
+        cells = [f"{row['dropout']} {row['at']}".strip()]
         for when in ("before", "after"):
             val, test = row[when]["val"], row[when]["test"]
             cells += [f"{val['value']:.3f}", f"{test['value']:.3f} ({test['low']:.3f} to {test['high']:.3f})"]
+            cells.append(f"{test['loss']:.3f}")
         bold = "**" if row is chosen(rows) else ""
         lines.append("| " + " | ".join(f"{bold}{cell}{bold}" for cell in cells) + " |")
     return "\n".join(lines)

@@ -13,15 +13,14 @@ OUT/report/val/, report/NAME-test/    the same of other parts or other data, if 
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from sklearn.metrics import classification_report
 from torch import Tensor
@@ -29,15 +28,16 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import cli
+from measure import add_comparison, iou, mask_counts, mean_loss
 
-from cvlab import checkpoint, metrics, render
+from cvlab import checkpoint, metrics, plots, render
 from cvlab.checkpoint import card
 from cvlab.data.evaluation import is_own_test_part, note_test_read, parts_of, read_views
 from cvlab.data.parts import SHAPES, Parts
 from cvlab.explain.many import predict_views
-from cvlab.files import write_text
+from cvlab.files import to_json, write_text
 from cvlab.models import Model
-from cvlab.transforms import open_image, resize_logits, square_view, to_uint8
+from cvlab.transforms import open_image, square_view, to_uint8
 
 # What metrics.json holds, the lines of the report, and by file name the functions that draw its pictures.
 Evaluation = tuple[dict, list[str], dict[str, Callable[[], Image.Image]]]
@@ -49,7 +49,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="data folder, or torchvision:NAME; by default synthetic scenes")
     parser.add_argument("--part", choices=("test", "val", "train", "all"), default="test")
     parser.add_argument("--compare", metavar="CHECKPOINT", help="a second model, on the same pictures")
-    parser.add_argument("--explain", choices=("six", "classes"), default="six", help="six pictures, or 2 of 5 classes")
+    parser.add_argument("--explain", choices=render.SPREADS, default="six", help=(
+        "six pictures from first to last, or at random ten, or two of each of five classes"
+    ))  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of the random choice of pictures to explain")
     parser.add_argument("--images", type=Path, nargs="+", help="explain these; without --data nothing is measured")
     parser.add_argument("--stage", help="stage at which a classifier is explained, by default its last")
     parser.add_argument("--colormap", choices=("inferno", "viridis", "jet"), default=render.COLORMAP)
@@ -77,10 +80,18 @@ def main() -> None:
 
     evaluate = evaluate_classifier if model.task == "classification" else evaluate_segmenter
     found, lines, pictures = evaluate(model, other, parts, args)
-    write_text(figures, json.dumps(found, indent=1) + "\n")
     if trained_on and args.part in ("train", "all"):
         lines.append(f"\n{trained_on} of these pictures were trained on: this is no estimate for unseen ones.")
-    lines += [f"\n{note}" for note in dict.fromkeys(parts.notes)]
+    lines += [f"\n{card.escaped(note)}" for note in dict.fromkeys(parts.notes)]
+    title = card.escaped(f"{Path(args.checkpoint).name} on the part {args.part} of {parts.name}")
+
+    def write() -> None:
+        write_text(figures, to_json(found, indent=1) + "\n")
+        write_text(report / "README.md", "\n".join([f"# {title}\n", *lines]) + "\n")
+        if figures == out / "metrics.json" and (out / "config.json").is_file():
+            card.write(out)
+
+    write()  # before the pictures: a run that is stopped while they are drawn keeps its scores
     print("\n".join(lines))
     for name, draw in pictures.items():
         if parts.name == SHAPES:
@@ -89,10 +100,7 @@ def main() -> None:
         lines.append(f"\n![{Path(name).stem.replace('_', ' ')}]({name})")
     if parts.name != SHAPES:
         lines.append("\nPictures with photographs are in photos/, which is published only with --with-photos.")
-    title = f"# {Path(args.checkpoint).name} on the part {args.part} of {parts.name}\n"
-    write_text(report / "README.md", "\n".join([title, *lines]) + "\n")
-    if figures == out / "metrics.json" and (out / "config.json").is_file():
-        card.write(out)
+    write()
     print(f"\nWritten: {figures} and {report / 'README.md'}")
 
 
@@ -102,22 +110,25 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
     labels, logits = torch.tensor(labels), torch.cat([*predict_views(model, views)])
     probs, predicted = logits.softmax(1), logits.argmax(1)
     right = predicted == labels
-    accuracy = interval(right.double().mean().item(), metrics.wilson_interval(int(right.sum()), len(labels)))
+    accuracy = metrics.interval(right.double().mean().item(), metrics.wilson_interval(int(right.sum()), len(labels)))
+    balanced = metrics.balanced_scores(labels, predicted)
     names, options = model.class_names, {"output_dict": True, "zero_division": 0}
     table = classification_report(labels, predicted, labels=range(len(names)), target_names=names, **options)
     error = metrics.expected_calibration_error(probs, labels)
-    found = {"part": args.part, "n": len(labels), "accuracy": accuracy, "expected_calibration_error": error}
-    lines = [
-        f"Accuracy **{accuracy['value']:.4f}** (95% Wilson interval {accuracy['low']:.4f} to {accuracy['high']:.4f}), "
-        f"{len(labels)} pictures.\n",
-        "| class | precision | recall | F1 | pictures |\n| --- | --- | --- | --- | --- |",
-    ]
+    loss = mean_loss(F.cross_entropy(logits, labels, reduction="none"))
+    found = {"part": args.part, "n": len(labels), "accuracy": accuracy, "loss": loss, **balanced}
+    found["expected_calibration_error"] = error
+    measured = "Accuracy **{value:.4f}** (95% Wilson interval {low:.4f} to {high:.4f})".format(**accuracy)
+    alike = "balanced accuracy {:.4f}, macro F1 {:.4f}".format(*(each["value"] for each in balanced.values()))
+    lines = [f"{measured}, {len(labels)} pictures. Loss (cross-entropy) {loss['value']:.4f}."]
+    lines.append(f"Where every class counts the same: {alike}.\n")
+    rows = [("class", "precision", "recall", "F1", "pictures")]
     for name in names:
-        row = table[name]
-        cells = " | ".join(f"{row[score]:.3f}" for score in ("precision", "recall", "f1-score"))
-        lines.append(f"| {name} | {cells} | {row['support']:.0f} |")
+        shares = (f"{table[name][score]:.3f}" for score in ("precision", "recall", "f1-score"))
+        rows.append((name, *shares, f"{table[name]['support']:.0f}"))
+    lines.append(card.table(rows))
     lines.append(f"\nExpected calibration error {error:.4f}.")
-    if args.part == "test":
+    if args.part == "test" and parts.samples["val"]:
         val_views, val_labels = read_views(parts, "val", model)
         temperature = metrics.fit_temperature(torch.cat([*predict_views(model, val_views)]), torch.tensor(val_labels))
         after = metrics.expected_calibration_error((logits / temperature).softmax(1), labels)
@@ -129,14 +140,16 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
         other_right = torch.cat([*predict_views(other, other_views)]).argmax(1) == labels
         lines.append(add_comparison(found, args.compare, "accuracy", right.double(), other_right.double(), np.mean))
 
-    chosen = render.spread(labels, args.explain == "classes")
+    chosen = render.spread(labels, args.explain, args.seed)
     chosen = opened(args.images, model) if args.images else (views[chosen], [names[i] for i in labels[chosen]])
     matrix = metrics.confusion_matrix(labels, predicted, len(names))
     pictures = {
-        "confusion_matrix.png": lambda: render.confusion_picture(matrix, names),
-        "reliability.png": lambda: render.reliability_picture(metrics.reliability(probs, labels)),
+        "confusion_matrix.png": lambda: plots.confusion_picture(matrix, names),
+        "reliability.png": lambda: plots.reliability_picture(metrics.reliability(probs, labels)),
     }
     if not right.all():
+        if len(names) > plots.MOST_NUMBERED:
+            pictures["confused_pairs.png"] = lambda: plots.confused_pairs_picture(matrix, names)
         pictures["photos/misclassified.png"] = lambda: render.misclassified(model, views, labels, predicted)
     pictures["photos/grad_cam.png"] = lambda: explanations(model, *chosen, args)
     return found, lines, pictures
@@ -145,34 +158,40 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
 def evaluate_segmenter(model: Model, other: Model | None, parts: Parts, args: argparse.Namespace) -> Evaluation:
     """Scores over all pixels at the photos' own resolution, and the best threshold on val: returned as above."""
     views, masks = read_views(parts, args.part, model)
-    (counts,) = mask_counts(model, views, masks, [model.threshold])
+    (by_class,), losses = mask_counts(model, views, masks, [model.threshold])
+    counts = by_class.sum(1)
     scores, intervals = vars(metrics.segmentation_scores(counts)), metrics.bootstrap_intervals(counts)
-    found = {"part": args.part, "n": len(masks), "threshold": model.threshold}
-    found |= {name: interval(value, intervals[name]) for name, value in scores.items()}
-    lines = [
-        f"{len(masks)} pictures, all pixels of each at its own resolution, threshold {model.threshold:g}; "
-        "95% intervals by bootstrap over pictures.\n",
-        "| score | value | 95% interval |\n| --- | --- | --- |",
-    ]
-    for name, value in scores.items():
-        lines.append(f"| {name} | {value:.4f} | {intervals[name][0]:.4f} to {intervals[name][1]:.4f} |")
+    found = {"part": args.part, "n": len(masks), "threshold": model.threshold, "loss": mean_loss(losses)}
+    found |= {name: metrics.interval(value, intervals[name]) for name, value in scores.items()}
+    how = f"{len(masks)} pictures at their own resolution, threshold {model.threshold:g}; 95% intervals by bootstrap."
+    rows = [(name, f"{value:.4f}", "{:.4f} to {:.4f}".format(*intervals[name])) for name, value in scores.items()]
+    if len(model.class_names) > 1:
+        found |= metrics.class_scores(by_class, model.class_names)
+        for name, value in found["iou_by_class"].items():
+            rows.append((f"iou of {name}", "not there" if value is None else f"{value:.4f}", ""))
+    lines = [f"{how} Loss (binary cross-entropy) {found['loss']['value']:.4f}.\n"]
+    lines.append(card.table([("score", "value", "95% interval"), *rows]))
     if other:
-        (other_counts,) = mask_counts(other, read_views(parts, args.part, other)[0], masks, [other.threshold])
-        lines.append(add_comparison(found, args.compare, "iou", counts, other_counts, iou))
+        (other_counts,), _ = mask_counts(other, read_views(parts, args.part, other)[0], masks, [other.threshold])
+        lines.append(add_comparison(found, args.compare, "iou", counts, other_counts.sum(1), iou))
 
     pictures = {}
-    if args.part in ("test", "val"):
+    if args.part in ("test", "val") and parts.samples["val"]:
         thresholds = [round(0.05 * step, 2) for step in range(1, 20)]
-        ious = [iou(each) for each in mask_counts(model, *read_views(parts, "val", model), thresholds)]
+        found_on_val, _ = mask_counts(model, *read_views(parts, "val", model), thresholds)
+        ious = [iou(each.sum(1)) for each in found_on_val]
         found["threshold_curve_on_val"] = dict(zip(map(str, thresholds), ious, strict=True))
         lines.append(f"\nOn val the threshold {thresholds[np.argmax(ious)]:g} gives the highest iou, {max(ious):.4f}.")
-        pictures["threshold.png"] = lambda: render.threshold_picture(thresholds, ious, model.threshold)
+        pictures["threshold.png"] = lambda: plots.threshold_picture(thresholds, ious, model.threshold)
     per_image = np.array([iou(row[None]) for row in counts])
     order = np.argsort(per_image, kind="stable").tolist()
     for name, chosen in (("worst", order[:4]), ("best", order[::-1][:4])):
         shown = views[chosen], [masks[i] for i in chosen], per_image[chosen]
-        pictures[f"photos/{name}.png"] = partial(render.mask_pairs, model, *shown)
-    explained = opened(args.images, model)[0] if args.images else views[:: -(-len(views) // 5)]
+        pictures[f"photos/{name}.png"] = partial(render.mask_triples, model, *shown)
+    chosen = range(0, len(views), -(-len(views) // 5))
+    if args.explain == "ten":
+        chosen = render.spread(torch.zeros(len(views)), "ten", args.seed)
+    explained = opened(args.images, model)[0] if args.images else views[chosen]
     pictures["photos/stages.png"] = lambda: explanations(model, explained, [], args)
     return found, lines, pictures
 
@@ -187,33 +206,6 @@ def explanations(model: Model, views: Tensor, titles: list[str], args: argparse.
 def opened(paths: list[Path], model: Model) -> tuple[Tensor, list[str]]:
     """Single pictures as the model sees them, (N, 3, S, S) uint8, and their names."""
     return torch.stack([to_uint8(square_view(open_image(path), model)) for path in paths]), [p.name for p in paths]
-
-
-def mask_counts(model: Model, views: Tensor, masks: list[Tensor], thresholds: list[float]) -> list[Tensor]:
-    """For each threshold the (N, 4) counts of `segmentation_counts` at the masks' own resolution."""
-    counts: list[list[Tensor]] = [[] for _ in thresholds]
-    for logits, mask in zip(chain.from_iterable(predict_views(model, views)), masks, strict=True):
-        probs = resize_logits(logits[None], mask.shape[-2:]).sigmoid()
-        for each, threshold in zip(counts, thresholds, strict=True):
-            each.append(metrics.segmentation_counts(probs > threshold, mask[None]))
-    return [torch.cat(each) for each in counts]
-
-
-def interval(value: float, bounds: tuple[float, float]) -> dict:
-    """A score as metrics.json holds it."""
-    return {"value": value, "low": bounds[0], "high": bounds[1]}
-
-
-def iou(counts: Tensor) -> float:
-    """Over all images of `segmentation_counts`."""
-    return metrics.segmentation_scores(counts).iou
-
-
-def add_comparison(found: dict, other: str, score: str, ours: Tensor, theirs: Tensor, score_of: Callable) -> str:
-    """Adds the difference from another model to what metrics.json holds, and returns the line of the report."""
-    value, low, high = metrics.paired_interval(ours.numpy(), theirs.numpy(), score_of)
-    found["compared"] = {"with": other, "score": score, "difference": interval(value, (low, high))}
-    return f"\n{score} minus that of {other}, same pictures: {value:+.4f} (95% interval {low:+.4f} to {high:+.4f})."
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from cvlab.data.folders import DataError
 from cvlab.data.parts import Parts
 from cvlab.explain import METHODS, check_stages, peak
 from cvlab.explain.many import MeanMaps, compared_stages, explain_batches, likeness
-from cvlab.files import read_json, write_bytes, write_text
+from cvlab.files import read_json, to_json, write_bytes, write_text
 from cvlab.models import Model
 from cvlab.models.fused import for_serving
 from cvlab.transforms import ImageError, view
@@ -104,7 +104,7 @@ def main() -> None:
                 line |= {"difference": difference[row].item()}
         files = [name for name, view in found if isinstance(view, Tensor)]
         for row, name in enumerate(files):
-            lines[row] = json.dumps({"file": name, "batch": paths[i].name, "row": row, **lines[row]})
+            lines[row] = to_json({"file": name, "batch": paths[i].name, "row": row, **lines[row]})
         arrays = {f"{m}/{s}": maps[:, 0].numpy() for m, of in explanation.maps.items() for s, maps in of.items()}
         write_arrays(paths[i], {"lines": np.array(lines), **arrays})
     summarise(args.out, model, stages, args.methods)
@@ -146,7 +146,7 @@ def summarise(out: Path, model: Model, stages: list[str], methods: list[str]) ->
                 titles.append(f"{title}\n{stage[-14:]}, peak {peak(mean_map).item():.3g}")
         render.save_png(render.grid(pictures, titles, len(stages)), out / f"mean_{method}.png")
     print(f"{len(manifest)} pictures explained: {out / 'manifest.jsonl'}")
-    if compared := [json.loads(line)["correlation"] for line in manifest if '"correlation"' in line]:
+    if compared := [r for line in manifest if (r := json.loads(line).get("correlation")) is not None]:
         print(f"Correlation of the two models' maps: median {np.median(compared):.4f}, lowest {min(compared):.4f}")
 
 

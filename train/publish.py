@@ -49,7 +49,7 @@ def main() -> None:
             publish_space(args.space, [hub.name_of(name) for name in args.models], args.private)
         else:
             publish_checkpoint(args.checkpoint, args.id, args.private, args.revision, args.with_photos)
-    except (checkpoint.CheckpointError, hub.HubError) as error:
+    except (checkpoint.CheckpointError, hub.HubError, OSError) as error:
         sys.exit(str(error))
 
 

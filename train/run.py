@@ -4,10 +4,9 @@ runs/NAME/config.json, model.safetensors   the best model so far (cvlab/checkpoi
 runs/NAME/history.jsonl                    one line per epoch
 runs/NAME/manifest.json                    command, seed, versions, hardware, minutes, peak memory
 runs/NAME/report/                          curves; pictures that show photographs are in report/photos/
-runs/NAME/state/step-N/                    what --resume continues from
+runs/NAME/state/step-N/                    what --resume continues from; made_with.json, what it may not change
 """
 
-import json
 import math
 import os
 import shlex
@@ -21,13 +20,15 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from resume import check_options, record
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from cvlab import checkpoint, render
+from cvlab import checkpoint, plots, render
 from cvlab.checkpoint import card, hub, manifest
-from cvlab.files import read_json, write_text
+from cvlab.data.parts import Parts
+from cvlab.files import read_json, to_json, write_text
 from cvlab.learning.accelerator import save_state
 from cvlab.models import Model
 
@@ -45,6 +46,8 @@ def open_run(args: Namespace) -> Path | None:
             raise ValueError(f"{args.out} holds a model without a saved state: it cannot be resumed.")
         for left_over in args.out.rglob(".*.tmp"):  # of a run that was killed while it wrote
             shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink(missing_ok=True)
+        if states:
+            check_options(args, states[-1])
         return states[-1] if states else None
     if (states or has_model) and not args.overwrite:
         kind = "model" if has_model else "run"
@@ -52,15 +55,8 @@ def open_run(args: Namespace) -> Path | None:
     if int(os.environ.get("RANK", 0)) == 0:  # the first of several processes
         for path in (args.out / name for name in REPLACED):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        (args.out / "state").mkdir()  # a folder that cannot be written is found out here
     return None
-
-
-def start_from(folder: Path, model: Model) -> None:
-    """Gives a new model the weights of a trained one; ValueError if it is another network."""
-    try:
-        model.load_state_dict(checkpoint.load(folder).state_dict())
-    except RuntimeError as error:  # its second line names a tensor
-        raise ValueError(f"--start-from {folder} is another network. {str(error).splitlines()[1].strip()}") from error
 
 
 class Run:
@@ -69,17 +65,20 @@ class Run:
     Attributes:
         epoch: epochs that are finished.
         step: batches of the epoch in progress, the current one included.
-        best, best_epoch: the highest score so far, and its epoch, whose weights are kept.
+        best, best_epoch: the highest score so far, and its epoch, whose weights are kept; 0 before there is one.
         phase, first: a training may have phases; the number of the one in progress, and its first epoch.
         sums: of the epoch in progress, on the device: loss times images, images, and the counts.
     """
 
     SAVED = ("epoch", "step", "best", "best_epoch", "phase", "first")
 
-    def __init__(self, args: Namespace, accelerator: Accelerator, state: Path | None, counts: int = 1) -> None:
+    def __init__(
+        self, args: Namespace, accelerator: Accelerator, state: Path | None, parts: Parts, counts: int = 1
+    ) -> None:
         self.args, self.out, self.accelerator, self.state = args, args.out, accelerator, state
-        self.epoch, self.step, self.best, self.best_epoch, self.phase, self.first = 0, 0, -math.inf, 0, 1, 1
+        self.epoch, self.step, self.best, self.best_epoch, self.phase, self.first = 0, 0, 0.0, 0, 1, 1
         self.sums = torch.zeros(2 + counts, dtype=torch.float64, device=accelerator.device)
+        self.facts = record(args, parts, state is not None, accelerator.is_main_process)
         if state:
             saved = read_json(state / "progress.json")
             vars(self).update({name: saved[name] for name in self.SAVED})
@@ -158,23 +157,24 @@ class Run:
         return [loss / images, images, *counts]
 
     def end_epoch(
-        self, model: Model, score: float, facts: dict, frame: Callable[[str], Image.Image] | None = None, **line: float
+        self, model: Model, score: float, frame: Callable[[str], Image.Image] | None = None, **line: float
     ) -> None:
         """Keeps the model if its score is the best so far; saves history, curves, and what --resume needs.
 
-        `facts` is what config.json says about the data; `frame` draws a picture of this epoch, given its title.
+        An epoch in which any of its numbers is NaN or infinite is never the best. `frame` draws a picture of this
+        epoch, given its title.
         """
         self.epoch, self.step = self.epoch + 1, 0
         self.sums.zero_()
         line = {"epoch": self.epoch, **line, "seconds": round(time.time() - self.started, 2)}
         self.history.append(line)
-        if better := score > self.best:
+        if better := (score > self.best or not self.best_epoch) and all(map(math.isfinite, line.values())):
             self.best, self.best_epoch = score, self.epoch
         if self.accelerator.is_main_process:
             if better:
-                checkpoint.save(model, self.out, data=facts, precision=self.precision)
-            write_text(self.out / "history.jsonl", "".join(json.dumps(each) + "\n" for each in self.history))
-            render.save_png(render.curves(self.history, self.best_epoch), self.out / "report" / "curves.png")
+                checkpoint.save(model, self.out, precision=self.precision, **self.facts)
+            write_text(self.out / "history.jsonl", "".join(to_json(each) + "\n" for each in self.history))
+            render.save_png(plots.curves(self.history, self.best_epoch), self.out / "report" / "curves.png")
             if frame:
                 render.save_png(frame(f"epoch {self.epoch}"), self.frames / f"epoch-{self.epoch:03}.png")
         self.save()
@@ -192,6 +192,8 @@ class Run:
         """Writes animation, manifest and card, says what to do with the model, and publishes it if --push asks."""
         if not self.accelerator.is_main_process:
             return
+        if not self.best_epoch:
+            raise ValueError("The loss on val was not a number in any epoch, so no model was kept: use a smaller --lr.")
         if frames := sorted(self.frames.glob("*.png")):
             render.save_animation(frames, self.frames.with_name("attribution.webp"))
         manifest.write(self.out, vars(self.args), model, self.history, self.best_epoch, self.precision)
@@ -207,4 +209,5 @@ class Run:
 
 def shown(line: dict, *parts: str) -> str:
     """The losses and scores of a line of history.jsonl whose names begin with one of `parts`."""
-    return "  ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in line.items() if key.startswith(parts))
+    printed = {key for key in line if key.startswith(parts) and key.endswith(("loss", "iou", "accuracy"))}
+    return "  ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in line.items() if key in printed)

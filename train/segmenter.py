@@ -17,7 +17,8 @@ from accelerate.utils import set_seed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import cli
-from run import Run, open_run, start_from
+from resume import start_from
+from run import Run, open_run
 
 from cvlab import models, render
 from cvlab.data import sets
@@ -42,31 +43,40 @@ def parser() -> cli.Parser:
     add("--depth", type=int, default=3, help="levels above the bottleneck")
     add("--batch-norm", action=switch, default=True, help="after every convolution")
     add("--dropout", type=float, default=0.0)
+    add("--resize", choices=("squash",), default="squash", help="a U-Net always sees the whole photo, squashed")
     add("--zoom", nargs=2, type=float, default=[0.714, 1.4], metavar=("LOW", "HIGH"), help=zoom)
     add("--loss", choices=SEGMENTATION_LOSSES, default="bce+dice")
     return options
+
+
+def scores_of(part: str, counts: torch.Tensor) -> dict[str, float]:
+    """What the history says of a part, from its `segmentation_counts` (N, 4)."""
+    found = segmentation_scores(counts)
+    scores = {"iou": found.iou, "accuracy": found.accuracy, "precision": found.precision, "recall": found.recall}
+    return {f"{part}_{name}": value for name, value in (scores | {"f1": found.dice}).items()}
 
 
 def main() -> None:
     args = parser().parse_args()
     if not 0 < args.zoom[0] <= args.zoom[1]:
         raise ValueError("--zoom takes two factors above 0, the smaller one first: 1 1.4 only enlarges.")
+    arguments = {name: vars(args)[name] for name in ("width", "depth", "batch_norm", "dropout")}
+    models.check_size("unet", args.image_size, arguments)
     state = open_run(args)
     set_seed(args.seed)
 
     # Data: photos are decoded once; each epoch augments them anew.
     parts = segmentation_parts(args.data, args.split_seed, args.class_names, args.image_size)
     cache = Cache(args.cache_limit * 1e9, args.out)
-    train_set, val_set, val_masks = sets.segmentation_sets(parts, args.image_size, cache, args.zoom, args.seed)
+    augmentation = {"augment": args.augment, "zoom": args.zoom, "jitter": args.color_jitter}
+    train_set, val_set, val_masks = sets.segmentation_sets(parts, args.image_size, cache, args.seed, **augmentation)
     train_loader, val_loader = sets.loaders(train_set, val_set, args.batch_size)
     print(sets.summary(parts, cache))
 
     # Model, loss, optimizer, schedule.
-    arguments = {name: vars(args)[name] for name in ("width", "depth", "batch_norm", "dropout")}
-    mean, std = sets.channel_statistics(train_set.images)
+    mean, std = sets.normalization(args.normalize, train_set.images)
     model = models.build("unet", parts.class_names, args.image_size, arguments, mean, std)
-    if args.start_from:
-        start_from(args.start_from, model)
+    start_from(args.start_from, model)
     model = model.to(memory_format=torch.channels_last)
     criterion = SEGMENTATION_LOSSES[args.loss]
     batch, saved = next(iter(train_loader)), args.out / "state"
@@ -74,14 +84,15 @@ def main() -> None:
     sets.onto_gpu(accelerator.device, train_set, val_set)
     model = with_common_statistics(accelerator, model)
     gpu, steps = accelerator.device.type == "cuda", len(train_loader)
-    optimizer = optim.optimizer(args.optimizer, model, args.lr, args.weight_decay, args.momentum, fused=gpu)
+    settings = {"momentum": args.momentum, "decay": args.decay, "fused": gpu}
+    optimizer = optim.optimizer(args.optimizer, model, args.lr, args.weight_decay, **settings)
     scheduler = optim.schedule(args.schedule, optimizer, args.epochs * steps, steps, args.div_factor)
     model, optimizer, scheduler, train_loader, val_loader = accelerator.prepare(
         model, optimizer, scheduler, train_loader, val_loader
     )
     kept = accelerator.unwrap_model(model)
     frame = partial(render.training_frame, kept, torch.stack(val_set.images[:2]), masks=val_masks)
-    run = Run(args, accelerator, state, counts=4)
+    run = Run(args, accelerator, state, parts, counts=4)
 
     for epoch in run.epochs(train_loader, args.epochs):
         train_set.epoch = epoch
@@ -106,19 +117,18 @@ def main() -> None:
                     resized = resize_logits(square[None], mask.shape[-2:])
                     val_loss += criterion(resized, mask).item()
                     val_counts.append(segmentation_counts(resized > 0, mask))
-        val_iou = segmentation_scores(torch.cat(val_counts)).iou
+        val_scores = scores_of("val", torch.cat(val_counts))
         if args.schedule == "plateau":
             scheduler.step(val_loss)
         run.end_epoch(
             kept,
-            score=val_iou,
-            facts=parts.facts,
+            score=val_scores["val_iou"],
             frame=frame,
             lr=scheduler.get_last_lr()[0],
             train_loss=train_loss,
             val_loss=val_loss / len(val_set),
-            train_iou=segmentation_scores(torch.tensor([train_counts])).iou,
-            val_iou=val_iou,
+            **scores_of("train", torch.tensor([train_counts])),
+            **val_scores,
         )
     run.finish(kept)
 

@@ -8,7 +8,7 @@ What stands after -- goes to every run. After a stop or a crash the same command
 in another terminal, or on another machine that shares the folder, adds a worker (run_queue.py).
 
 OUT/001, 002, ...                     run folders of the script; what it printed is in their log.txt
-OUT/README.md, runs.csv, curves.png   the table of the runs, the best in bold, and their validation curves
+OUT/README.md, runs.csv, curves.png   the table of the runs, the best in bold, and their losses and scores
 """
 
 import argparse

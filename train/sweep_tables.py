@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import TrialState
 from run_queue import latest
 
-from cvlab import render
+from cvlab import plots, render
 from cvlab.checkpoint.card import read_history
 from cvlab.files import read_json, write_text
 
@@ -19,8 +19,8 @@ MEASURED = ("state", "epochs", "best val", "at epoch", "minutes")  # columns aft
 
 
 def val_scores(folder: Path) -> dict[int, float]:
-    """val_accuracy or val_iou of a run, whichever it has, by epoch."""
-    named = {line["epoch"]: line.get("val_accuracy", line.get("val_iou")) for line in read_history(folder)}
+    """val_iou of a run, or val_accuracy if it has none, by epoch."""
+    named = {line["epoch"]: line.get("val_iou", line.get("val_accuracy")) for line in read_history(folder)}
     return {epoch: score for epoch, score in named.items() if score is not None and math.isfinite(score)}
 
 
@@ -68,9 +68,9 @@ def write_tables(study: optuna.Study, out: Path) -> None:
     write_text(out / "runs.csv", file.getvalue())
     lines = [f"# Sweep of {plan['script']}\n", f"Every run has `{shlex.join(plan['fixed'])}`.\n"]
     lines += [markdown(rows, best), "\nThe best run by validation is in bold. The test part was not read."]
-    curves = {row["run"]: scores for row in rows if (scores := val_scores(out / row["run"]))}
-    if curves:
-        kept = {run: kept_epoch(out / run) for run in curves}
-        render.save_png(render.many_curves(curves, kept, best), out / "curves.png")
-        lines.append("\n![validation curves](curves.png)")
+    kept = {row["run"]: epoch for row in rows if (epoch := kept_epoch(out / row["run"]))}
+    if kept:
+        histories = {run: read_history(out / run) for run in kept}
+        render.save_png(plots.many_curves(histories, kept, best), out / "curves.png")
+        lines.append("\n![loss and score of all runs](curves.png)")
     write_text(out / "README.md", "\n".join(lines) + "\n")

@@ -11,7 +11,6 @@ The best model by validation score is kept in the run folder; timm can open it t
 import argparse
 import copy
 import sys
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,14 +22,16 @@ from accelerate.utils import set_seed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import cli
-from run import Run, open_run, start_from
+from resume import start_from
+from run import Run, open_run
 
 from cvlab import models
 from cvlab.data import sets
 from cvlab.data.cache import Cache
-from cvlab.data.parts import Parts, classification_parts
+from cvlab.data.parts import classification_parts
 from cvlab.learning import frozen, optim
 from cvlab.learning.accelerator import accelerator_for
+from cvlab.learning.losses import cross_entropy
 from cvlab.metrics import confusion_matrix
 from cvlab.models import Model
 from cvlab.models.timm import default_view
@@ -54,10 +55,10 @@ def parser() -> cli.Parser:
     options = cli.parser(
         "transfer", __doc__, epochs=20, batch_size=32, lr=1e-3, optimizer="adamw", weight_decay=0.01, schedule="cosine"
     )
-    cli.add_classification(options)
+    cli.add_classification(options, resize=None, normalize=None, augment=None)
     views = "1: photos as they are; N: N augmented views of each, computed once; 0: new augmentation every epoch"
-    options.add_argument("--views", type=int, default=1, help=views)
-    group = options.add_argument_group("network", "Image size and crop are the backbone's own if not given.")
+    options.add_argument("--views", type=int, help=f"{views}; 1 unless --augment is given")
+    group = options.add_argument_group("network", "Size, crop, mean and std are the backbone's own if not given.")
     add, switch = group.add_argument, argparse.BooleanOptionalAction
     add("--backbone", default="resnet18", help="a network of timm, with or without a tag")
     add("--weights", type=Path, metavar="FILE", help=".safetensors or .pth with timm's tensor names")
@@ -86,6 +87,15 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("Nothing would be trained: give --epochs for the head, or --finetune-epochs for phase 2.")
 
 
+def views_of(args: argparse.Namespace) -> tuple[int, str]:
+    """--views and --augment, of which one follows from the other; ValueError if they contradict each other."""
+    views = args.views if args.views is not None else 0 if args.augment in ("minimal", "full") else 1
+    augment = args.augment or ("none" if views == 1 else "full")
+    if views == 1 and augment != "none":
+        raise ValueError(f"--views 1 are the photos as they are: for --augment {augment} give --views 0 or 2.")
+    return views, augment
+
+
 def network(args: argparse.Namespace) -> tuple[str, dict]:
     """The name of the network in cvlab/models/, and its arguments."""
     arguments = {name: vars(args)[name] for name in HEADS[args.head] if vars(args)[name] is not None}
@@ -98,30 +108,31 @@ def network(args: argparse.Namespace) -> tuple[str, dict]:
 def main() -> None:
     args = parser().parse_args()
     check(args)
+    views, augment = views_of(args)
+    view = default_view(args.backbone) | cli.view_of(args)
+    mean, std, size = view.pop("mean"), view.pop("std"), view["image_size"]
+    name, arguments = network(args)
+    models.check_size(name, size, arguments)
     state = open_run(args)
     set_seed(args.seed)
 
     # Data: photos are decoded once.
-    view = default_view(args.backbone)
-    view |= {name: vars(args)[name] for name in ("image_size", "crop_pct") if vars(args)[name]}
-    size, crop_pct = view["image_size"], view["crop_pct"]
     parts = classification_parts(
         args.data, args.split_seed, args.per_class, size, args.allow_leaks, classes=args.classes
     )
     cache = Cache(args.cache_limit * 1e9, args.out)
-    train_set, val_set = sets.classification_sets(
-        parts, size, crop_pct, cache, args.views != 1, args.min_area, args.seed, view["interpolation"]
-    )
+    augmentation = {"augment": augment, "min_area": args.min_area, "jitter": args.color_jitter}
+    train_set, val_set = sets.classification_sets(parts, view, cache, args.seed, **augmentation)
+    if args.normalize:
+        mean, std = sets.normalization(args.normalize, train_set.images)
     batch_size = sets.whole_batches(args.batch_size, len(train_set))
     print(sets.summary(parts, cache))
 
     # Model.
-    name, arguments = network(args)
-    model = models.build(name, parts.class_names, arguments=arguments, **view)
+    model = models.build(name, parts.class_names, arguments=arguments, mean=mean, std=std, **view)
     frozen.start_classifier(model)
-    if args.start_from:
-        start_from(args.start_from, model)
-    elif args.pretrained:
+    start_from(args.start_from, model)
+    if args.pretrained and not args.start_from:
         frozen.load_pretrained(model.backbone, args.backbone, size, args.weights)
     model = model.to(memory_format=torch.channels_last)
     frozen.freeze(model)
@@ -130,39 +141,39 @@ def main() -> None:
     accelerator = accelerator_for(model, batch, F.cross_entropy, args.precision, saved, args.resume, args.seed)
     sets.onto_gpu(accelerator.device, train_set, val_set)
     model = model.to(accelerator.device)
-    run = Run(args, accelerator, state)
+    run = Run(args, accelerator, state, parts)
 
     # What learns in neither phase is computed once, then in each phase what does not learn in that one.
     frozen.freeze(model, args.unfreeze)
     with accelerator.autocast():
-        trunk = frozen.computed_once(model, train_set, val_set, args.views, batch_size, accelerator.device)
+        trunk = frozen.computed_once(model, train_set, val_set, views, batch_size, accelerator.device)
     for phase in (
         Phase(1, 0, args.epochs, args.lr, args.schedule),
         Phase(2, args.unfreeze, args.finetune_epochs, args.finetune_lr, args.finetune_schedule),
     ):
         if phase.epochs and phase.number >= run.phase:  # --resume may continue in phase 2
-            train_phase(args, run, phase, model, trunk, batch_size, parts)
+            train_phase(args, run, phase, model, trunk, views, batch_size)
     run.finish(model)
 
 
 def train_phase(
-    args: argparse.Namespace, run: Run, phase: Phase, model: Model, trunk: tuple, batch_size: int, parts: Parts
+    args: argparse.Namespace, run: Run, phase: Phase, model: Model, trunk: tuple, views: int, batch_size: int
 ) -> None:
     """Trains what learns in this phase. `trunk` is the part of the model that learns in any, and its two data sets."""
-    accelerator = run.accelerator
+    accelerator, num_classes = run.accelerator, len(model.class_names)
     frozen.freeze(model, phase.layers)
     with accelerator.autocast():
-        learner, train_set, val_set = frozen.computed_once(*trunk, args.views, batch_size, accelerator.device)
+        learner, train_set, val_set = frozen.computed_once(*trunk, views, batch_size, accelerator.device)
     train_loader, val_loader = sets.loaders(train_set, val_set, batch_size)
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     source = train_set if isinstance(train_set, frozen.FeatureSet) else "the pictures"
     print(f"Phase {phase.number}: {learning:,} parameters learn from {source}.")
 
     # Loss, optimizer, schedule.
-    criterion = partial(F.cross_entropy, label_smoothing=args.label_smoothing)
+    criterion = cross_entropy(args.label_smoothing, args.class_weights, train_set.labels, num_classes)
     factors = {name: args.layer_decay**height for name, height in frozen.heights(model).items()}
     gpu, steps = accelerator.device.type == "cuda", len(train_loader)
-    settings = {"momentum": args.momentum, "factors": factors, "fused": gpu}
+    settings = {"momentum": args.momentum, "decay": args.decay, "factors": factors, "fused": gpu}
     optimizer = optim.optimizer(args.optimizer, model, phase.lr, args.weight_decay, **settings)
     scheduler = optim.schedule(phase.schedule, optimizer, phase.epochs * steps, steps, args.div_factor)
     accelerator.free_memory()  # of the phase before
@@ -172,7 +183,7 @@ def train_phase(
     )
 
     for epoch in run.epochs(train_loader, phase.epochs, phase.number):
-        train_set.epoch = (epoch - 1) % args.views + 1 if args.views else epoch
+        train_set.epoch = (epoch - 1) % views + 1 if views else epoch
         frozen.train_mode(learner)
         for images, labels in run.batches():
             logits = learner(images)
@@ -185,7 +196,7 @@ def train_phase(
         train_loss, seen, right = run.totals()
 
         learner.eval()
-        val_loss, counts = 0.0, torch.zeros(len(parts.class_names), len(parts.class_names), dtype=torch.long)
+        val_loss, counts = 0.0, torch.zeros(num_classes, num_classes, dtype=torch.long)
         with torch.no_grad():
             for images, labels in val_loader:
                 logits, labels = accelerator.gather_for_metrics((learner(images), labels))
@@ -197,7 +208,6 @@ def train_phase(
         run.end_epoch(
             model,
             score=-val_loss if args.best_by == "loss" else val_accuracy,
-            facts=parts.facts,
             lr=scheduler.get_last_lr()[0],
             train_loss=train_loss,
             val_loss=val_loss / len(val_set),

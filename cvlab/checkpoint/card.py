@@ -21,6 +21,7 @@ MAIN_METRIC = {"classification": "accuracy", "segmentation": "iou"}
 TASKS = {"classification": "classification", "segmentation": "segmentation, one sigmoid output for each class"}
 ALT_TEXTS = {
     "Confusion matrix": "Confusion matrix: true classes in rows, predicted classes in columns",
+    "Confused pairs": "The classes that are taken for one another most often, with their counts",
     "Curves": "Loss and score of each epoch, on training and validation data",
     "Reliability": "Calibration: the probability of the predicted class, and how often it is right",
     "Threshold": "IoU at each threshold of the mask",
@@ -38,6 +39,7 @@ LIMITS = {
     ),
 }
 RECORDED = ("epochs", "minutes", "hardware", "peak_memory_mb", "precision", "seed", "finished")  # in manifest.json
+BY_CLASS = ("classes", "iou_by_class")  # entries of metrics.json whose keys are names of classes
 USE = """\
 from cvlab.checkpoint import load
 from cvlab.explain import grad_cam
@@ -107,7 +109,8 @@ def _model(folder: Path) -> Section:
     config, manifest = read_config(folder / "config.json"), _read_json(folder / "manifest.json")
     side = config["image_size"]
     if config["task"] == "classification":
-        geometry = f"shorter side resized to {int(side / config['crop_pct'])} pixels, centre crop of {side}"
+        resized = "squashed" if config["crop_mode"] == "squash" else "shorter side resized"
+        geometry = f"{resized} to {int(side / config['crop_pct'])} pixels, centre crop of {side}"
     else:
         geometry = f"squashed to {side} x {side} pixels"
     facts = [
@@ -134,13 +137,15 @@ def _scores(folder: Path) -> Section:
         sentences.append(f"With the logits divided by {metrics['temperature']:.3f} (fitted on val) it is {after:.4f}.")
     scores = [("score", "value", "95% interval")]
     for name, each in metrics.items():
-        if isinstance(each, dict) and "low" in each:
+        if isinstance(each, dict) and "low" in each and name not in BY_CLASS:
             scores.append((_words(name), f"{each['value']:.4f}", f"{each['low']:.4f} to {each['high']:.4f}"))
+    ious = metrics.get("iou_by_class", {}).items()
+    ious = [("class", "iou"), *((name, "not there" if iou is None else f"{iou:.4f}") for name, iou in ious)]
     classes = [("class", "precision", "recall", "F1", "pictures")]
     for name, each in metrics.get("classes", {}).items():
         shares = (f"{each[score]:.3f}" for score in ("precision", "recall", "f1-score"))
         classes.append((name, *shares, f"{each['support']:.0f}"))
-    return Section("Scores", sentences=sentences, tables=[table for table in (scores, classes) if len(table) > 1])
+    return Section("Scores", sentences=sentences, tables=[table for table in (scores, classes, ious) if len(table) > 1])
 
 
 def _data(folder: Path) -> Section:
@@ -215,14 +220,17 @@ def markdown(section: Section) -> str:
     blocks = [_fenced(section.code)] if section.code else []
     blocks.append("\n".join(f"- {escaped(name)}: {escaped(fact)}" for name, fact in section.facts))
     blocks.append(escaped(" ".join(section.sentences)))
-    for head, *rows in section.tables:
-        lines = [" | ".join(map(escaped, cells)) for cells in (head, *rows)]
-        lines.insert(1, " | ".join(["---"] * len(head)))
-        blocks.append("\n".join(f"| {line} |" for line in lines))
+    blocks += map(table, section.tables)
     for path in section.pictures:
         blocks.append(f"![{escaped(title_and_alt_text(path)[1])}]({quote(f'{path.parent.name}/{path.name}')})")
     text = "\n\n".join(filter(None, blocks))
     return f"## {section.title}\n\n{text}" if text else ""
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of plain text, the first of them the head, as a Markdown table."""
+    head, *others = ("| " + " | ".join(map(escaped, cells)) + " |" for cells in rows)
+    return "\n".join([head, "| " + " | ".join(["---"] * len(rows[0])) + " |", *others])
 
 
 def _fenced(code: str, language: str = "") -> str:

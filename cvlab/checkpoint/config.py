@@ -3,14 +3,13 @@
 import json
 import os
 import stat
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from cvlab.files import LFS_POINTER, NOT_FETCHED
-from cvlab.models.model import MAX_CLASSES
+from cvlab.models.model import MAX_CLASSES, name_fault
 
 FORMAT = 1
 REQUIRED = {
@@ -31,6 +30,7 @@ ALLOWED_ARGUMENTS = {
         "global_pool": str,
         "class_token": bool,
         "fixed_input_size": bool,
+        "single_output": bool,
         "drop_rate": float,
         "drop_path_rate": float,
     },
@@ -45,14 +45,14 @@ ALLOWED_ARGUMENTS = {
     "smp": {"encoder": str, "decoder_channels": list},
     "resnet_unet": {"encoder": str, "decoder_channels": list},
 }
-OPTIONAL = {"interpolation": str, "stages": list, "data": dict, "precision": str, "versions": dict}
+OPTIONAL = {"interpolation": str, "crop_mode": str, "stages": list}
+OPTIONAL |= {"data": dict, "options": dict, "precision": str, "versions": dict}
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+CROP_MODES = ("center", "squash")
 MAX_CONFIG_BYTES = 4 * 2**20
 MAX_IMAGE_SIZE = 4096
 MAX_ARGUMENT = 8192  # channels, mostly
 MAX_DEPTH = 32  # also of lists: modules are built one by one before any shape can be compared
-MAX_NAME = 300  # characters of a class name
-BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they change the reading direction
 
 
 class CheckpointError(ValueError):
@@ -129,6 +129,8 @@ def read_config(path: Path) -> dict:
     _check_types(block, path)
     _check_arguments(block, path)
     _check_class_names(block["class_names"], path)
+    if block["task"] == "classification" and len(block["class_names"]) == 1:
+        raise CheckpointError(f"{path}: with a single class every probability would be 1. A classifier needs two.")
     _check_numbers(block, path)
     return block
 
@@ -150,6 +152,7 @@ def _architecture(block: dict) -> object:
 
 def _check_types(block: dict, path: Path) -> None:
     block.setdefault("interpolation", "bilinear")
+    block.setdefault("crop_mode", "center")
     for key, kind in (REQUIRED | OPTIONAL).items():
         if key not in block and key in OPTIONAL:
             continue
@@ -186,11 +189,8 @@ def _check_class_names(names: list, path: Path) -> None:
         twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise CheckpointError(f"{path}: the class name {twice[:60]!a} is there twice.")
     for name in names:
-        if not name.strip() or len(name) > MAX_NAME:
-            raise CheckpointError(f"{path}: a class name is empty or longer than {MAX_NAME} characters.")
-        # Line ends and terminal codes, halves of surrogate pairs, and changes of the reading direction.
-        if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in BIDI_CONTROLS for c in name):
-            raise CheckpointError(f"{path}: the class name {name[:60]!a} contains control characters.")
+        if fault := name_fault(name):
+            raise CheckpointError(f"{path}: the class name {name[:60]!a} {fault}.")
 
 
 def _check_numbers(block: dict, path: Path) -> None:
@@ -205,3 +205,5 @@ def _check_numbers(block: dict, path: Path) -> None:
         raise CheckpointError(f"{path}: crop_pct, threshold or std is outside its range.")
     if block["interpolation"] not in INTERPOLATIONS:
         raise CheckpointError(f"{path}: the interpolation {block['interpolation'][:60]!a} is not known.")
+    if block["crop_mode"] not in CROP_MODES:
+        raise CheckpointError(f"{path}: the crop_mode {block['crop_mode'][:60]!a} is none of {', '.join(CROP_MODES)}.")

@@ -7,7 +7,6 @@ shapes are compared with the file's before any weight is read. Nothing in the fo
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from cvlab.checkpoint import hub
 from cvlab.checkpoint.config import FORMAT, REQUIRED, CheckpointError, opened, read_config
-from cvlab.files import write_bytes, write_text
+from cvlab.files import to_json, write_bytes, write_text
 from cvlab.models import Model, build
 
 MAX_HEADER_BYTES = 8 * 2**20  # of model.safetensors: names and shapes
@@ -48,7 +47,7 @@ def save(model: Model, folder: str | Path, **facts: object) -> None:
     versions = {name: version(name) for name in ("torch", "torchvision", "timm", "captum")}
     block = {**model.config, **facts, "format": FORMAT, "threshold": model.threshold, "versions": versions}
     keys_of_timm = model.timm_config() if model.config["network"] == "timm" else {}
-    config = json.dumps({**keys_of_timm, "cvlab": block}, indent=1) + "\n"  # first, because it may fail
+    config = to_json({**keys_of_timm, "cvlab": block}, indent=1) + "\n"  # first, because it may fail
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored(model).state_dict().items()}
     write_bytes(folder / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
     write_text(folder / "config.json", config)
@@ -70,10 +69,18 @@ def load(folder_or_id: str | Path) -> Model:
             raise CheckpointError(
                 f"{folder_or_id} is neither a folder nor a name on the Hub (user/name). Check the path."
             )
-        folder = hub.pull(str(folder_or_id))
+        try:
+            folder = hub.pull(str(folder_or_id))
+        except hub.HubError as error:
+            if folder.parent.is_dir():  # a path that was mistyped
+                beside = ", ".join(sorted(path.name for path in folder.parent.iterdir() if path.is_dir())[:20])
+                raise CheckpointError(
+                    f"There is no folder {folder}; {folder.parent} has {beside or 'none'}. Nor was it found on the Hub."
+                ) from error
+            raise
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
     config = read_config(config_file)
-    arguments = {key: config[key] for key in (*REQUIRED, "interpolation") if key != "task"}
+    arguments = {key: config[key] for key in (*REQUIRED, "interpolation", "crop_mode") if key != "task"}
     shapes = _measured(arguments, config["task"], config_file)
     with opened(weights_file, hub.MAX_WEIGHTS_BYTES) as file:
         start, found = _read_header(file, weights_file)
@@ -84,7 +91,9 @@ def load(folder_or_id: str | Path) -> Model:
     model = build(**arguments)
     try:
         if misfit:
-            weights = _in_current_names(model, weights)
+            from cvlab.models.timm import in_current_names  # here, because the page starts faster without timm
+
+            weights = in_current_names(config["arguments"]["architecture"], model.backbone, weights)
         _stored(model).load_state_dict(weights)
     except Exception as error:  # timm's converters fail in many ways on tensors of another network
         reason = misfit or str(error).split("\n")[0]
@@ -203,11 +212,3 @@ def _read_tensors(file: BinaryIO, start: bytes, path: Path) -> dict[str, Tensor]
         if not tensor.isfinite().all():
             raise CheckpointError(f"{path} is damaged: {name} has values that are not finite.")
     return weights
-
-
-def _in_current_names(model: Model, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of an older timm, or of a network's authors, in timm's current tensor names, by timm's own converter."""
-    from timm.models import model_entrypoint  # here, because the page starts faster without timm
-
-    make = model_entrypoint(model.backbone.pretrained_cfg["architecture"])
-    return sys.modules[make.__module__].checkpoint_filter_fn(weights, model.backbone)

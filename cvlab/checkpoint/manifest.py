@@ -1,6 +1,5 @@
 """manifest.json of a run: what was run, on what hardware, how long it took, and which epoch was kept."""
 
-import json
 import platform
 import resource
 import shlex
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from cvlab.files import read_json, write_text
+from cvlab.files import read_json, to_json, write_text
 from cvlab.models import Model
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "captum", "numpy", "pillow")
@@ -42,7 +41,7 @@ def write(folder: Path, options: dict, model: Model, history: Sequence[dict], be
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    write_text(folder / "manifest.json", to_json(manifest, indent=1) + "\n")
 
 
 def peak_memory_mb() -> int:

@@ -36,7 +36,12 @@ def between(low: float, high: float, u: Tensor) -> Tensor:
 
 
 def train_views(
-    images: Sequence[Tensor], image_size: int, u: Tensor, min_area: float = 0.35, degrees: float = 15.0
+    images: Sequence[Tensor],
+    image_size: int,
+    u: Tensor,
+    min_area: float = 0.35,
+    jitter: float = 0.3,
+    degrees: float = 15,
 ) -> Tensor:
     """Random resized crop, rotation, horizontal flip and colour for a classifier.
 
@@ -44,6 +49,7 @@ def train_views(
         images: N of (3, h, w) uint8, of any sizes.
         u: (N, UNIFORMS_PER_IMAGE) in [0, 1), on the device of the images.
         min_area: smallest share of a photo's area that a crop may show.
+        jitter: of `change_colours`.
         degrees: largest rotation either way.
 
     Returns:
@@ -63,11 +69,16 @@ def train_views(
         F.grid_sample(to_float(image[None]), grid[None], padding_mode="reflection", align_corners=False)
         for image, grid in zip(images, grids, strict=True)  # one by one: photos differ in size
     ]
-    return change_colours(torch.cat(views), u[:, 6:])
+    return change_colours(torch.cat(views), u[:, 6:], jitter)
 
 
 def train_pairs(
-    images: Tensor, masks: Tensor, u: Tensor, zoom: Sequence[float] = (1 / 1.4, 1.4), degrees: float = 15.0
+    images: Tensor,
+    masks: Tensor,
+    u: Tensor,
+    zoom: Sequence[float] = (1 / 1.4, 1.4),
+    jitter: float = 0.3,
+    degrees: float = 15.0,
 ) -> tuple[Tensor, Tensor]:
     """Zoom in or out, shift, rotation and flip, the same for image and mask, and colour for the image.
 
@@ -76,6 +87,7 @@ def train_pairs(
         masks: (N, C, S, S) bool.
         u: (N, UNIFORMS_PER_IMAGE) in [0, 1), on the device of the images.
         zoom: smallest and largest factor; a photo that is made smaller is mirrored beyond its edges.
+        jitter: of `change_colours`.
         degrees: largest rotation either way.
 
     Returns:
@@ -90,7 +102,12 @@ def train_pairs(
     grid = crop_grids(sizes, sizes, size, centre_x, centre_y, side, side, angles, flips=u[:, 5] < 0.5)
     moved = F.grid_sample(to_float(images), grid, padding_mode="reflection", align_corners=False)
     moved_masks = F.grid_sample(masks.float(), grid, mode="nearest", padding_mode="reflection", align_corners=False)
-    return change_colours(moved, u[:, 6:]), moved_masks > 0.5
+    return change_colours(moved, u[:, 6:], jitter), moved_masks > 0.5
+
+
+def mirrored(images: Tensor, u: Tensor) -> Tensor:
+    """Images or masks (N, C, H, W), those of them mirrored left to right that the functions above mirror too."""
+    return torch.where((u[:, 5] < 0.5)[:, None, None, None], images.flip(3), images)
 
 
 def crop_grids(
@@ -125,9 +142,9 @@ def crop_grids(
     return (across * steps + (down * steps[:, None] + middle)).permute(0, 2, 3, 1)
 
 
-def change_colours(images: Tensor, u: Tensor) -> Tensor:
-    """Changes brightness, contrast and saturation of images (N, 3, H, W) in [0, 1], each by a factor in 0.7 .. 1.3."""
-    brightness, contrast, saturation = between(0.7, 1.3, u[:, :3]).T.view(3, -1, 1, 1)
+def change_colours(images: Tensor, u: Tensor, jitter: float = 0.3) -> Tensor:
+    """Changes brightness, contrast and saturation of images (N, 3, H, W) in [0, 1], each by a factor in 1 -+ jitter."""
+    brightness, contrast, saturation = between(1 - jitter, 1 + jitter, u[:, :3]).T.view(3, -1, 1, 1)
     # All three are linear in a pixel's colour: together one matrix and one shift, in a single pass over the images.
     mean = brightness * images.mean(dim=(1, 2, 3)).view(-1, 1, 1)
     identity = torch.eye(3, device=images.device)

@@ -96,6 +96,44 @@ def grouped(count: int, copies: Iterable[Copy]) -> list[int]:
     return connected_components(links, directed=False)[1].tolist()
 
 
+class Copies:
+    """Which of some files are copies of one photo, and which cannot be opened.
+
+    Attributes:
+        paths: the files.
+        faults: by file a sentence why it cannot be opened.
+        pairs: the copies among them.
+        group: by file the number of its group of copies.
+    """
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths, examined = paths, examine(paths)
+        self.faults = {path: each.fault for path, each in zip(paths, examined, strict=True) if each.fault}
+        self.pairs = copies_among(examined)
+        self.group = dict(zip(paths, grouped(len(paths), self.pairs), strict=True))
+
+    def cut(
+        self, paths: list[Path], seed: list[int], shares: dict[str, float], rest: str = "train"
+    ) -> dict[str, list[Path]]:
+        """Draws a part for each of `shares` (a fraction, or a number of pictures); what is left is the part `rest`.
+
+        Copies of a photo stay in one part: a photo that was trained on tests nothing.
+        """
+        together: dict[int, list[Path]] = {}
+        for path in paths:
+            together.setdefault(self.group[path], []).append(path)
+        groups = list(together.values())
+        groups = [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]
+        cut: dict[str, list[Path]] = {}
+        for part, share in shares.items():
+            wanted = share if isinstance(share, int) else round(share * len(paths))
+            drawn: list[Path] = []
+            while groups and len(drawn) < wanted:
+                drawn += groups.pop()
+            cut[part] = sorted(drawn)
+        return cut | {rest: sorted(path for group in groups for path in group)}
+
+
 def _examine_one(path: Path) -> Examined:
     fault = None
     try:

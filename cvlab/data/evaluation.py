@@ -28,7 +28,7 @@ def parts_of(model: Model, data: Path | None, part: str) -> tuple[Parts, int]:
         raise ValueError(f"The model was trained on {trained_on}: give their folder with --data.")
     if model.task == "classification":
         seed, per_class, classes = (facts.get(key) for key in ("split_seed", "per_class", "classes"))
-        parts = classification_parts(data, seed or 0, per_class, size, True, needed, classes)
+        parts = classification_parts(data, seed or 0, per_class, size, True, needed, classes, model.class_names)
     else:
         parts = segmentation_parts(data, facts.get("split_seed", 0), model.class_names, size, needed)
     if parts.class_names != model.class_names:

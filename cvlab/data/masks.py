@@ -1,59 +1,132 @@
-"""Masks of a segmentation folder: how they are read, and what can be wrong with them."""
+"""How a mask file is read, by the trainers and as the true mask of the page, and what the masks of a folder hold."""
 
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from cvlab.data.folders import DataError, mask_files, pictures_in
-from cvlab.transforms import FORMATS, open_image
+from cvlab.data.folders import DataError
+from cvlab.transforms import FORMATS, MAX_PIXELS, open_image
 
 MAX_MASK_CLASSES = 64
-ORIENTATION = 274  # an EXIF tag; from 5 on, width and height are exchanged
+UNCLEAR = "has a mask whose meaning is not clear"
+ORIENTATION = 274  # an EXIF tag: 1 is upright; from 5 on, width and height are exchanged
+LOSSY = ("JPEG", "WEBP", "AVIF", "HEIF", "JPEG2000")
+BRIGHT = 191  # of a lossy black and white picture: white is above this, black below 255 minus this, but for some edges
 
 
-def read_mask(path: str | Path, num_classes: int) -> Tensor:
-    """A mask file as (num_classes, H, W) bool. Its values are 0/1 or 0/255 for one class, else 0 and class indices.
+# --- one file ---------------------------------------------------------------------------------------------------------
+
+
+def read_mask(path: str | Path, num_classes: int, white: int | None = None) -> Tensor:
+    """A mask file as (num_classes, H, W) bool, upright.
+
+    For one class its values are 0 and 1, or black and white (255, of 16 bits 65535); for several 0 and the numbers of
+    the classes from 1. A shape in one colour on transparent ground counts as white on black, a palette by its indices.
+
+    Args:
+        white: of several classes the index of the one that a black and white mask shows.
 
     Raises:
-        DataError: not a picture, or a value that is not a class.
+        DataError: no picture, or it is not clear what its values mean. The sentence says what the file holds.
     """
-    values = _mask_values(path)
-    if num_classes == 1:
-        if not set(np.unique(values)) <= {0, 1} and not set(np.unique(values)) <= {0, 255}:
-            raise DataError(f"{path} has values other than 0 and 1 (or 0 and 255): so it is not a mask of one class.")
-        return torch.from_numpy(values > 0)[None]
-    if values.max() > num_classes:
-        raise DataError(f"{path} has the value {values.max()}, but there are {num_classes} classes.")
-    return torch.from_numpy(values[None] == np.arange(1, num_classes + 1)[:, None, None])
+    try:
+        values = _values(path)
+        found = set(np.unique(values).tolist())
+        single = num_classes == 1 or (white is not None and found <= {0, 255})
+        if fault := _value_fault(found, 1 if single else num_classes):
+            raise DataError(fault)
+    except DataError as error:
+        raise DataError(f"{Path(path).name} {error}") from error.__cause__
+    if not single:
+        return torch.from_numpy(values[None] == np.arange(1, num_classes + 1)[:, None, None])
+    mask = torch.zeros(num_classes, *values.shape, dtype=torch.bool)
+    mask[white or 0] = torch.from_numpy(values > 0)
+    return mask
 
 
-def mask_faults(folder: str | Path) -> list[str]:
-    """What is wrong with the masks of a segmentation folder, a sentence for each file. Images are not decoded."""
-    folder = Path(folder)
-    pairs = mask_files(folder)
-    there = [mask for mask in pairs.values() if mask.is_file()]
-    faults = [f"images/{path.name} has no mask." for path, mask in pairs.items() if not mask.is_file()]
-    alone = sorted(set(pictures_in(folder / "masks")) - set(pairs.values()))
-    faults += [f"masks/{path.name} belongs to no image." for path in alone]
-    _, unreadable, odd = mask_classes(there)
-    faults += unreadable + odd
-    for path, mask in pairs.items():
-        try:
-            with Image.open(path, formats=FORMATS) as image, Image.open(mask, formats=FORMATS) as drawn:
-                turned = image.getexif().get(ORIENTATION, 1) >= 5
-                size = image.size[::-1] if turned else image.size
-                if size != drawn.size:
-                    faults.append(_other_size(mask, drawn.size, size))
-        except Exception:  # files that cannot be opened are named elsewhere
-            continue
-    return faults
+def _values(path: str | Path) -> np.ndarray:
+    """The values of a mask, (H, W) integers; white of any kind is 255. DataError without the name of the file."""
+    try:
+        with Image.open(path, formats=FORMATS) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise DataError(f"has more than {MAX_PIXELS / 1e6:.0f} million pixels.")
+            pages, lossy = getattr(opened, "n_frames", 1), opened.format if opened.format in LOSSY else ""
+            mask = ImageOps.exif_transpose(opened)
+        if pages > 1:
+            raise DataError(f"has {pages} pages or frames, but a mask has one. Save the right one alone.")
+        values = _one_channel(mask)
+    except DataError:
+        raise
+    except Exception as error:  # damaged files raise errors of every kind
+        raise DataError("cannot be opened as a mask.") from error
+    if values.dtype.kind == "f":
+        if not (values == np.round(values)).all():
+            raise DataError("has fractions, but a mask has whole numbers. Save it with 0 and 255, or 0, 1, 2 ...")
+        values = values.astype(np.int64)
+    if values.max() == 65535 and set(np.unique(values)) <= {0, 65535}:
+        return np.where(values > 0, np.uint8(255), np.uint8(0))
+    if lossy and values.max() > 0:
+        if values.max() <= BRIGHT or ((values > BRIGHT) | (values < 255 - BRIGHT)).mean() < 0.95:
+            raise DataError(f"is a {lossy} that is not black and white. {lossy} changes numbers: save masks as PNG.")
+        return np.where(values > 127, np.uint8(255), np.uint8(0))
+    return values.astype(np.uint8) if values.dtype == bool else values
+
+
+def _one_channel(mask: Image.Image) -> np.ndarray:
+    """The channel of a picture that holds its mask: the grey values, the indices of a palette, or the transparency."""
+    indices = np.asarray(mask) if mask.mode == "P" else None
+    if "A" in mask.mode or "a" in mask.mode or ("transparency" in mask.info and not mask.mode.startswith("I")):
+        pixels = np.asarray(mask.convert("RGBA"))
+        colours, alpha = pixels[..., :3], pixels[..., 3]
+        hard = set(np.unique(alpha).tolist()) <= {0, 255}
+        if alpha.min() < alpha.max() or not alpha.any():
+            if indices is not None and hard and ((alpha == 0) == (indices == 0)).all():
+                return indices
+            if len(np.unique(colours[alpha > 0], axis=0)) <= 1:
+                return alpha
+            if not hard or colours[alpha == 0].any():
+                raise DataError(
+                    "has a transparent part and several colours besides, so it is not clear which is the mask. "
+                    "Save it without transparency, with one number for each pixel."
+                )
+        mask = mask if indices is not None else Image.fromarray(colours)
+    if indices is not None:
+        palette = np.reshape(mask.getpalette("RGB"), (-1, 3))
+        black_and_white = (palette == palette[:, :1]).all() and set(palette.flat) == {0, 255}
+        return palette[indices][..., 0] if black_and_white and indices.max() < len(palette) else indices
+    values = np.asarray(mask if mask.mode in ("1", "L", "F") or mask.mode[0] == "I" else mask.convert("RGB"))
+    if values.ndim == 3:
+        if (values != values[..., :1]).any():
+            raise DataError(
+                "is in colour, but a mask has one number for each pixel. Save it as a grey or palette picture with 0 "
+                "for the background and 1, 2, 3 ... for the classes."
+            )
+        values = values[..., 0]
+    return values
+
+
+def _value_fault(values: set[int], num_classes: int) -> str:
+    """What is wrong with the values of a mask of so many classes, and what to do; empty if nothing is."""
+    if values <= {0, 1} or (num_classes == 1 and values <= {0, 255}):
+        return ""
+    if num_classes > 1 and min(values) >= 0 and max(values) <= num_classes:
+        return ""
+    shown = ", ".join(map(str, sorted(values)[:5])) + (" ..." if len(values) > 5 else "")
+    rule = "0 and 1, or 0 and 255" if num_classes == 1 else f"0 for the background and 1 to {num_classes}"
+    advice = " Give every pixel of the object one value."
+    if len(values) > num_classes + 2 and not values <= set(range(MAX_MASK_CLASSES)) | {255}:
+        advice = " Grey edges come from JPEG, soft brushes or smooth resizing: save it as PNG with hard edges."
+    elif max(values) == 255 and num_classes > 1:
+        advice = " If 255 marks a border or what is not labelled, give these pixels 0 or the number of a class."
+    return f"has the values {shown}; they must be {rule}.{advice}"
 
 
 def open_pair(image_path: Path, mask_path: Path, num_classes: int) -> tuple[Image.Image, Tensor]:
@@ -64,55 +137,106 @@ def open_pair(image_path: Path, mask_path: Path, num_classes: int) -> tuple[Imag
     """
     image, mask = open_image(image_path), read_mask(mask_path, num_classes)
     if mask.shape[1:] != (image.height, image.width):
-        raise DataError(_other_size(mask_path, mask.shape[:0:-1], image.size))
+        raise DataError(f"{mask_path.name} {_other_size(mask.shape[:0:-1], image.size)}")
     return image, mask
 
 
-def _other_size(mask_path: Path, size: Sequence[int], expected: Sequence[int]) -> str:
-    return f"masks/{mask_path.name} is {size[0]} x {size[1]} pixels, its image {expected[0]} x {expected[1]}."
+def _other_size(size: Sequence[int], expected: Sequence[int]) -> str:
+    return f"is {size[0]} x {size[1]} pixels, its image {expected[0]} x {expected[1]}."
 
 
-def _mask_values(path: str | Path) -> np.ndarray:
-    try:
-        with Image.open(path, formats=FORMATS) as mask:
-            values = np.asarray(mask)  # a palette image gives its indices: the class of each pixel
-    except Exception as error:  # damaged files raise errors of every kind
-        raise DataError(f"{path} cannot be opened as a mask.") from error
-    if values.ndim == 3:
-        if values.shape[2] > 2 and (values[..., 1:3] != values[..., :1]).any():
-            raise DataError(f"{path} is in colour, but a mask has one number for each pixel.")
-        values = values[..., 0]
-    return values.astype(np.uint8) if values.dtype == bool else values
+# --- the masks of a folder --------------------------------------------------------------------------------------------
 
 
-def mask_classes(masks: list[Path]) -> tuple[int, list[str], list[str]]:
-    """Reads all masks once.
+@dataclass
+class Held:
+    """What one mask holds.
 
-    Returns:
-        The number of classes; a sentence for each mask that cannot be opened; and one for each that has values which
-        do not fit the others.
+    Attributes:
+        counts: pixels of each value.
+        small: the values that are left when it is shrunk to the side of the model's input.
+        turned: its photo is turned by EXIF and the mask itself is not, though both have one size.
+        reason: why the pair cannot be used, in words that are the same for all of its kind; empty if it can.
+        fault: the same as a sentence about this mask.
     """
 
-    def values_in(path: Path) -> set[int] | str:
-        try:
-            return set(np.unique(_mask_values(path)).tolist())
-        except DataError as error:
-            return str(error)
+    counts: dict[int, int] = field(default_factory=dict)
+    small: set[int] = field(default_factory=set)
+    turned: bool = False
+    reason: str = ""
+    fault: str = ""
 
+
+def examine_masks(pairs: dict[Path, Path], image_size: int) -> dict[Path, Held]:
+    """What the mask of each picture holds, on all cores and with a progress bar. Photos are not decoded."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        values = list(tqdm(pool.map(values_in, masks), "checking masks", len(masks), leave=False))
-    unreadable = [found for found in values if isinstance(found, str)]
-    opened = {path: found for path, found in zip(masks, values, strict=True) if not isinstance(found, str)}
-    # Masks of one class are 0/1 or 0/255; with any other values all masks must be class indices.
-    more = {path: found for path, found in opened.items() if not found <= {0, 1} and not found <= {0, 255}}
-    highest = max(map(max, opened.values())) if more else 1
-    if highest <= MAX_MASK_CLASSES:
-        return highest, unreadable, []
-    of_one_class = len(more) < len(opened) / 2
-    rule = "0 and 1, or 0 and 255, as most here" if of_one_class else f"class indices up to {MAX_MASK_CLASSES}"
-    odd = []
-    for path, found in opened.items():
-        if (of_one_class and path in more) or (not of_one_class and max(found) > MAX_MASK_CLASSES):
-            shown = ", ".join(map(str, sorted(found)[:5])) + (" ..." if len(found) > 5 else "")
-            odd.append(f"{path} has the values {shown}; they must be {rule}.")
-    return 1, unreadable, odd
+        held = pool.map(lambda pair: _examine_pair(*pair, image_size), pairs.items())
+        return dict(zip(pairs, tqdm(held, "checking masks", len(pairs), leave=False), strict=True))
+
+
+def _examine_pair(image: Path, mask: Path, image_size: int) -> Held:
+    held = Held()
+    try:
+        values = _values(mask)
+    except DataError as error:
+        unreadable = error.__cause__ is not None
+        held.reason, held.fault = ("has a mask that cannot be opened" if unreadable else UNCLEAR), str(error)
+        return held
+    held.counts = dict(zip(*(each.tolist() for each in np.unique(values, return_counts=True)), strict=True))
+    rows, columns = (((np.arange(image_size) + 0.5) * side / image_size).astype(int) for side in values.shape)
+    held.small = set(np.unique(values[np.ix_(rows, columns)]).tolist())
+    try:
+        with Image.open(image, formats=FORMATS) as photo, Image.open(mask, formats=FORMATS) as drawn:
+            turn, of_mask = (each.getexif().get(ORIENTATION, 1) for each in (photo, drawn))
+            size = photo.size[::-1] if turn >= 5 else photo.size
+            raw = photo.size
+    except Exception:  # a photo that cannot be opened is named elsewhere
+        return held
+    if values.shape != size[::-1]:
+        held.reason, held.fault = "has a mask of another size", _other_size(values.shape[::-1], size)
+        if values.shape == raw[::-1]:
+            held.reason = "is turned by EXIF, and its mask lies on the pixels before the turn"
+            held.fault += " The photo is turned by EXIF, and the mask lies on the pixels before the turn: turn it too."
+    held.turned = not held.reason and 1 < turn <= 8 and of_mask == 1
+    return held
+
+
+def count_classes(held: Sequence[Held]) -> int:
+    """The number of classes that masks seem to have: 1 for 0/1 and 0/255, else the highest value that can be one."""
+    opened = [set(each.counts) for each in held if each.counts]
+    several = [values for values in opened if _value_fault(values, 1)]
+    highest = max(map(max, opened)) if several else 1
+    if highest > MAX_MASK_CLASSES and 2 * len(several) >= len(opened):
+        highest = max((value for values in several for value in values if value <= MAX_MASK_CLASSES), default=1)
+    return highest if 0 < highest <= MAX_MASK_CLASSES else 1
+
+
+def odd_masks(held: dict[Path, Held], num_classes: int) -> dict[Path, str]:
+    """By picture, what is wrong with the values of its mask where there are so many classes."""
+    faults = {path: _value_fault(set(each.counts), num_classes) for path, each in held.items() if each.counts}
+    unclear = {path: each.fault for path, each in held.items() if each.reason == UNCLEAR}
+    return unclear | {path: fault for path, fault in faults.items() if fault}
+
+
+def mask_facts(held: Sequence[Held], class_names: Sequence[str], image_size: int) -> list[str]:
+    """Sentences about what the masks that are used hold: how much, how often, and what shrinking leaves of it."""
+    shares = [1 - each.counts.get(0, 0) / sum(each.counts.values()) for each in held]
+    lines = [
+        f"Masks: {np.mean(shares):.1%} of the pixels of a picture on average ({min(shares):.1%} to {max(shares):.1%}); "
+        f"empty {shares.count(0)}, full {shares.count(1)}, of {len(shares)}."
+    ]
+    if len(class_names) > 1:
+        found = []
+        for i, name in enumerate(class_names, 1):
+            pictures, left = sum(i in each.counts for each in held), sum(i in each.small for each in held)
+            found.append(f"{name} {pictures}" + (f" ({left} at {image_size} pixels)" if left < pictures else ""))
+        lines.append(f"Pictures with each class: {', '.join(found)}.")
+    emptied = sum(bool(each.counts.keys() - {0}) and each.small == {0} for each in held)
+    if emptied:
+        lines.append(
+            f"Masks of which nothing is left at {image_size} x {image_size} pixels: {emptied} of {len(shares)}. "
+            "A larger --image-size keeps them."
+        )
+    if turned := sum(each.turned for each in held):
+        lines.append(f"Photos turned by EXIF whose masks have no such tag: {turned}. Look whether the masks fit.")
+    return lines

@@ -1,8 +1,9 @@
 """Data sets as parts: train, val, test.
 
 A classification folder is DIR/<class>/* or DIR/{train,val,test}/<class>/*; a segmentation folder is DIR/images/NAME.*
-with DIR/masks/NAME.png. A folder without parts is cut 70/15/15. The cut has a seed of its own, so that trainings with
-different seeds share their parts. Without a folder the parts are synthetic scenes (shapes.py).
+with DIR/masks/NAME.png, also with parts (folders.py). A folder without parts is cut 70/15/15; a missing val or test is
+cut from train. The cut has a seed of its own, so that trainings with different seeds share their parts. Without a
+folder the parts are synthetic scenes (shapes.py).
 """
 
 import os
@@ -11,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from cvlab.data import shapes
 from cvlab.data.cache import Cache
-from cvlab.data.duplicates import Copy, find_copies, fingerprint, grouped
-from cvlab.data.folders import DataError, class_pictures, existing, mask_files
-from cvlab.data.masks import mask_classes, open_pair
+from cvlab.data.duplicates import Copies, fingerprint
+from cvlab.data.folders import DataError, class_pictures, existing, left_out_notes, mask_pairs
+from cvlab.data.masks import count_classes, examine_masks, mask_facts, odd_masks, open_pair
+from cvlab.models.model import name_fault
 from cvlab.transforms import ImageError, open_image
 
 PARTS = ("train", "val", "test")
@@ -43,7 +44,7 @@ class Parts:
             label may be decoded smaller, but to no fewer pixels a side.
         split: how the cut was made: {"split_seed": ..., "per_class": ...}.
         fingerprints: fingerprints[part] are hashes of the files' contents; empty for synthetic scenes.
-        notes: sentences about what was done to the data, such as files left out.
+        notes: sentences about what the data holds and what was done to it; files left out are counted by reason.
     """
 
     name: str
@@ -127,6 +128,8 @@ def classification_parts(
     allow_leaks: bool = False,
     needed: Sequence[str] = ("train", "val"),
     classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+    copies: Copies | None = None,
 ) -> Parts:
     """The parts of a folder of classes, or of synthetic scenes if `folder` is None.
 
@@ -137,55 +140,67 @@ def classification_parts(
         per_class: pictures of each class for train and for val; the rest is for test.
         image_size: of the synthetic scenes, pixels.
         allow_leaks: continue although val and test share files.
-        needed: parts in which every class must have a picture.
+        needed: parts in which every class must have a picture; with `class_names` one class is enough.
         classes: use only the first so many classes, by name.
+        class_names: of a trained model; a class of it that the folder lacks is named in a note.
+        copies: the pictures of the folder if they were compared before.
     """
     if folder is None:
         return _shapes_parts(shapes.CLASS_NAMES, lambda scene: scene.label, image_size)
-    folder = existing(folder)
-    pictures = class_pictures(folder)
-    given = "all" not in pictures
-    if given and "val" not in pictures:
-        raise DataError(f"{folder} has train and test but no val: add a folder val, which chooses the best model.")
-    class_names = list(pictures["train" if given else "all"])[:classes]
-    if not class_names:
-        raise DataError(f"{folder} has no classes: expected one folder of pictures for each class.")
-    if len(class_names) == 1:
-        raise DataError(f"{folder} has one class only, “{class_names[0]}”: add a folder of pictures of something else.")
-    of_class = {name: {part: pictures[part][name] for part in pictures} for name in class_names}
-    copies = _Copies([path for lists in of_class.values() for paths in lists.values() for path in paths])
+    found = class_pictures(existing(folder))
+    copies = copies or Copies(found.pictures)
+    found.left_out |= dict.fromkeys(copies.faults, "cannot be opened")
+    names = list(next(iter(found.parts.values())))[:classes]
+    if class_names is None:
+        _check_classes(names, folder)
+    elif unknown := set(names) - set(class_names):
+        theirs, ours = ", ".join(sorted(unknown)), ", ".join(class_names)
+        raise DataError(f"{folder} has classes that the model does not know: {theirs}. It knows {ours}.")
     split = {"split_seed": split_seed, "per_class": per_class, "classes": classes}
-    parts = Parts(
-        folder.resolve().name,
-        class_names,
-        {part: [] for part in PARTS},
-        lambda sample, at_least=None: (open_image(sample[0], at_least), sample[1]),
-        split,
-    )
-    for label, (name, cut) in enumerate(of_class.items()):
+    parts = _empty_parts(folder, class_names or names, split)
+    parts.open_sample = lambda sample, at_least=None: (open_image(sample[0], at_least), sample[1])
+    sizes, lacking = {}, {part: [] for part in needed}
+    for label, name in enumerate(parts.class_names):
+        given = {
+            part: [path for path in of.get(name, []) if path not in copies.faults] for part, of in found.parts.items()
+        }
+        sizes[name] = sum(map(len, given.values()))
         seed = [split_seed, label]
-        if given and "test" not in cut:
-            cut |= _cut(cut["train"], copies, seed, {"test": SHARES["test"]})
-        elif not given and per_class:
-            cut = _cut(cut["all"], copies, seed, dict(zip(("train", "val"), per_class, strict=True)), rest="test")
+        if "all" in given and per_class:
+            cut = copies.cut(given["all"], seed, dict(zip(("train", "val"), per_class, strict=True)), rest="test")
             if len(cut["val"]) < per_class[1]:  # train is filled first, so a lack shows here
                 raise DataError(
                     f"Class “{name}” of {folder} has too few pictures to take {per_class[0]} for train "
                     f"and {per_class[1]} for val: take fewer, or add some."
                 )
-        elif not given:
-            cut = _cut(cut["all"], copies, seed, SHARES)
-        if short := [part for part in needed if not cut.get(part)]:
-            raise DataError(f"Class “{name}” of {folder} has no picture for the part {short[0]}: add some.")
+        else:
+            cut = _divided(given, copies, seed)
+        for part in needed:
+            if not cut[part]:
+                lacking[part].append(name)
         for part in PARTS:
             parts.samples[part] += [(path, label) for path in cut[part]]
+    parts.notes += _missing_parts(found.parts)
+    for part, without in lacking.items():
+        if without and (class_names is None or not parts.samples[part]):
+            raise DataError(f"Class “{without[0]}” of {folder} has no picture for the part {part}: add some.")
+        if without:
+            parts.notes.append(f"Classes without a picture in {part}: {', '.join(without)}. They are not measured.")
     _separate(parts, copies, allow_leaks)
-    sizes = {name: sum(len(pictures[part][name]) for part in pictures) for name in class_names}
-    if small := [f"{name} ({size})" for name, size in sizes.items() if size < SMALL_CLASS]:
+    if small := [f"{name} ({size})" for name, size in sizes.items() if 0 < size < SMALL_CLASS]:
         parts.notes.append(f"Classes of fewer than {SMALL_CLASS} pictures: {', '.join(small)}.")
-    if given and "test" not in pictures:
-        parts.notes.append(f"{folder.name} has no test part: {SHARES['test']:.0%} of train was set aside as one.")
-    return _with_fingerprints(parts)
+    return _complete(parts, found.left_out, folder)
+
+
+def _check_classes(names: list[str], folder: str | Path) -> None:
+    """Raises DataError for a folder that cannot be trained on, whatever its pictures are."""
+    if not names:
+        raise DataError(f"{folder} has no classes: expected one folder of pictures for each class.")
+    if len(names) == 1:
+        raise DataError(f"{folder} has one class only, “{names[0]}”: add a folder of pictures of something else.")
+    for name in names:
+        if fault := name_fault(name):
+            raise DataError(f"The name of the folder {name[:60]!a} in {folder} {fault}: rename it, then it is a class.")
 
 
 # --- segmentation -----------------------------------------------------------------------------------------------------
@@ -197,42 +212,54 @@ def segmentation_parts(
     class_names: Sequence[str] | None = None,
     image_size: int = 64,
     needed: Sequence[str] = PARTS,
+    copies: Copies | None = None,
 ) -> Parts:
     """The parts of a folder of images and masks, or of synthetic scenes if `folder` is None.
 
     The values of masks are 0/1, 0/255, or class indices with 0 as background.
 
     Args:
-        class_names: a name for each channel; by default "foreground", or "class 1", "class 2", ...
-        image_size: of the synthetic scenes, pixels.
+        class_names: a name for each channel; by default "foreground", or "class 1", "class 2", ... as the masks have.
+        image_size: side of the model's input, pixels: of the synthetic scenes, and for what is left of small masks.
         needed: parts that must have a picture.
+        copies: the pictures of the folder if they were compared before.
     """
     if folder is None:
         return _shapes_parts(["shape"], lambda scene: torch.from_numpy(scene.mask)[None], image_size)
-    folder = existing(folder)
-    pairs = mask_files(folder)
-    images = [path for path, mask in pairs.items() if mask.is_file()]
-    if not images:
-        raise DataError(f"{folder} has no pairs: expected images/NAME.jpg (or other) with masks/NAME.png.")
-    num_classes, _, odd = mask_classes([pairs[path] for path in images])
-    if odd:
-        raise DataError(f"{odd[0]} Such masks: {len(odd)}; train/check.py names them.")
+    found = mask_pairs(existing(folder))
+    pairs = {image: mask for part in found.parts.values() for image, mask in part.items()}
+    if not pairs:
+        names = ", ".join(sorted(path.name for path in Path(folder).iterdir() if path.is_dir())[:5])
+        there = " ".join(left_out_notes(found.left_out, folder)) or f"Its folders: {names or 'none'}."
+        raise DataError(f"{folder} has no pairs: expected images/NAME.jpg (or other) with masks/NAME.png. {there}")
+    copies = copies or Copies(list(pairs))
+    found.left_out |= dict.fromkeys(copies.faults, "cannot be opened")
+    held = examine_masks(pairs, image_size)
+    num_classes = len(class_names) if class_names else count_classes(list(held.values()))
+    if odd := odd_masks(held, num_classes):
+        first = next(iter(odd))
+        where = pairs[first].relative_to(folder)
+        raise DataError(f"{where} {odd[first]} Such masks: {len(odd)} of {len(held)}; train/check.py names them.")
     if class_names is None:
         class_names = ["foreground"] if num_classes == 1 else [f"class {i + 1}" for i in range(num_classes)]
-    if len(class_names) != num_classes:
-        raise DataError(f"The masks of {folder} have {num_classes} classes, but {len(class_names)} names were given.")
-    cut = _cut(images, _Copies(images), [split_seed], SHARES)
-    if short := [part for part in needed if not cut[part]]:
-        raise DataError(f"{folder} has only {len(images)} pairs: too few for a part {short[0]}.")
-    parts = Parts(
-        folder.resolve().name,
-        list(class_names),
-        {part: [(path, pairs[path]) for path in cut[part]] for part in PARTS},
-        lambda sample, at_least=None: open_pair(*sample, num_classes),  # never smaller: it has the size of its mask
-        {"split_seed": split_seed},
-    )
-    parts.notes += [f"Left out: images/{path.name} has no mask." for path in pairs if path not in images]
-    return _with_fingerprints(parts)
+    for name in class_names:
+        if fault := name_fault(name):
+            raise DataError(f"The class name {name[:60]!a} {fault}: choose another with --class-names.")
+    found.left_out |= {path: each.reason for path, each in held.items() if each.reason}
+    given = {part: [path for path in images if path not in found.left_out] for part, images in found.parts.items()}
+    cut = _divided(given, copies, [split_seed])
+    sound = sum(map(len, given.values()))
+    if (short := [part for part in needed if not cut[part]]) or not sound:
+        there = " ".join(left_out_notes(found.left_out, folder))
+        raise DataError(f"{folder} has only {sound} pairs: too few for a part {' '.join(short[:1])}. {there}".strip())
+    parts = _empty_parts(folder, class_names, {"split_seed": split_seed})
+    parts.samples = {part: [(path, pairs[path]) for path in cut[part]] for part in PARTS}
+    # Never decoded smaller: a photo has the size of its mask.
+    parts.open_sample = lambda sample, at_least=None: open_pair(*sample, num_classes)
+    used = [held[path] for path in pairs if path not in found.left_out]
+    parts.notes += _missing_parts(found.parts) + mask_facts(used, class_names, image_size)
+    _separate(parts, copies, allow_leaks=True)
+    return _complete(parts, found.left_out, folder)
 
 
 # --- shared -----------------------------------------------------------------------------------------------------------
@@ -246,46 +273,37 @@ def _shapes_parts(class_names: list[str], label_of: Callable[[shapes.Scene], obj
     return Parts(SHAPES, list(class_names), {part: list(seeds) for part, seeds in SHAPES_SEEDS.items()}, open_scene)
 
 
-class _Copies:
-    """Which of some files are copies of one photo (duplicates.py)."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths = paths
-        self.pairs: list[Copy] = find_copies(paths)
-        self.group = dict(zip(paths, grouped(len(paths), self.pairs), strict=True))
+def _empty_parts(folder: str | Path, class_names: Sequence[str], split: dict) -> Parts:
+    name = os.fsencode(Path(folder).resolve().name).decode("utf-8", "replace")
+    return Parts(name, list(class_names), {part: [] for part in PARTS}, open_image, split)
 
 
-def _cut(
-    paths: list[Path], copies: _Copies, seed: list[int], shares: dict[str, float], rest: str = "train"
-) -> dict[str, list[Path]]:
-    """Draws a part for each of `shares` (a fraction, or a number of pictures); what is left is the part `rest`.
-
-    Copies of a photo stay in one part: a photo that was trained on tests nothing.
-    """
-    together: dict[int, list[Path]] = {}
-    for path in paths:
-        together.setdefault(copies.group[path], []).append(path)
-    groups = list(together.values())
-    groups = [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]
-    cut: dict[str, list[Path]] = {}
-    for part, share in shares.items():
-        wanted = share if isinstance(share, int) else round(share * len(paths))
-        drawn: list[Path] = []
-        while groups and len(drawn) < wanted:
-            drawn += groups.pop()
-        cut[part] = sorted(drawn)
-    return cut | {rest: sorted(path for group in groups for path in group)}
+def _divided(given: dict[str, list[Path]], copies: Copies, seed: list[int]) -> dict[str, list[Path]]:
+    """The pictures by part: a folder's own parts; what it has no folder for is cut from its pictures, or from train."""
+    if "all" in given:
+        return copies.cut(given["all"], seed, SHARES)
+    cut = {part: given.get(part, []) for part in PARTS}
+    missing = {part: share for part, share in SHARES.items() if part not in given}
+    return cut | copies.cut(given["train"], seed, missing) if "train" in given and missing else cut
 
 
-def _separate(parts: Parts, copies: _Copies, allow_leaks: bool) -> None:
+def _missing_parts(given: dict[str, dict]) -> list[str]:
+    missing = [part for part in SHARES if part not in given] if "train" in given else []
+    return [f"There is no {part} part: {SHARES[part]:.0%} of train was set aside as one." for part in missing]
+
+
+def _separate(parts: Parts, copies: Copies, allow_leaks: bool) -> None:
     """Leaves out of train what is in val or test as well, and refuses files that val and test share.
 
     Copies within a part are kept: those of two classes are named, the others counted.
     """
-    where = {path: (PARTS.index(part), label) for part in PARTS for path, label in parts.samples[part]}
+    rows = [(path, part, label) for part in PARTS for path, label in parts.samples[part]]
+    where = {path: (PARTS.index(part), label if isinstance(label, int) else 0) for path, part, label in rows}
     left_out, within = set(), 0
     for copy in copies.pairs:
         pair = copies.paths[copy.first], copies.paths[copy.second]
+        if not where.keys() >= set(pair):  # one of them is left out
+            continue
         first, second = sorted(pair, key=lambda path: where[path][0])
         (part, label), (other_part, other_label) = where[first], where[second]
         if part == other_part and label == other_label:
@@ -306,6 +324,11 @@ def _separate(parts: Parts, copies: _Copies, allow_leaks: bool) -> None:
             f"Pairs of copies within a part and class: {within}. They are kept; train/check.py names them."
         )
     parts.samples["train"] = [sample for sample in parts.samples["train"] if sample[0] not in left_out]
+
+
+def _complete(parts: Parts, left_out: dict[Path, str], folder: str | Path) -> Parts:
+    parts.notes += left_out_notes(left_out, Path(folder))
+    return _with_fingerprints(parts)
 
 
 def _with_fingerprints(parts: Parts) -> Parts:

@@ -10,14 +10,17 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cvlab.data.augment import train_pairs, train_views, uniforms
+from cvlab.data.augment import mirrored, train_pairs, train_views, uniforms
 from cvlab.data.cache import Cache
 from cvlab.data.parts import SHAPES, Parts
-from cvlab.transforms import centre_view, resize_shorter, to_float, to_uint8, whole_mask, whole_view
+from cvlab.transforms import centre_view, resized, to_float, to_uint8, whole_mask, whole_view
 
+AUGMENTATIONS = ("none", "minimal", "full")
+NORMALIZATIONS = ("imagenet", "data")
 CACHE_MARGIN = 1.25  # training photos are kept this much larger than a view, so that crops stay sharp
 
 
@@ -42,27 +45,37 @@ class AugmentedImages(EvaluationSet):
     """Photos of any size (3, h, w) uint8, with a new random crop, rotation, flip and colour in every epoch.
 
     Set `epoch` before each one: the augmentation of an image depends on (seed, epoch, index) alone.
+
+    Args:
+        augment: "full", or "minimal": then the photos are views (3, S, S), and half of them are mirrored.
+        how: further arguments of `train_views`.
     """
 
     def __init__(
-        self, images: Sequence[Tensor], labels: Tensor, image_size: int, seed: int, min_area: float = 0.35
+        self, images: Sequence[Tensor], labels: Tensor, image_size: int, seed: int, augment: str = "full", **how: float
     ) -> None:
         super().__init__(images, labels)
-        self.image_size, self.seed, self.min_area, self.epoch = image_size, seed, min_area, 0
+        self.image_size, self.seed, self.augment, self.how, self.epoch = image_size, seed, augment, how, 0
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         u = uniforms(self.seed, self.epoch, indices).to(self.labels.device)
-        views = train_views([self.images[i] for i in indices], self.image_size, u, self.min_area)
+        if self.augment == "minimal":
+            views, labels = super().__getitems__(indices)
+            return mirrored(views, u), labels
+        views = train_views([self.images[i] for i in indices], self.image_size, u, **self.how)
         return views, self.labels[indices]
 
 
 class AugmentedPairs(Dataset):
-    """N images (3, S, S) uint8 and masks (C, S, S) bool, augmented alike; `epoch` as in AugmentedImages."""
+    """N images (3, S, S) uint8 and masks (C, S, S) bool, augmented alike; `epoch` as in AugmentedImages.
+
+    `augment` is one of `AUGMENTATIONS`; `how` are further arguments of `train_pairs`.
+    """
 
     def __init__(
-        self, images: Sequence[Tensor], masks: Sequence[Tensor], seed: int, zoom: Sequence[float] = (1 / 1.4, 1.4)
+        self, images: Sequence[Tensor], masks: Sequence[Tensor], seed: int, augment: str = "full", **how: object
     ) -> None:
-        self.images, self.masks, self.seed, self.zoom, self.epoch = images, masks, seed, zoom, 0
+        self.images, self.masks, self.seed, self.augment, self.how, self.epoch = images, masks, seed, augment, how, 0
 
     def to(self, device: torch.device | str) -> None:
         """Moves images and masks to a device."""
@@ -73,55 +86,52 @@ class AugmentedPairs(Dataset):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         images, masks = (torch.stack([each[i] for i in indices]) for each in (self.images, self.masks))
-        return train_pairs(images, masks, uniforms(self.seed, self.epoch, indices).to(images.device), self.zoom)
+        u = uniforms(self.seed, self.epoch, indices).to(images.device)
+        if self.augment == "full":
+            return train_pairs(images, masks, u, **self.how)
+        if self.augment == "minimal":
+            images, masks = mirrored(images, u), mirrored(masks, u)
+        return to_float(images), masks
 
 
 def classification_sets(
-    parts: Parts,
-    image_size: int,
-    crop_pct: float,
-    cache: Cache,
-    augment: bool,
-    min_area: float,
-    seed: int,
-    interpolation: str = "bilinear",
-    fast: bool = False,
+    parts: Parts, view: dict, cache: Cache, seed: int, augment: str = "full", fast: bool = False, **how: float
 ) -> tuple[EvaluationSet, EvaluationSet]:
     """Reads train and val of a classification folder, each photo decoded once.
 
-    Photos for augmentation are kept a little larger than a view, the others exactly as the model will see them.
+    Photos for full augmentation are kept a little larger than a view, the others exactly as the model will see them.
 
     Args:
-        crop_pct: a view is the centre crop of a photo whose shorter side is image_size / crop_pct.
-        min_area: smallest share of a photo that an augmented crop shows.
-        interpolation: how photos are resized, by Pillow's name in lower case.
+        view: what the model will see of a photo: arguments of `centre_view`.
+        augment: one of `AUGMENTATIONS`, of the training photos; `how` are further arguments of `train_views`.
         fast: large JPEGs of train may be decoded at a smaller scale.
     """
-    size = image_size if parts.name == SHAPES else math.ceil(image_size / crop_pct * CACHE_MARGIN)
-    view = partial(centre_view, image_size=image_size, crop_pct=crop_pct, interpolation=interpolation)
-    larger = partial(resize_shorter, size=size, interpolation=interpolation) if augment else view
+    image_size, seen = view["image_size"], partial(centre_view, **view)
+    size = image_size if parts.name == SHAPES else math.ceil(image_size / view["crop_pct"] * CACHE_MARGIN)
+    shape = {name: view[name] for name in ("interpolation", "crop_mode") if name in view}
+    kept = partial(resized, size=size, **shape) if augment == "full" else seen
     least = 2 * size if fast else None
-    images, labels = parts.read("train", lambda image: to_uint8(larger(image)), at_least=least, cache=cache)
-    views, val_labels = parts.read("val", lambda image: to_uint8(view(image)), cache=cache)
-    if augment:
-        train_set = AugmentedImages(images, torch.tensor(labels), image_size, seed, min_area)
-    else:
-        train_set = EvaluationSet(images, torch.tensor(labels))
+    images, labels = parts.read("train", lambda image: to_uint8(kept(image)), at_least=least, cache=cache)
+    views, val_labels = parts.read("val", lambda image: to_uint8(seen(image)), cache=cache)
+    train_set = EvaluationSet(images, torch.tensor(labels))
+    if augment != "none":
+        train_set = AugmentedImages(images, train_set.labels, image_size, seed, augment, **how)
     return train_set, EvaluationSet(views, torch.tensor(val_labels))
 
 
 def segmentation_sets(
-    parts: Parts, image_size: int, cache: Cache, zoom: Sequence[float], seed: int
+    parts: Parts, image_size: int, cache: Cache, seed: int, **augmentation: object
 ) -> tuple[AugmentedPairs, EvaluationSet, list[Tensor]]:
     """Reads train and val of a segmentation folder: photos and training masks as squares of `image_size`.
 
-    Returns training pairs; val photos whose labels are indices; the val masks (C, H, W) at the photos' own resolution,
-    at which they are scored.
+    `augmentation` are arguments of AugmentedPairs. Returns training pairs; val photos whose labels are indices; the val
+    masks (C, H, W) at the photos' own resolution, at which they are scored.
     """
     square, small = partial(whole_view, image_size=image_size), partial(whole_mask, image_size=image_size)
     images, masks = parts.read("train", lambda image: to_uint8(square(image)), small, cache=cache)
     views, val_masks = parts.read("val", lambda image: to_uint8(square(image)), cache=cache)
-    return AugmentedPairs(images, masks, seed, zoom), EvaluationSet(views, torch.arange(len(views))), val_masks
+    train_set = AugmentedPairs(images, masks, seed, **augmentation)
+    return train_set, EvaluationSet(views, torch.arange(len(views))), val_masks
 
 
 def summary(parts: Parts, cache: Cache) -> str:
@@ -133,6 +143,13 @@ def summary(parts: Parts, cache: Cache) -> str:
     if len(parts.notes) > 20:
         lines.append(f"  ... and {len(parts.notes) - 20} more.")
     return "\n".join(lines)
+
+
+def normalization(name: str, images: Sequence[Tensor]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation by a name of `NORMALIZATIONS`: of ImageNet, or of the images themselves."""
+    if name == "imagenet":
+        return list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+    return channel_statistics(images)
 
 
 def channel_statistics(images: Sequence[Tensor]) -> tuple[list[float], list[float]]:

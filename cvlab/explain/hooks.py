@@ -1,15 +1,15 @@
-"""Records activations and gradients of a model in eval mode.
+"""One forward and one backward pass of a model in eval mode, by Captum, with everything a map is made of.
 
 One thread at a time; hooks and training modes are always restored, also after an error, and no gradients are stored.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
+from captum.attr import LayerGradientXActivation
 from torch import Tensor, nn
 
 from cvlab.models import Model
@@ -18,24 +18,70 @@ _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _locks_guard = threading.Lock()
 
 
-@dataclass(frozen=True)
-class Passes:
-    """The results of one forward and one backward pass.
+# To autograd: a module that does not influence the score gets a gradient of 0, which `diagnose` explains.
+UNUSED_IS_ZERO = {"allow_unused": True, "materialize_grads": True}
+
+
+class Recorder:
+    """A score as a function of images, as Captum wants it. It keeps what its last forward pass gave.
 
     Attributes:
         logits: (N, C) or (N, C, H, W), detached.
         scores: (N,), detached.
-        activations, gradients: each module's output by name, and the score's gradient with respect to it.
+        activations: each module's output by name, detached.
     """
 
-    logits: Tensor
-    scores: Tensor
-    activations: dict[str, Tensor]
-    gradients: dict[str, Tensor]
+    def __init__(self, model: Model, score: Callable[[Tensor], Tensor], modules: dict[str, nn.Module]) -> None:
+        self.model, self.score = model, score
+        self.activations: dict[str, Tensor] = {}
+        self.handles = [module.register_forward_hook(self.hook(name)) for name, module in modules.items()]
+
+    def remove(self) -> None:
+        """Takes the hooks off."""
+        for handle in self.handles:
+            handle.remove()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The scores (N,); ValueError if they have no gradient at all, or the images do not fit (see `forward`)."""
+        with torch.no_grad():  # until the first module that is recorded: autograd stores nothing for earlier layers
+            logits = forward(self.model, images)
+        self.remove()  # a score that runs the model is not recorded
+        scores = self.score(logits)
+        if not scores.requires_grad:
+            raise ValueError("The score has no gradient: the score or the model detaches or rounds its inputs.")
+        self.logits, self.scores = logits.detach(), scores.detach()
+        return scores
+
+    def hook(self, name: str) -> Callable:
+        """Records the output of a module, and switches gradients on from there."""
+
+        def record(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+            torch.set_grad_enabled(True)
+            self.activations[name] = output.detach()
+            # A view: nn.Identity returns its input itself, whose gradient would include its other uses. Unlike view_as,
+            # [...] keeps a single image in channels-last format, which saves a fourth of the time of a fused U-Net.
+            return output[...]
+
+        return record
 
 
-def passes(model: Model, images: Tensor, score: Callable[[Tensor], Tensor], modules: dict[str, nn.Module]) -> Passes:
-    """One forward and one backward pass, with the outputs and gradients of some modules.
+@contextmanager
+def recorded(model: Model, score: Callable[[Tensor], Tensor], modules: dict[str, nn.Module]) -> Iterator[Recorder]:
+    """A Recorder of some modules. Captum's own hooks come after these: it reads, and clones, what these return."""
+    with alone_with(model):
+        seen = Recorder(model, score, modules)
+        try:
+            yield seen
+        finally:
+            seen.remove()
+
+
+def passes(
+    model: Model, images: Tensor, score: Callable[[Tensor], Tensor], modules: dict[str, nn.Module]
+) -> tuple[Recorder, dict[str, Tensor]]:
+    """One forward and one backward pass: what was recorded, and the score's gradients at the outputs of some modules.
+
+    The gradients are Captum's LayerGradientXActivation without its multiplication, which takes many layers at once.
 
     Args:
         images: (N, 3, S, S) in [0, 1].
@@ -45,17 +91,10 @@ def passes(model: Model, images: Tensor, score: Callable[[Tensor], Tensor], modu
     Raises:
         ValueError: the score has no gradient at all, or the images do not fit the model (see `forward`).
     """
-    with alone_with(model), differentiable(images) as images:
-        with graph_from(modules.values()), recorded_outputs(modules) as outputs:
-            logits = forward(model, images)
-        scores = score(logits)
-        if not scores.requires_grad:
-            raise ValueError("The score has no gradient: the score or the model detaches or rounds its inputs.")
-        # Materialised: a module that does not influence the score gets a gradient of 0, which `diagnose` explains.
-        wanted = [outputs[name] for name in modules]
-        gradients = torch.autograd.grad(scores.sum(), wanted, allow_unused=True, materialize_grads=True)
-    activations = {name: outputs[name].detach() for name in modules}
-    return Passes(logits.detach(), scores.detach(), activations, dict(zip(modules, gradients, strict=True)))
+    with recorded(model, score, modules) as seen, differentiable(images) as images:
+        method = LayerGradientXActivation(seen, list(modules.values()), multiply_by_inputs=False)
+        gradients = method.attribute(images, grad_kwargs=UNUSED_IS_ZERO)
+    return seen, dict(zip(modules, gradients, strict=True))
 
 
 def forward(model: Model, images: Tensor) -> Tensor:
@@ -70,6 +109,12 @@ def forward(model: Model, images: Tensor) -> Tensor:
     try:
         return model(images)
     except (RuntimeError, AssertionError) as error:
+        weight = next(model.parameters(), images)
+        if (weight.dtype, weight.device) != (images.dtype, images.device):
+            ours, theirs = (f"{str(each.dtype).removeprefix('torch.')} on {each.device}" for each in (weight, images))
+            raise ValueError(
+                f"the model is {ours}, the images are {theirs}: call model.float(), and move both to one device"
+            ) from error
         height, width = images.shape[-2:]
         side = model.image_size
         if height == width == side:
@@ -98,45 +143,3 @@ def differentiable(images: Tensor) -> Iterator[Tensor]:
     """Gradients on, and a copy of the images that requires them, so that stages of frozen models have gradients too."""
     with torch.inference_mode(False), torch.enable_grad():
         yield images.detach().clone().requires_grad_(images.is_floating_point())  # `forward` refuses others
-
-
-@contextmanager
-def graph_from(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Switches gradients on after the first of these modules: autograd stores nothing for earlier layers."""
-
-    def switch_on(module: nn.Module, inputs: tuple, output: object) -> None:
-        torch.set_grad_enabled(True)
-
-    with torch.no_grad():  # restores the mode at the end, whatever the hooks did
-        handles = [module.register_forward_hook(switch_on, prepend=True) for module in modules]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
-@contextmanager
-def recorded_outputs(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Each module's output by name. The network continues with a clone, which an in-place ReLU may overwrite."""
-    outputs: dict[str, Tensor] = {}
-
-    def recorder(name: str) -> Callable:
-        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-            # A view: nn.Identity returns its input itself, whose gradient would include its other uses. Unlike view_as,
-            # [...] keeps a single image in channels-last format, which saves a fourth of the time of a fused U-Net.
-            outputs[name] = output[...]
-            if not output.requires_grad:  # the graph begins here
-                outputs[name].requires_grad_()
-            return outputs[name].clone()
-
-        return hook
-
-    handles = []
-    try:
-        for name, module in modules.items():
-            handles.append(module.register_forward_hook(recorder(name)))
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cvlab.explain.maps import Explanation, correlation, default_stage, explain, peak, predict
-from cvlab.explain.scores import predicted_masks, predicted_score, region_score
+from cvlab.explain.scores import predicted_masks, predicted_score, region_score, takes_wrapped
 from cvlab.models import Model
 
 BATCH_SIZE = 32  # fixed, so that a model's scores are always the same
@@ -54,6 +54,7 @@ def explain_batches(
         yield opened, explanation, describe(model, explanation) if explanation else []
 
 
+@takes_wrapped
 def explain_predictions(
     model: Model, images: Tensor, stages: Sequence[str] | None = None, methods: Sequence[str] = ("grad_cam",)
 ) -> Explanation:
@@ -77,6 +78,7 @@ def explain_predictions(
     return explain(model, images, score, stages, methods)
 
 
+@takes_wrapped
 def describe(model: Model, explanation: Explanation) -> list[dict]:
     """A dict for each picture: prediction, score, peak, and of a segmenter the share of the view that the mask covers.
 

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from captum.attr import LayerGradCam
 from torch import Tensor
 
-from cvlab.explain.hooks import alone_with, differentiable, forward, graph_from, passes
-from cvlab.explain.scores import Score, predicted_score
-from cvlab.models import Model
+from cvlab.explain.hooks import UNUSED_IS_ZERO, alone_with, differentiable, forward, passes, recorded
+from cvlab.explain.scores import Score, predicted_score, takes_wrapped
+from cvlab.models import Model, Stage
 from cvlab.models.model import identity
 
 METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -42,16 +42,18 @@ class Explanation:
     maps: dict[str, dict[str, Tensor]]
 
 
+@takes_wrapped
 def predict(model: Model, images: Tensor) -> Tensor:
     """Logits in eval mode without gradients, while no other thread explains the same model."""
     with alone_with(model), torch.no_grad():
         return forward(model, images)
 
 
+@takes_wrapped
 def grad_cam(
     model: Model, images: Tensor, class_idx: int | Tensor | None = None, stage: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Prediction and Grad-CAM of one stage from a single forward pass, by captum.attr.LayerGradCam.
+    """Prediction and Grad-CAM of one stage from a single forward pass.
 
     Args:
         images: (N, 3, S, S) in [0, 1].
@@ -65,23 +67,12 @@ def grad_cam(
     Raises:
         ValueError: an unknown stage or class, an empty predicted mask, or images that do not fit the model.
     """
-    (stage,) = check_stages(model, [stage or default_stage(model)])
-    score, place, recorded = predicted_score(model, class_idx), model.stages[stage], []
-    if place.to_map is not identity:  # LayerGradCam would treat tokens as channels
-        explanation = explain(model, images, score, [stage])
-        return explanation.logits, explanation.maps["grad_cam"][stage]
-
-    def score_of(images: Tensor) -> Tensor:
-        with graph_from([place.module]):
-            logits = forward(model, images)
-        recorded.append(logits.detach())
-        return score(logits)
-
-    with alone_with(model), differentiable(images) as images:
-        attribution = LayerGradCam(score_of, place.module).attribute(images)
-    return recorded[0], attribution.detach().float()
+    stage = stage or default_stage(model)
+    explanation = explain(model, images, predicted_score(model, class_idx), [stage])
+    return explanation.logits, explanation.maps["grad_cam"][stage]
 
 
+@takes_wrapped
 def explain(
     model: Model,
     images: Tensor,
@@ -89,7 +80,10 @@ def explain(
     stages: Sequence[str] | None = None,
     methods: Sequence[str] = ("grad_cam",),
 ) -> Explanation:
-    """Maps of many stages and methods from one forward and one backward pass.
+    """Maps of many stages and methods from one forward and one backward pass, by Captum.
+
+    One stage's Grad-CAM is captum.attr.LayerGradCam; for more the gradients of all stages come from
+    captum.attr.LayerGradientXActivation (`passes`), and METHODS makes maps of them.
 
     Args:
         images: (N, 3, S, S) in [0, 1].
@@ -104,25 +98,48 @@ def explain(
     stages = check_stages(model, stages or known)
     if unknown := [m for m in methods if m not in METHODS]:
         raise ValueError(f"unknown method “{unknown[0]}”; known are {', '.join(METHODS)}")
-    found = passes(model, images, score, {name: known[name].module for name in stages})
+    modules = {name: known[name].module for name in stages}
+    # LayerGradCam takes one layer, and would read tokens as channels.
+    if list(methods) == ["grad_cam"] and len(stages) == 1 and known[stages[0]].to_map is identity:
+        with recorded(model, score, modules) as seen, differentiable(images) as images:
+            attribution = LayerGradCam(seen, modules[stages[0]]).attribute(images, grad_kwargs=UNUSED_IS_ZERO)
+        return Explanation(seen.logits, seen.scores, {"grad_cam": {stages[0]: attribution.detach().float()}})
+    seen, gradients = passes(model, images, score, modules)
     maps: dict[str, dict[str, Tensor]] = {method: {} for method in methods}
     for name in stages:
         to_map = known[name].to_map
-        activation, gradient = to_map(found.activations[name]), to_map(found.gradients[name])
+        activation, gradient = to_map(seen.activations[name]), to_map(gradients[name])
         for method in methods:
             maps[method][name] = METHODS[method](activation, gradient).float()
-    return Explanation(found.logits, found.scores, maps)
+    return Explanation(seen.logits, seen.scores, maps)
 
 
+@takes_wrapped
 def default_stage(model: Model) -> str:
     """The stage of a single Grad-CAM: a U-Net's bottleneck, else the last stage."""
     stages = list(model.stages)
     return "bottleneck" if "bottleneck" in stages else stages[-1]
 
 
-def heatmap(attribution: Tensor, size: Sequence[int]) -> Tensor:
-    """The evidence for the score at image size: the positive part, resized to `size` (H, W): (N, 1, H, W)."""
-    return F.interpolate(attribution.relu(), tuple(size), mode="bilinear", align_corners=False)
+def heatmap(attribution: Tensor, size: Sequence[int], stage: Stage | None = None) -> Tensor:
+    """The evidence for the score at image size: the positive part, resized to `size` (H, W): (N, 1, H, W).
+
+    Args:
+        attribution: (N, 1, h, w).
+        size: of the view, or of any enlargement of it.
+        stage: whose map it is. Each cell is drawn over the centre of its receptive field; without a stage the map is
+            stretched over the view.
+    """
+    grid = stage and stage.grid
+    if not grid:
+        return F.interpolate(attribution.relu(), tuple(size), mode="bilinear", align_corners=False)
+    axes = []
+    for pixels, cells in zip(size, attribution.shape[-2:], strict=True):
+        centres = (torch.arange(pixels, device=attribution.device) + 0.5) * grid.side / pixels - 0.5
+        # grid_sample wants the first cell at -1 and the last at 1.
+        axes.append((centres - grid.offset) / grid.stride * 2 / max(cells - 1, 1) - 1)
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1).expand(len(attribution), -1, -1, -1)
+    return F.grid_sample(attribution.relu(), places.to(attribution), padding_mode="border", align_corners=True)
 
 
 def peak(attribution: Tensor) -> Tensor:
@@ -142,6 +159,7 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(norms > 0, (a * b).sum(1) / norms, 0.0).float()
 
 
+@takes_wrapped
 def check_stages(model: Model, stages: Sequence[str]) -> list[str]:
     """The names as a list; ValueError for a stage that the model does not have."""
     known = model.stages

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cvlab.explain.hooks import passes
 from cvlab.explain.maps import correlation, explain
+from cvlab.explain.scores import takes_wrapped
 from cvlab.models import Model
 from cvlab.models.unet import UNet
 
@@ -36,6 +37,7 @@ class Contributions:
     parts: dict[str, Tensor]
 
 
+@takes_wrapped
 def contributions(model: Model, images: Tensor, score: Callable[[Tensor], Tensor]) -> Contributions:
     """The signed parts of a score at the cuts of a U-Net, from one forward and one backward pass.
 
@@ -55,9 +57,9 @@ def contributions(model: Model, images: Tensor, score: Callable[[Tensor], Tensor
         for name, module in getattr(model, part).named_modules()
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d)
     }
-    seen = passes(model, images, score, edges | above)
-    parts = {name: (seen.activations[name] * seen.gradients[name]).sum((1, 2, 3)) for name in edges}
-    parts["biases"] = sum(seen.gradients[name].sum((2, 3)) @ _shift(module) for name, module in above.items())
+    seen, gradients = passes(model, images, score, edges | above)
+    parts = {name: (seen.activations[name] * gradients[name]).sum((1, 2, 3)) for name in edges}
+    parts["biases"] = sum(gradients[name].sum((2, 3)) @ _shift(module) for name, module in above.items())
     each = torch.stack(list(parts.values()))
     if ((each.sum(0) - seen.scores).abs() > REST * each.abs().amax(0)).any():
         raise ValueError("the score is not linear in the logits, so it has no parts: explain logits, not probabilities")

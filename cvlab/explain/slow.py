@@ -12,14 +12,15 @@ import torch
 from captum.attr import IntegratedGradients, Occlusion
 from torch import Tensor
 
-from cvlab.explain.hooks import alone_with, differentiable
-from cvlab.explain.scores import Score
+from cvlab.explain.hooks import alone_with, differentiable, forward
+from cvlab.explain.scores import Score, takes_wrapped
 from cvlab.models import Model
 
 Progress = Callable[[float], None]
 GREY = 0.5  # the image without content: about the mean of photos, so about 0 after normalisation
 
 
+@takes_wrapped
 def integrated_gradients(
     model: Model,
     images: Tensor,
@@ -47,6 +48,7 @@ def integrated_gradients(
     return parts.detach().sum(1, keepdim=True).to(images.dtype)
 
 
+@takes_wrapped
 def occlusion(
     model: Model,
     images: Tensor,
@@ -89,7 +91,7 @@ def _counted(model: Model, score: Score, passes: int, progress: Progress | None)
 
     def score_of(images: Tensor) -> Tensor:
         nonlocal done
-        scores = score(model(images))
+        scores = score(forward(model, images))
         done += 1
         if progress:
             progress(min(done / passes, 1.0))

@@ -1,6 +1,5 @@
 """What surrounds a training loop: numeric precision, one or several processes, and a state that can be resumed."""
 
-import json
 import os
 import shutil
 import time
@@ -14,7 +13,7 @@ from accelerate.utils import DataLoaderConfiguration
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from cvlab.files import beside, new_folder, write_text
+from cvlab.files import beside, new_folder, to_json, write_text
 from cvlab.models import Model
 
 
@@ -98,7 +97,7 @@ def save_state(accelerator: Accelerator, path: Path, progress: dict) -> None:
             raise OSError(f"The state could not be written to {path}: is the disk full?") from error
         accelerator.wait_for_everyone()
         if alone:
-            write_text(folder / "progress.json", json.dumps(progress))
+            write_text(folder / "progress.json", to_json(progress))
     for other in path.parent.glob("step-*") if alone else ():
         if other != path:
             shutil.rmtree(other)

@@ -17,6 +17,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "nesterov": partial(torch.optim.SGD, nesterov=True),
     "rmsprop": torch.optim.RMSprop,
 }
+DECAYS = ("weights", "all")
 SCHEDULES = ("onecycle", "cosine", "step", "plateau", "constant")
 
 
@@ -26,23 +27,24 @@ def optimizer(
     lr: float,
     weight_decay: float = 0.0,
     momentum: float = 0.9,
+    decay: str = "weights",
     clip_norm: float = 0.0,
     factors: dict[str, float] | None = None,
     fused: bool = False,
 ) -> Optimizer:
     """An optimizer over the trainable parameters.
 
-    Weight decay leaves out all parameters of one dimension: biases and the factors of normalisation layers. Pulling
-    them to zero does not make a function smoother.
-
     Args:
         momentum: of sgd, nesterov and rmsprop.
+        decay: "weights" leaves all parameters of one dimension out of weight decay: biases and the factors of
+            normalisation layers, as pulling them to zero does not make a function smoother; "all" leaves out none.
         clip_norm: gradients of a greater norm are scaled down to it before each step; 0 disables.
         factors: of the learning rate of single parameters, by name; 1 for parameters that are not named.
         fused: one kernel for all parameters, for GPUs; torch has none for rmsprop. On a CPU torch reads gradients
             wrongly that have another memory layout than their parameter.
     """
-    trainable = [((factors or {}).get(n, 1.0), p.ndim > 1, p) for n, p in model.named_parameters() if p.requires_grad]
+    named, fewest = model.named_parameters(), 0 if decay == "all" else 2  # dimensions of what is decayed
+    trainable = [((factors or {}).get(name, 1.0), p.ndim >= fewest, p) for name, p in named if p.requires_grad]
     groups = [
         {
             "params": [p for each, matrix, p in trainable if (each, matrix) == (factor, decayed)],

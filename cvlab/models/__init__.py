@@ -4,9 +4,12 @@ import inspect
 from collections.abc import Sequence
 from importlib import import_module
 
-from cvlab.models.model import Model, Stage
+import torch
 
-__all__ = ["NETWORKS", "Model", "Stage", "build", "network_class"]
+from cvlab.models.geometry import locate
+from cvlab.models.model import Grid, Model, Stage
+
+__all__ = ["NETWORKS", "Grid", "Model", "Stage", "build", "check_size", "network_class"]
 
 # Module and class. Each is imported when it is first built: importing timm and torchvision, which the last four need,
 # takes as long as importing torch itself.
@@ -38,6 +41,7 @@ def build(
     crop_pct: float = 1.0,
     threshold: float = 0.5,
     interpolation: str = "bilinear",
+    crop_mode: str = "center",
 ) -> Model:
     """A model with random weights.
 
@@ -50,6 +54,7 @@ def build(
         crop_pct: a classifier's view is the centre crop of a photo whose shorter side is image_size / crop_pct.
         threshold: a segmenter's mask is where the probability exceeds it.
         interpolation: how photos are resized, as in its training: Pillow's name in lower case.
+        crop_mode: "squash" resizes both sides of a classifier's photo to image_size / crop_pct, as timm's does.
 
     Raises:
         ValueError: the network is unknown or does not take an argument.
@@ -67,6 +72,7 @@ def build(
     model.class_names = list(class_names)
     model.image_size = image_size
     model.crop_pct = crop_pct
+    model.crop_mode = crop_mode
     model.threshold = threshold
     model.interpolation = interpolation
     model.config = {
@@ -78,8 +84,25 @@ def build(
         "mean": list(mean),
         "std": list(std),
         "crop_pct": crop_pct,
+        "crop_mode": crop_mode,
         "threshold": threshold,
         "interpolation": interpolation,
         "stages": list(model.stages),
     }
+    locate(model)
     return model
+
+
+def check_size(network: str, image_size: int, arguments: dict) -> None:
+    """Raises ValueError if a network of `build` cannot take images of this size. It is tried without any memory."""
+    try:
+        with torch.device("meta"), torch.no_grad():
+            model = build(network, ["a", "b"], image_size, arguments).eval()
+            model(torch.empty(1, 3, image_size, image_size))
+    except ValueError:
+        raise
+    except Exception as error:  # networks fail in many ways
+        name, reason = arguments.get("architecture", network), str(error).split("\n")[0].rstrip(".")
+        raise ValueError(
+            f"{name} cannot take images of {image_size} x {image_size} pixels ({reason}): choose another --image-size."
+        ) from error

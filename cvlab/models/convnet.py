@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from cvlab.models.model import Model, Normalize, Stage
 
 
-def conv_bn(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Sequential:
+def conv_bn(in_channels: int, out_channels: int, kernel_size: int = 3, bias: bool = False) -> nn.Sequential:
     """Convolution of stride 1 that keeps height and width, then batch normalisation (which makes a bias redundant)."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
 
 

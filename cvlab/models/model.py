@@ -1,17 +1,47 @@
 """`Model`, the base class of all networks: it takes RGB images in [0, 1] and declares the stages to explain."""
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 MAX_CLASSES = 50_000  # of a classifier; the largest ImageNet has 21,843
+MAX_NAME = 300  # characters of a class name
+BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they change the reading direction
+
+
+def name_fault(name: str) -> str:
+    """Why a text cannot be the name of a class; empty if it can."""
+    if not name.strip() or len(name) > MAX_NAME:
+        return f"is empty or longer than {MAX_NAME} characters"
+    if any(unicodedata.category(c) == "Cs" for c in name):  # halves of surrogate pairs, or bytes of a file's name
+        return "is not valid UTF-8"
+    # Line ends and terminal codes.
+    if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") or c in BIDI_CONTROLS for c in name):
+        return "contains control characters"
+    return ""
 
 
 def identity(activation: Tensor) -> Tensor:
     """For convolutional stages, whose activation already is a map (N, C, h, w)."""
     return activation
+
+
+class Grid(NamedTuple):
+    """Where the cells of a stage look. Positions are in pixels of the view, 0 in the middle of its first pixel.
+
+    Attributes:
+        offset: centre of the receptive field of the first cell of a row or column.
+        stride: from one centre to the next.
+        side: of the view.
+    """
+
+    offset: float
+    stride: float
+    side: int
 
 
 @dataclass(frozen=True)
@@ -26,6 +56,21 @@ class Stage:
 
     module: nn.Module
     to_map: Callable[[Tensor], Tensor] = identity
+
+    @property
+    def grid(self) -> Grid | None:
+        """Where its cells look; None for a model that `cvlab.models.build` did not make."""
+        return getattr(self.module, "grid", None)
+
+    @property
+    def offset(self) -> float | None:
+        """`Grid.offset` of its grid."""
+        return self.grid and self.grid.offset
+
+    @property
+    def stride(self) -> float | None:
+        """`Grid.stride` of its grid."""
+        return self.grid and self.grid.stride
 
 
 class Normalize(nn.Module):
@@ -51,6 +96,7 @@ class Model(nn.Module):
         class_names: one name per class, in the order of the logits.
         image_size: S, side of the square view that the model sees, pixels.
         crop_pct: a classifier's view is the centre crop of a photo whose shorter side is image_size / crop_pct.
+        crop_mode: "center", or "squash": then both sides are image_size / crop_pct, whatever the photo's shape.
         interpolation: how photos are resized, as in its training: Pillow's name in lower case.
         threshold: a segmenter's mask is where the probability exceeds it.
         config: what is needed to build it again; config.json holds it under "cvlab".
@@ -61,6 +107,7 @@ class Model(nn.Module):
     class_names: list[str]
     image_size: int
     crop_pct: float
+    crop_mode: str
     interpolation: str
     threshold: float
     config: dict

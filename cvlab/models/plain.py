@@ -29,12 +29,16 @@ class PlainNet(Model):
         pool_to: rows and columns to which the last map is averaged; 0 leaves it as it is.
         padding: zeros around each map keep height and width; without them every convolution makes both 2 smaller.
         batch_norm: batch normalisation after every convolution.
-        dropout: its probability before the second convolution.
+        first_relu: whether a ReLU follows the first convolution.
+        dropout: its probability.
+        dropout_at: before which convolutions it stands, counted from 1; the number after the last convolution means
+            before the linear layers.
         head_dropout: one probability for the dropout before each linear layer; by default none.
         mean, std: of the images in [0, 1].
 
     Raises:
-        ValueError: the images are too small for so many blocks, or head_dropout has another length.
+        ValueError: the images are too small for so many blocks, head_dropout has another length, or there is no such
+            place for dropout.
     """
 
     task = "classification"
@@ -50,7 +54,9 @@ class PlainNet(Model):
         pool_to: int = 0,
         padding: bool = True,
         batch_norm: bool = False,
+        first_relu: bool = True,
         dropout: float = 0.0,
+        dropout_at: Sequence[int] = (2,),
         head_dropout: Sequence[float] = (),
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.25, 0.25, 0.25),
@@ -69,7 +75,8 @@ class PlainNet(Model):
                 layers.append(nn.Conv2d(channels, width, 3, padding=int(padding)))
                 if batch_norm:
                     layers.append(nn.BatchNorm2d(width))
-                layers.append(nn.ReLU())
+                if first_relu or len(convs) > 1:
+                    layers.append(nn.ReLU())
                 channels, side = width, side if padding else side - 2
             if pools is None or block < pools:
                 layers.append(nn.MaxPool2d(2))
@@ -82,7 +89,10 @@ class PlainNet(Model):
         self.features = nn.Sequential(*layers)
         self.last_convs = convs[depth - 1 :: depth]
         # Outside of `features`: the tensor names are the same with and without dropout.
-        self.dropout, self.dropout_before = nn.Dropout(dropout), convs[1:2]
+        self.dropout, self.dropout_places = nn.Dropout(dropout), range(2, len(convs) + 2)
+        if unknown := set(dropout_at) - set(self.dropout_places):
+            raise ValueError(f"dropout_at {min(unknown)} is not a number from 2 to {len(convs) + 1}")
+        self.dropout_before = {[*convs, len(layers)][place - 1] for place in dropout_at}
         sizes = [channels * side**2, *hidden, num_classes]
         head = [nn.Flatten()]
         for (before, after), p in zip(pairwise(sizes), head_dropout, strict=True):
@@ -100,4 +110,6 @@ class PlainNet(Model):
             if i in self.dropout_before:
                 x = self.dropout(x)
             x = layer(x)
+        if len(self.features) in self.dropout_before:
+            x = self.dropout(x)
         return self.classifier(x)  # (N, num_classes)

@@ -21,7 +21,9 @@ class ResidualNet(Model):
     Args:
         num_classes: length of the logits.
         widths: channels of the stem, then of each block.
-        dropout: its probability after each block's first convolution and batch normalisation.
+        stem_bias: whether the stem's convolution has a bias, which its batch normalisation makes redundant.
+        dropout: its probability after a block's first convolution and batch normalisation.
+        dropout_at: the blocks that have it, counted from 1; by default all.
         mean, std: of the images in [0, 1].
     """
 
@@ -31,14 +33,22 @@ class ResidualNet(Model):
         self,
         num_classes: int,
         widths: Sequence[int] = (32, 64, 128, 256, 512, 1024),
+        stem_bias: bool = False,
         dropout: float = 0.0,
+        dropout_at: Sequence[int] = (),
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.25, 0.25, 0.25),
     ) -> None:
         super().__init__()
         self.normalize = Normalize(mean, std)
-        self.stem = nn.Sequential(conv_bn(3, widths[0]), nn.ReLU(), nn.MaxPool2d(2))
-        self.blocks = nn.ModuleList(ResidualBlock(before, after, dropout) for before, after in pairwise(widths))
+        self.stem = nn.Sequential(conv_bn(3, widths[0], bias=stem_bias), nn.ReLU(), nn.MaxPool2d(2))
+        self.dropout_places = range(1, len(widths))
+        if unknown := set(dropout_at) - set(self.dropout_places):
+            raise ValueError(f"dropout_at {min(unknown)} is not a number from 1 to {len(widths) - 1}")
+        self.blocks = nn.ModuleList(
+            ResidualBlock(before, after, dropout if i in (dropout_at or self.dropout_places) else 0.0)
+            for i, (before, after) in enumerate(pairwise(widths), start=1)
+        )
         self.head = nn.Linear(widths[-1], num_classes)
 
     @property

@@ -3,6 +3,8 @@
 images -> normalize -> backbone (timm's network with its head) -> logits
 """
 
+import inspect
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,13 +12,16 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.data import ImageNetInfo, infer_imagenet_subset
-from timm.models import get_pretrained_cfg, is_model, load_state_dict
+from timm.models import get_pretrained_cfg, is_model, load_state_dict, model_entrypoint
 from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 
 from cvlab.files import LFS_POINTER, NOT_FETCHED
 from cvlab.models.model import MAX_CLASSES, Model, Normalize, Stage
 from cvlab.models.timm_stages import maps_of
+
+# What timm's files of networks call the function that its loader asks to convert tensors of others.
+CONVERTERS = ("checkpoint_filter_fn", "checkpoint_filter_fn_classifier", "_filter_fn", "_filter_torchvision_pretrained")
 
 
 class WholeConv2d(nn.Conv2d):
@@ -49,6 +54,8 @@ class TimmClassifier(Model):
         global_pool: how features become one vector ("avg", "token" and others); by default as the architecture does.
         class_token: whether a transformer has a CLS token; by default as the architecture does.
         fixed_input_size: whether the network is made for one image size; by default as the architecture is.
+        single_output: timm's network has one output z for two classes. The logits are -z/2 and z/2, whose softmax is
+            the sigmoid of z.
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth (Huang et al., "Deep Networks with Stochastic Depth", 2016).
         mean, std: of the images in [0, 1].
@@ -67,6 +74,7 @@ class TimmClassifier(Model):
         global_pool: str | None = None,
         class_token: bool | None = None,
         fixed_input_size: bool | None = None,
+        single_output: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         mean: Sequence[float] = (0.485, 0.456, 0.406),
@@ -77,9 +85,12 @@ class TimmClassifier(Model):
         # Not passed where they are 0: not every network of timm takes these two.
         given |= {"drop_rate": drop_rate or None, "drop_path_rate": drop_path_rate or None}
         self.model_args = {key: value for key, value in given.items() if value is not None}
+        if single_output and num_classes != 2:
+            raise ValueError("a single output tells two classes apart")
+        self.single_output, outputs = single_output, 1 if single_output else num_classes
 
         def make() -> nn.Module:
-            return timm_network(architecture, image_size, fixed_input_size, num_classes=num_classes, **self.model_args)
+            return timm_network(architecture, image_size, fixed_input_size, num_classes=outputs, **self.model_args)
 
         self.normalize = Normalize(mean, std)
         self.backbone = make()
@@ -96,7 +107,8 @@ class TimmClassifier(Model):
         return {name: Stage(self.backbone.get_submodule(name), to_map) for name, to_map in self._maps.items()}
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.backbone(self.normalize(images))  # (N, num_classes)
+        logits = self.backbone(self.normalize(images))  # (N, num_classes)
+        return torch.cat([-logits, logits], 1) / 2 if self.single_output else logits
 
     def timm_config(self) -> dict:
         """What timm needs to build the same network and its transforms: the top level of config.json."""
@@ -112,7 +124,7 @@ class TimmClassifier(Model):
                 "fixed_input_size": known["fixed_input_size"],
                 "interpolation": self.interpolation,
                 "crop_pct": self.crop_pct,
-                "crop_mode": "center",
+                "crop_mode": self.crop_mode,
                 "mean": self.config["mean"],
                 "std": self.config["std"],
                 "num_classes": self.backbone.num_classes,
@@ -171,6 +183,8 @@ def from_timm_config(config: dict) -> dict:
         raise ValueError("input_size is not [3, side, side]")
     if input_size[1] != input_size[2]:
         raise ValueError(f"input_size {list(input_size)} is not square: cvlab shows a model square views")
+    if num_classes == 1:
+        arguments["single_output"] = True
     return {
         "task": "classification",
         "network": "timm",
@@ -181,14 +195,17 @@ def from_timm_config(config: dict) -> dict:
         "std": view.get("std", list(known.std)),
         "crop_pct": view.get("crop_pct", known.crop_pct),
         "interpolation": view.get("interpolation", known.interpolation),
+        "crop_mode": "squash" if view.get("crop_mode", known.crop_mode) == "squash" else "center",
         "threshold": 0.5,
     }
 
 
 def _class_names(config: dict, view: dict, num_classes: int) -> list[str]:
     """Descriptions of label_names where there are some, else label_names, else ImageNet's names, else numbers."""
-    numbered = [f"class {i}" for i in range(num_classes)]
     names = config.get("label_names", view.get("label_names"))
+    if num_classes == 1 and not (isinstance(names, list | dict) and len(names) == 1):
+        num_classes = 2  # a single output tells two classes apart; from one name comes also "not NAME"
+    numbered = [f"class {i}" for i in range(num_classes)]
     descriptions = config.get("label_descriptions", view.get("label_descriptions")) or {}
     if names is None:
         return imagenet_names(num_classes) or numbered
@@ -198,7 +215,8 @@ def _class_names(config: dict, view: dict, num_classes: int) -> list[str]:
         raise ValueError(f"label_names is not a list of {num_classes} names, one for each class")
     if isinstance(descriptions, dict):
         names = [descriptions.get(name, name) for name in names]
-    return unique([str(name) for name in names])
+    names = unique([str(name) for name in names])
+    return [f"not {names[0]}", *names] if num_classes == 1 else names
 
 
 def imagenet_names(num_classes: int) -> list[str] | None:
@@ -236,6 +254,7 @@ def default_view(architecture: str) -> dict:
         "std": list(known.std),
         "crop_pct": known.crop_pct,
         "interpolation": known.interpolation,
+        "crop_mode": "squash" if known.crop_mode == "squash" else "center",
     }
 
 
@@ -273,29 +292,42 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} cannot be read as weights, .pth or .safetensors: {_reason(error)}.") from error
 
 
+def in_current_names(architecture: str, network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of an older timm, of a network's authors or of another image size, as timm's own loader converts them."""
+    known = vars(sys.modules[model_entrypoint(architecture).__module__])
+    convert = next((known[name] for name in CONVERTERS if name in known), None)
+    if convert is None:
+        return weights
+    takes = inspect.signature(convert).parameters
+    settings = {"adapt_layer_scale": True} if "adapt_layer_scale" in takes else {}  # names of the authors of DeiT III
+    return convert(dict(weights), *[network][: len(takes) - 1], **settings)
+
+
 def _reason(error: Exception) -> str:
     return (str(error).split("\n")[0] or type(error).__name__)[:200].rstrip(". ")
 
 
 def load_backbone(backbone: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Loads weights of the same network; its classifier, and layers that were cut off, are left out.
+    """Loads weights of the same network, also of its authors or of another size, without classifier and cut-off layers.
 
     Raises:
         ValueError: a tensor is missing, has another shape, or belongs to another network; the message names it.
     """
+    architecture, size = backbone.pretrained_cfg["architecture"], backbone.pretrained_cfg["input_size"][-1]
     with torch.device("meta"):
-        whole = timm.create_model(backbone.pretrained_cfg["architecture"])
+        whole = timm_network(architecture, size)
+    try:
+        weights = in_current_names(architecture, whole, weights)
+    except Exception as error:  # of tensors of another network
+        raise ValueError(f"timm cannot convert the weights, which begin with {', '.join(list(weights)[:3])}") from error
     classifiers = whole.pretrained_cfg["classifier"] or ()
-    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
-    in_classifier = tuple(f"{each}." for each in classifiers)
+    in_classifier = tuple(f"{each}." for each in ([classifiers] if isinstance(classifiers, str) else classifiers))
     needed = {name: tensor for name, tensor in backbone.state_dict().items() if not name.startswith(in_classifier)}
     for name, tensor in needed.items():
-        if name not in weights and name.endswith(".num_batches_tracked"):  # older files do not have it
-            continue
-        if name not in weights:
+        if name not in weights and not name.endswith(".num_batches_tracked"):  # older files do not have it
             raise ValueError(f"{name} is missing from the weights, which begin with {', '.join(list(weights)[:3])}")
-        if weights[name].shape != tensor.shape:
-            found, wanted = tuple(weights[name].shape), tuple(tensor.shape)
+        found, wanted = (tuple(each.shape) for each in (weights.get(name, tensor), tensor))
+        if found != wanted:
             raise ValueError(f"{name} has shape {found} in the weights, and {wanted} in the network")
     if foreign := [name for name in weights if name not in whole.state_dict()]:
         raise ValueError(f"the network has no {foreign[0]}, which is in the weights")

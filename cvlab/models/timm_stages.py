@@ -70,6 +70,8 @@ def _output_shapes(backbone: nn.Module, images: Tensor) -> dict[str, torch.Size]
     def recorder(name: str) -> Callable:
         def hook(module: nn.Module, inputs: tuple, output: object) -> None:
             calls[name] += 1
+            if isinstance(module, nn.Conv2d) and inputs[0].shape[1] == 3:
+                _check_patches(module, inputs[0].shape[-1])
             if isinstance(output, Tensor):
                 shapes[name] = output.shape
 
@@ -80,6 +82,17 @@ def _output_shapes(backbone: nn.Module, images: Tensor) -> dict[str, torch.Size]
     with torch.no_grad():
         backbone(images)
     return {name: shape for name, shape in shapes.items() if calls[name] == 1}
+
+
+def _check_patches(conv: nn.Conv2d, side: int) -> None:
+    """Raises ValueError if a convolution that cuts the image into patches would never see its last columns."""
+    patch = conv.stride[-1]
+    if conv.kernel_size == conv.stride and not any(conv.padding) and side % patch:
+        sizes = f"{side - side % patch} or {side - side % patch + patch}"
+        raise ValueError(
+            f"the network reads patches of {patch} pixels, and would never see the last {side % patch} columns of "
+            f"images of {side} pixels: choose an image size of {sizes}"
+        )
 
 
 def _to_map(shape: Sequence[int], image_size: int, reduction: int, channels_last: bool) -> ToMap | None:

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
+from cvlab.data.masks import read_mask
 from cvlab.explain import METHODS, default_stage, explain, peak, predict, predicted_masks
 from cvlab.explain.paths import contributions, region_dependence
 from cvlab.explain.slow import integrated_gradients, occlusion
@@ -15,7 +14,7 @@ from cvlab.models import Model
 from cvlab.models.unet import UNet
 from cvlab.page.question import SLOW_METHODS, Question, score_of, settled, settled_score
 from cvlab.render import mask_overlay
-from cvlab.transforms import open_image, resize_logits, view, whole_mask
+from cvlab.transforms import resize_logits, view, whole_mask
 
 MAX_SIDE = 1024  # pixels of a displayed photo
 WHOLE_PICTURE = "the whole picture"  # stands for the stage of a map that belongs to none
@@ -173,20 +172,19 @@ def peak_of(attribution: Tensor, method: str = "grad_cam") -> float:
     return attribution.max().relu().item() if method == "occlusion" else peak(attribution).item()
 
 
-def open_mask(file: object, model: Model, class_idx: int, size: tuple[int, int]) -> Tensor:
+def open_mask(file: str, model: Model, class_idx: int, size: tuple[int, int]) -> Tensor:
     """The true mask of a class for a photo of `size` (height, width): (H, W) bool at its own resolution.
 
-    White (or 1) is the class; of several classes the values may be their numbers, counted from 1.
+    It is read as the trainers read masks; of several classes a black and white one shows the class that is asked about.
 
     Raises:
-        ValueError: no picture, or of another shape than the photo.
+        ValueError: no mask, not clear what its values mean, or of another shape than the photo.
     """
-    values = np.asarray(open_image(file)).max(2)
-    height, width = values.shape
+    mask = read_mask(file, len(model.class_names), white=class_idx)[class_idx]
+    height, width = mask.shape
     if abs(width / height - size[1] / size[0]) > 0.02 * size[1] / size[0]:
         raise ValueError(f"The mask is {width} x {height} pixels and the photo {size[1]} x {size[0]}: another shape.")
-    numbered = values.max() <= len(model.class_names)
-    return torch.from_numpy(values == class_idx + 1 if numbered else values > values.max() / 2)
+    return mask
 
 
 def in_view(mask: Tensor, model: Model) -> Tensor:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cvlab import render
+from cvlab import plots
 from cvlab.checkpoint.card import ALT_TEXTS, SECTIONS, Section, read_history, read_text, title_and_alt_text
 from cvlab.checkpoint.config import opened
 from cvlab.page.html import Figure, as_html, card_text, code_block, paragraph, table
@@ -63,7 +63,7 @@ def _curves(folder: Path) -> str:
     numbers = [value for line in history for value in line.values() if isinstance(value, float)]
     if not all(map(math.isfinite, numbers)):
         return paragraph("The history of the training holds values that are not finite numbers.")
-    return as_html([Figure(render.curves(history), "Curves", "", ALT_TEXTS["Curves"])], "wide")
+    return as_html([Figure(plots.curves(history), "Curves", "", ALT_TEXTS["Curves"])], "wide")
 
 
 def _epochs(folder: Path) -> str:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cvlab.explain import heatmap, predict, predicted_masks
+from cvlab.explain.scores import takes_wrapped
 from cvlab.models import Model
 
 BORDER = 64  # this part of the picture's side is hidden around a region, because it still shows the region's edge
@@ -43,6 +44,7 @@ class Deletion:
         return self.hidden < min(self.random)
 
 
+@takes_wrapped
 def deletion(
     model: Model,
     images: Tensor,
@@ -65,7 +67,7 @@ def deletion(
         region: pixels of a segmenter's output, (H, W) bool; by default the mask that it predicts with nothing hidden.
 
     Raises:
-        ValueError: the map has no positive value, or the region or predicted mask no pixel.
+        ValueError: the map has no positive value or is the same everywhere, or the region or predicted mask no pixel.
     """
     hottest = hottest_part(heatmap(attribution, images.shape[-2:]), share)
     generator = torch.Generator().manual_seed(seed)
@@ -76,6 +78,7 @@ def deletion(
     return Deletion(before, after, random, hottest.float().mean().item(), pictures[1:2])
 
 
+@takes_wrapped
 def deletion_curves(
     model: Model,
     images: Tensor,
@@ -96,6 +99,7 @@ def deletion_curves(
         Shares from 0 to 1, the probability with this share hidden, and with only this share shown: steps + 1 of each.
     """
     heat = F.interpolate(attribution, images.shape[-2:], mode="bilinear")[0, 0]
+    _check_order(heat)
     order = heat.flatten().argsort(descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order))).reshape(heat.shape)
     shares = torch.linspace(0, 1, steps + 1)
@@ -111,15 +115,21 @@ def hottest_part(heat: Tensor, share: float) -> Tensor:
     """The hottest `share` of the pixels of a heatmap (1, 1, H, W) >= 0, none of them 0, as (H, W) bool.
 
     Raises:
-        ValueError: the heatmap is blank.
+        ValueError: the heatmap is blank, or the same everywhere, as one of a single position is.
     """
     heat = heat[0, 0]
     count = min(round(share * heat.numel()), int((heat > 0).sum()))
     if not count:
         raise ValueError("the map shows no evidence, so there is nothing to hide: choose another stage or class")
+    _check_order(heat)
     hottest = torch.zeros(heat.numel(), dtype=torch.bool)
     hottest[heat.flatten().topk(count).indices] = True
     return hottest.reshape(heat.shape)
+
+
+def _check_order(heat: Tensor) -> None:
+    if heat.max() - heat.min() <= 1e-5 * heat.abs().max():  # as resizing rounds
+        raise ValueError("the map is the same everywhere, so no part of it is the hottest: choose an earlier stage")
 
 
 def hide(images: Tensor, regions: Tensor) -> Tensor:
@@ -167,7 +177,8 @@ def _probability_of(
     """A function from logits to (N,) probabilities."""
     if model.task == "classification":
         chosen = int(logits.argmax()) if class_idx is None else class_idx
-        return lambda logits: logits.softmax(1)[:, chosen]
+        # The softmax of a single logit would be 1 for ever: its probability is the sigmoid.
+        return lambda logits: (logits.softmax(1) if logits.shape[1] > 1 else logits.sigmoid())[:, chosen]
     chosen = class_idx or 0
     pixels = predicted_masks(model, logits)[0, chosen] if region is None else region
     if not pixels.any():

@@ -25,6 +25,7 @@ from cvlab.explain import (
     predicted_score,
 )
 from cvlab.explain.hooks import differentiable, passes
+from cvlab.explain.scores import takes_wrapped
 from cvlab.models import Model
 
 SAME = 0.999  # two maps with a higher correlation are the same
@@ -48,6 +49,7 @@ def diagnose(attribution: Tensor, logits: Tensor | None = None, class_idx: int =
     return next(_of_map(attribution, logits, class_idx), "")
 
 
+@takes_wrapped
 def diagnose_model(
     model: Model,
     images: Tensor,
@@ -100,8 +102,8 @@ def _of_model(model: Model, images: Tensor, score: Callable, stage: str, method:
         yield "Not finite: the weights are finite, but the logits overflow. A layer explodes, or float16 does."
 
     place = model.stages[stage]
-    seen = passes(model, images, score, {stage: place.module})
-    activation, gradient = place.to_map(seen.activations[stage]), place.to_map(seen.gradients[stage])
+    seen, gradients = passes(model, images, score, {stage: place.module})
+    activation, gradient = place.to_map(seen.activations[stage]), place.to_map(gradients[stage])
     of_logits = _gradient_of_score(score, logits)
     # A score that is linear in the logits equals the gradient times the logits, however small its factor is.
     if of_logits.abs().sum() < GAP and not torch.isclose((of_logits * logits).sum(), seen.scores.sum(), rtol=0.01):

@@ -91,7 +91,7 @@ def collected(run: Path) -> dict:
             rows = [row for row in csv.DictReader(file) if row["state"] == "done"]
         return {"measured": today(), "sweep": rows, "manifest": manifest_of(run / rows[0]["run"])}
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    score = next(name for name in ("accuracy", "iou") if f"val_{name}" in history[0])
+    score = next(name for name in ("iou", "accuracy") if f"val_{name}" in history[0])
     manifest = json.loads((run / "manifest.json").read_text())
     best = history[manifest["best_epoch"] - 1]
     val = {"value": best[f"val_{score}"], "epoch": best["epoch"]}

@@ -1,0 +1,25 @@
+"""The ranges of the options that are numbers, for all scripts."""
+
+import argparse
+import math
+
+# The least and the greatest value of options that are numbers; of a list, of each of them.
+AT_LEAST_1 = ("epochs", "batch_size", "image_size", "width", "widths", "depth", "hidden", "patience", "div_factor")
+AT_LEAST_0 = ("lr", "finetune_lr", "weight_decay", "cache_limit", "clip_norm", "mixup", "cutmix", "views", "unfreeze")
+AT_LEAST_0 += ("finetune_epochs", "channels", "pools", "pool_to", "seed", "split_seed")
+SHARES = ("momentum", "dropout", "head_dropout", "label_smoothing", "ema", "crop_pct", "min_area", "layer_decay")
+RANGES = dict.fromkeys(AT_LEAST_1, (1, math.inf)) | dict.fromkeys(AT_LEAST_0, (0, math.inf))
+RANGES |= dict.fromkeys(SHARES, (0, 1)) | {"per_class": (1, math.inf), "classes": (2, math.inf)}
+NOT_0 = ("crop_pct", "min_area", "layer_decay")
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Raises ValueError for a number that is outside of its range."""
+    for name, (least, most) in RANGES.items():
+        given = vars(args).get(name)
+        if name == "epochs" and "finetune_epochs" in args:
+            least = 0  # the second phase alone
+        for value in given if isinstance(given, list | tuple) else [] if given is None else [given]:
+            if not least <= value <= most or value == math.inf or (value == 0 and name in NOT_0):
+                limits = f"at least {least}" if most == math.inf else f"{'above' if name in NOT_0 else 'from'} 0 to 1"
+                raise ValueError(f"--{name.replace('_', '-')} is {value:g}: it must be {limits}.")

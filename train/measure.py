@@ -1,0 +1,50 @@
+"""Scores of a trained model on pictures, as metrics.json holds them."""
+
+from collections.abc import Callable
+from itertools import chain
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cvlab import metrics
+from cvlab.explain.many import predict_views
+from cvlab.models import Model
+from cvlab.transforms import resize_logits
+
+
+def mean_loss(losses: Tensor) -> dict:
+    """The mean of the losses of all pictures (N,), with its 95% interval by bootstrap."""
+    value, *bounds = metrics.paired_interval(losses.numpy(), np.zeros(len(losses)), np.mean)
+    return metrics.interval(value, bounds)
+
+
+def mask_counts(
+    model: Model, views: Tensor, masks: list[Tensor], thresholds: list[float]
+) -> tuple[list[Tensor], Tensor]:
+    """Counts by class (N, C, 4) at the masks' own size for each threshold, and each picture's cross-entropy, (N,).
+
+    The cross-entropy is binary, a mean over pixels and classes.
+    """
+    counts: list[list[Tensor]] = [[] for _ in thresholds]
+    losses = []
+    for logits, mask in zip(chain.from_iterable(predict_views(model, views)), masks, strict=True):
+        resized = resize_logits(logits[None], mask.shape[-2:])
+        losses.append(F.binary_cross_entropy_with_logits(resized, mask[None].float()))
+        probs = resized.sigmoid()
+        for each, threshold in zip(counts, thresholds, strict=True):
+            each.append(metrics.segmentation_counts((probs > threshold)[0, :, None], mask[:, None]))
+    return [torch.stack(each) for each in counts], torch.stack(losses)
+
+
+def iou(counts: Tensor) -> float:
+    """Over all images of `segmentation_counts`."""
+    return metrics.segmentation_scores(counts).iou
+
+
+def add_comparison(found: dict, other: str, score: str, ours: Tensor, theirs: Tensor, score_of: Callable) -> str:
+    """Adds the difference from another model to what metrics.json holds, and returns the line of the report."""
+    value, low, high = metrics.paired_interval(ours.numpy(), theirs.numpy(), score_of)
+    found["compared"] = {"with": other, "score": score, "difference": metrics.interval(value, (low, high))}
+    return f"\n{score} minus that of {other}, same pictures: {value:+.4f} (95% interval {low:+.4f} to {high:+.4f})."
