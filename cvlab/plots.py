@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cvlab import fonts
 
+SCORES = ("iou", "accuracy", "precision", "recall", "f1")  # a stranger's history may hold any others
 MOST_NUMBERED = 40  # classes whose confusion matrix has a number in every cell
 MOST_CELLS = 1000  # in a row of a drawn matrix, about as many as it has pixels
 
@@ -23,8 +24,8 @@ def curves(history: Sequence[dict], kept: int | None = None) -> Image.Image:
     Without `kept`, the epoch with the best validation score.
     """
     score = _score(history)
-    others = [name[4:] for name in history[-1] if name.startswith("val_") and f"train_{name[4:]}" in history[-1]]
-    names = ["loss", score, *(name for name in others if name not in ("loss", score))]
+    others = [name for name in SCORES if name != score and f"val_{name}" in history[-1]]
+    names = ["loss", score, *others]
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(4.5 * columns, 3.4 * rows), layout="constrained")

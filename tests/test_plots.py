@@ -39,9 +39,9 @@ def test_curves_of_both_tasks(score, epochs):
 
 
 def test_a_segmenter_is_marked_by_its_iou_and_all_its_scores_are_drawn(figures):
-    """The first line is of a run that an older version began."""
+    """The first line is of a run that an older version began; x is not known."""
     more = {f"{part}_{name}": 0.9 for part in ("train", "val") for name in ("accuracy", "precision", "recall", "f1")}
-    history = lines("iou", 1) + lines("iou", 3, **more)[1:]
+    history = lines("iou", 1) + lines("iou", 3, **more, train_x=1, val_x=1)[1:]
     assert is_readable(curves(history, 2))
     panels = figures[0].axes
     assert [axes.get_title() for axes in panels] == ["loss", "iou", "accuracy", "precision", "recall", "f1"]
