@@ -17,14 +17,15 @@ from cvlab.explain import METHODS, explain, predicted_score
 from cvlab.page.evidence import evidence_for, open_mask, peak_of
 from cvlab.page.html import quoted
 from cvlab.page.models import TOLERANCE, Models, bytes_of, faster_copy
-from cvlab.page.panels import PANELS, draw, sentence_of
+from cvlab.page.panels import PANELS, draw
 from cvlab.page.question import Question, score_of
 from cvlab.page.visit import Visits
+from cvlab.page.words import sentence_of
 from cvlab.transforms import open_image, view
 from cvlab.trust.diagnosis import diagnose_model
 
 ROOT = Path(__file__).resolve().parents[1]
-OF_ONE = [name for name in PANELS if name not in ("notes", "compared", "record")]
+OF_ONE = [name for name in PANELS if name not in ("sentence", "compared", "record")]
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_a_photo_and_its_mask_are_opened_once_whatever_is_asked(visits: Visits, 
     shapes.scene(4003, 40).image.convert("L").point(lambda value: 255 * (value > 99)).save(mask)
     opened.clear()
     for question in (Question(), Question(against=True), Question(region="false positives")):
-        draw(visits.get(photo, "riders").ask(question, mask), ("notes", *OF_ONE))
+        draw(visits.get(photo, "riders").ask(question, mask), ("sentence", *OF_ONE))
     assert (opened.count(photo), opened.count(mask)) == (1, 1)
 
 
@@ -113,8 +114,8 @@ def test_every_panel_has_an_answer_or_a_sentence(visits: Visits, photo: str) -> 
         shown = draw(answer, OF_ONE)
         assert re.fullmatch(r"<p>[^<]+\.</p>", shown["grad_cam"])
         assert not shown["picker"]
-        shown = draw(answer, ("notes", *OF_ONE))  # said once, above all
-        assert re.fullmatch(r"<p>[^<]+\.</p>", shown["notes"])
+        shown = draw(answer, ("sentence", *OF_ONE))  # said once, above all
+        assert re.fullmatch(r"<p>[^<]+\.</p>", shown["sentence"])
         assert not any(shown[name] for name in OF_ONE)
 
 
@@ -137,7 +138,7 @@ def test_how_far_maps_depend_on_the_region_is_worked_out_later_and_stays_beside_
 
 def test_one_scale_brings_the_peaks_of_all_stages_under_one_top(visits: Visits, photo: str) -> None:
     html = draw(visits.get(photo, "riders").ask(Question(common_scale=True)), ["stages"])["stages"]
-    tops = re.findall(r"</span></span> ([\d.,e+-]+) ", html) or re.findall(r"</span> ([\d.,e+-]+) </div>", html)
+    tops = re.findall(r"</span> ([\d.,e+-]+) </div>", html)
     assert len(set(tops)) == len(METHODS)
 
 

@@ -8,12 +8,14 @@ from cvlab.explain import METHODS, default_stage
 from cvlab.explain.many import compared_stages, likeness
 from cvlab.files import write_bytes
 from cvlab.page.evidence import peak_of
-from cvlab.page.html import Figure, as_html, number, paragraph, quoted, sorted_by
+from cvlab.page.html import Figure, as_html, number, paragraph, sorted_by
 from cvlab.page.many import Explained, explain_many, to_csv, write_zip
+from cvlab.page.picture import captioned, heated, slider, with_photo
 from cvlab.page.question import Question
 from cvlab.page.unzip import list_pictures
 from cvlab.page.visit import Answer, Visit
-from cvlab.render import overlay, to_picture
+from cvlab.page.words import said
+from cvlab.render import overlay
 
 MOST_SHOWN = 60  # of many pictures; the table and the zip hold all
 # The columns of the table and their widths in pixels.
@@ -42,15 +44,19 @@ def compare(answer: Answer, second: Answer) -> str:
     titles = first.visit.name, second.visit.name
     if titles[0] == titles[1]:
         titles = "First picture", "Second picture"
-    drawn = []
+    drawn = ""
     for title, each in zip(titles, (first, second), strict=True):
-        images, attribution, question = each.prediction.images, each.attribution, each.question
+        attribution, question = each.attribution, each.question
         words = f"{each.words} at {each.stage}"
         peak = f"Peak {number(peak_of(attribution, question.method))} logits."
-        laid = overlay(images, attribution, question.colormap, question.opacity)
-        drawn.append(Figure(to_picture(images), title, _said(each), f"{title} as the model sees it"))
-        drawn.append(Figure(laid, words, peak, f"{title}: {words}"))
-    return paragraph(_agreement(first, second)) + as_html(drawn, "two")
+        shown = heated(attribution, each.box, f"{title}: {words}", question.colormap)
+        caption = f"{' '.join(said(each))} {words}. {peak}"
+        drawn += with_photo(each.prediction.photo, each.prediction.size, captioned(shown, title, caption))
+    return (
+        paragraph(_agreement(first, second))
+        + slider("Heat", first.question.opacity)
+        + f'<div class="two">{drawn}</div>'
+    )
 
 
 def _comparable(question: Question) -> Question:
@@ -66,15 +72,6 @@ def _of_second(first: Answer, second: Answer) -> Question:
     if first.model is second.model:  # the same class, so that the peaks can be compared
         return replace(asked, class_name=first.model.class_names[first.evidence.class_idx])
     return asked if asked.class_name in second.model.class_names else replace(asked, class_name="")
-
-
-def _said(answer: Answer) -> str:
-    """A prediction as a sentence."""
-    prediction = answer.prediction
-    if prediction.sentence:
-        return prediction.sentence
-    name = max(prediction.shares, key=prediction.shares.get)
-    return f"{quoted(name)} with probability {prediction.shares[name]:.1%}."
 
 
 def _agreement(first: Answer, second: Answer) -> str:
