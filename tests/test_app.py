@@ -595,7 +595,7 @@ def test_the_whole_answer_is_in_the_first_screen_with_all_tabs_in_one_row(
     page = browser.new_page()
     page.goto(f"{url}?model={model}")
     expect(page.locator(".chip")).to_be_visible()
-    assert page.locator("#sentence").get_attribute("aria-live") == "polite"
+    expect(page.locator("#sentence").locator("xpath=descendant-or-self::*[@aria-live='polite']")).to_contain_text("%")
     for width, height in ((1366, 768), (390, 844)):
         page.set_viewport_size({"width": width, "height": height})
         for part in ("#sentence h2", ".chip", "[role=tablist]", "#first .pic", "#first .fade input", ".bars"):
@@ -638,7 +638,7 @@ def test_a_picture_is_enlarged_and_saved_with_its_caption(page: Page) -> None:
     page.get_by_role("button", name="Larger").click()
     assert shown.bounding_box()["width"] == pytest.approx(1.5 * before, rel=0.01)
     with page.expect_download() as download:
-        page.get_by_role("button", name="Save").click()
+        page.get_by_role("button", name="Save", exact=True).click()
     saved = Image.open(download.value.path())
     assert saved.width == 1024 < saved.height  # the scene is square, and the caption is below it
     photo = np.asarray(shapes.scene(4022, 256).image.resize((1024, 1024)), float)

@@ -7,7 +7,7 @@ const fade = value => {
   root.style.setProperty('--fade', value / 100);
   document.querySelectorAll('.fade input').forEach(each => { each.value = value; });
 };
-watch('value', () => {
+const drawn = () => {
   // The address bar holds the link to what is shown; a theme that was asked for stays in it.
   const link = element.querySelector('.question-link'), theme = new URLSearchParams(location.search).get('__theme');
   if (link) history.replaceState(null, '', link.getAttribute('href') + (theme ? '&__theme=' + theme : ''));
@@ -15,7 +15,9 @@ watch('value', () => {
   const slider = element.querySelector('.fade input'), set = root.style.getPropertyValue('--fade');
   if (slider) fade(set ? 100 * set : slider.value);
   element.querySelectorAll('details').forEach(each => { each.open = opened[each.dataset.name]; });
-});
+};
+watch('value', drawn);
+drawn();
 element.addEventListener('toggle', event => { opened[event.target.dataset.name] = event.target.open; }, true);
 
 // A click or a drag on a picker, or Enter at the cross that the arrow keys move, becomes the event "select".
