@@ -288,6 +288,7 @@ def upload(page: Page, path: Path) -> None:
 
 def tab(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name).click()
+    expect(page.get_by_role("tab", name=name)).to_have_attribute("aria-selected", "true")
 
 
 def picture(page: Page, alt_text: str | re.Pattern) -> str:

@@ -103,13 +103,13 @@ document.addEventListener('keydown', event => {
   const tab = event.target.closest?.('[role=tab]'), to = {ArrowLeft: 'previous', ArrowRight: 'next'}[event.key];
   if (tab && to) tab[to + 'ElementSibling']?.focus();
 });
-document.addEventListener('focusin', event => {
+for (const kind of ['keyup', 'click']) document.addEventListener(kind, event => {
   event.target.closest?.('[role=tab]')?.scrollIntoView({block: 'nearest', inline: 'center'});
 });
 
 // "Enlarge": the picture alone, with buttons to zoom and to save it with its caption.
 document.addEventListener('click', event => {
-  const figure = event.target.closest('.large')?.closest('figure');
+  const figure = event.target.closest('.enlarge')?.closest('figure');
   if (!figure) return;
   const view = document.createElement('dialog'), tools = document.createElement('div'), copy = figure.cloneNode(true);
   let zoom = 1;

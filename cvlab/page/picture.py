@@ -173,7 +173,7 @@ def captioned(picture: str, title: str, caption: str, bar: str = "") -> str:
     strong = f"<strong>{html.escape(title)}</strong> " if title else ""
     return (
         f"<figure>{picture}{bar}<figcaption>{strong}{html.escape(caption)} "
-        f'<button class="large" aria-label="Enlarge or save: {html.escape(title or caption)}">Enlarge</button>'
+        f'<button class="enlarge" aria-label="Enlarge or save: {html.escape(title or caption)}">Enlarge</button>'
         "</figcaption></figure>"
     )
 
