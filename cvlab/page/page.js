@@ -81,12 +81,12 @@ element.addEventListener('click', async event => {
   button.textContent = 'Copied';
 });
 
-// What belongs to the whole page: once.
+// Once for the whole page.
 if (window.cvlab) return;
 window.cvlab = true;
 document.addEventListener('input', event => { if (event.target.closest('.fade')) fade(event.target.value); });
 
-// A picture that is dropped or pasted anywhere else than on a field for pictures is the photo.
+// A picture that is dropped or pasted is the photo, except on a field for pictures.
 const send = (event, files) => {
   const input = document.querySelector('#strip input[type=file]');
   if (!files?.length || !input || event.target.closest?.('.image-container, .gradio-container input, textarea')) return;

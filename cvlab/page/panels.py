@@ -13,7 +13,7 @@ from cvlab.page.gallery import compare
 from cvlab.page.heat import METHOD_NAMES, UNIT, draw_map
 from cvlab.page.html import Figure, as_html, bars, code_block, folded, number, paragraph, scale_bar, table
 from cvlab.page.models import model_facts
-from cvlab.page.picture import captioned, slider, with_photo
+from cvlab.page.picture import CONTOURS, captioned, slider, with_photo
 from cvlab.page.question import settled_score, to_query
 from cvlab.page.record import record_panel
 from cvlab.page.snippet import as_python
@@ -62,8 +62,11 @@ def look(answer: Answer) -> str:
     if answer.segments:
         return region_picker(answer)
     prediction, bar = answer.prediction, slider("Heat", answer.question.opacity)
+    lines = "White line: the hottest tenth."
+    if answer.question.colormap == CONTOURS:
+        lines = "Lines at 20, 40, 60 and 80% of the maximum; the thickest is the highest."
     unseen = " Dark frame: not seen by the model." if answer.box[2:] != (1, 1) else ""
-    figure = captioned(draw_map(answer)[0], "", f"White line: the hottest tenth.{unseen}", bar)
+    figure = captioned(draw_map(answer)[0], "", f"{lines}{unseen}", bar)
     return with_photo(prediction.photo, prediction.size, figure, "main")
 
 
