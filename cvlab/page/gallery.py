@@ -7,15 +7,15 @@ from pathlib import Path
 from cvlab.explain import METHODS, default_stage
 from cvlab.explain.many import compared_stages, likeness
 from cvlab.files import write_bytes
+from cvlab.models import Model
 from cvlab.page.evidence import peak_of
-from cvlab.page.html import Figure, as_html, number, paragraph, sorted_by
+from cvlab.page.html import number, paragraph, sorted_by
 from cvlab.page.many import Explained, explain_many, to_csv, write_zip
-from cvlab.page.picture import captioned, heated, slider, with_photo
-from cvlab.page.question import Question
+from cvlab.page.picture import captioned, heated, picture_url, seen_part, slider, with_photo
+from cvlab.page.question import COLORMAPS, Question
 from cvlab.page.unzip import list_pictures
 from cvlab.page.visit import Answer, Visit
 from cvlab.page.words import said
-from cvlab.render import overlay
 
 MOST_SHOWN = 60  # of many pictures; the table and the zip hold all
 # The columns of the table and their widths in pixels.
@@ -127,20 +127,20 @@ def explain_files(
     rows = write_zip(maps, model, noted(explained), stage, method, visit.models.public_name(visit.name))
     write_bytes(table, to_csv(rows).encode("utf-8-sig"))
     cells = [[round(cell, 4) if isinstance(cell, float) else cell for cell in astuple(row)] for row in rows]
-    return gallery(shown, len(rows)), cells, str(table), str(maps)
+    orders = {name: sorted(range(len(shown)), key=lambda i, key=key: key(shown[i].row)) for name, key in ORDERS.items()}
+    more = f" The first {MOST_SHOWN} are shown; the table and the zip hold all." if len(shown) == MOST_SHOWN else ""
+    drawn = sorted_by(orders) + slider("Heat", question.opacity) + gallery(shown, model) if shown else ""
+    return paragraph(f"{len(rows)} pictures.{more}") + drawn, cells, str(table), str(maps)
 
 
-def gallery(drawn: Sequence[Explained], count: int) -> str:
-    """A gallery of many pictures, each with the evidence for its prediction."""
-    figures = [
-        Figure(
-            overlay(each.view, each.attribution),
-            f"{each.row.number}: {each.row.prediction or 'nothing found'}",
-            f"{each.row.share:.1%}, peak {each.row.peak:.3g}",
-            f"{each.row.file}: evidence for {each.row.prediction or 'nothing'}",
-        )
-        for each in drawn
-    ]
-    rest = f" The first {MOST_SHOWN} are shown; the table and the zip hold all." if len(drawn) == MOST_SHOWN else ""
-    orders = {name: sorted(range(len(drawn)), key=lambda i, key=key: key(drawn[i].row)) for name, key in ORDERS.items()}
-    return paragraph(f"{count} pictures.{rest}") + (sorted_by(orders) if drawn else "") + as_html(figures)
+def gallery(drawn: Sequence[Explained], model: Model) -> str:
+    """The figures of many pictures, each with the evidence for its prediction."""
+    figures = ""
+    for each in drawn:
+        row, (width, height) = each.row, each.photo.size
+        found = row.prediction or "nothing found"
+        label = f"{row.file}: evidence for {row.prediction or 'nothing'}"
+        picture = heated(each.attribution, seen_part(model, (height, width)), label, COLORMAPS[0])
+        figure = captioned(picture, f"{row.number}: {found}", f"{row.share:.1%}, peak {row.peak:.3g}")
+        figures += with_photo(picture_url(each.photo), (height, width), figure)
+    return f'<div class="figures">{figures}</div>'

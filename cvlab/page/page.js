@@ -84,7 +84,8 @@ element.addEventListener('click', async event => {
 // Once for the whole page.
 if (window.cvlab) return;
 window.cvlab = true;
-document.addEventListener('input', event => { if (event.target.closest('.fade')) fade(event.target.value); });
+const on = (kind, act) => document.addEventListener(kind, act);
+on('input', event => { if (event.target.closest('.fade')) fade(event.target.value); });
 
 // A picture that is dropped or pasted is the photo, except on a field for pictures.
 const send = (event, files) => {
@@ -94,21 +95,21 @@ const send = (event, files) => {
   input.dispatchEvent(new Event('change', {bubbles: true}));
   event.preventDefault();
 };
-document.addEventListener('dragover', event => event.preventDefault());
-document.addEventListener('drop', event => send(event, event.dataTransfer.files));
-document.addEventListener('paste', event => send(event, event.clipboardData.files));
+on('dragover', event => event.preventDefault());
+on('drop', event => send(event, event.dataTransfer.files));
+on('paste', event => send(event, event.clipboardData.files));
 
 // The arrow keys move among the tabs; the tab that is chosen scrolls into sight.
-document.addEventListener('keydown', event => {
+on('keydown', event => {
   const tab = event.target.closest?.('[role=tab]'), to = {ArrowLeft: 'previous', ArrowRight: 'next'}[event.key];
   if (tab && to) tab[to + 'ElementSibling']?.focus();
 });
-for (const kind of ['keyup', 'click']) document.addEventListener(kind, event => {
+for (const kind of ['keyup', 'click']) on(kind, event => {
   event.target.closest?.('[role=tab]')?.scrollIntoView({block: 'nearest', inline: 'center'});
 });
 
 // "Enlarge": the picture alone, with buttons to zoom and to save it with its caption.
-document.addEventListener('click', event => {
+on('click', event => {
   const figure = event.target.closest('.enlarge')?.closest('figure');
   if (!figure) return;
   const view = document.createElement('dialog'), tools = document.createElement('div'), copy = figure.cloneNode(true);
