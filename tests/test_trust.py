@@ -101,7 +101,7 @@ def test_hiding_all_evidence_gives_the_probability_without_it(task: str) -> None
     assert found.hidden == pytest.approx(after.item(), abs=1e-5)
     assert found.share == pytest.approx(share)
     assert found.telling
-    assert len(found.random) == 8
+    assert len(found.random) == 19
     torch.testing.assert_close(found.picture, torch.full_like(images, 0.2))
 
 
