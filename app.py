@@ -40,13 +40,13 @@ from cvlab.page.api import Page, add_api, in_sentences
 from cvlab.page.examples import example_files
 from cvlab.page.gallery import ROWS, explain_files
 from cvlab.page.heat import METHOD_NAMES
+from cvlab.page.host import sentence_of
 from cvlab.page.html import paragraph
 from cvlab.page.models import Models, offered_models
 from cvlab.page.panels import draw
 from cvlab.page.question import COLORMAPS, REGIONS, Question, from_query, picked
 from cvlab.page.upload import MAX_UPLOAD_MB, UPLOADS, photo_input
 from cvlab.page.visit import Answer, Visits
-from cvlab.page.words import sentence_of
 
 ROOT = Path(__file__).resolve().parent
 CSS, SCRIPT = ROOT / "cvlab/page/page.css", (ROOT / "cvlab/page/page.js").read_text("utf-8")
