@@ -500,7 +500,9 @@ def test_the_photo_of_the_camera_is_not_mirrored(tmp_path):
         page.get_by_label("Capture from camera").first.click()
         page.get_by_text("Click to Access Webcam").click()
         page.get_by_label("capture photo").click()
-        while not (taken := [path for path in UPLOADS.rglob("*.*") if path not in before and path.stat().st_size]):
+        for _ in range(300):
+            if taken := [path for path in UPLOADS.rglob("*.*") if path not in before and path.stat().st_size]:
+                break
             page.wait_for_timeout(100)
         browser.close()
     blocks.close()
