@@ -39,38 +39,40 @@ from cvlab.models import Model
 from cvlab.page.api import Page, add_api, in_sentences
 from cvlab.page.examples import example_files
 from cvlab.page.gallery import ROWS, explain_files
+from cvlab.page.heat import METHOD_NAMES
 from cvlab.page.html import paragraph
-from cvlab.page.models import Models, model_facts, offered_models
-from cvlab.page.panels import METHOD_NAMES, draw, sentence_of
+from cvlab.page.models import Models, offered_models
+from cvlab.page.panels import draw
 from cvlab.page.question import COLORMAPS, REGIONS, Question, from_query, picked
 from cvlab.page.upload import MAX_UPLOAD_MB, UPLOADS, photo_input
 from cvlab.page.visit import Answer, Visits
+from cvlab.page.words import sentence_of
 
 ROOT = Path(__file__).resolve().parent
 CSS, SCRIPT = ROOT / "cvlab/page/page.css", (ROOT / "cvlab/page/page.js").read_text("utf-8")
-COLOURS = ("colormap", "opacity", "common_scale")  # the settings that need no other map
-KEPT = ("method", *COLOURS)  # of the settings, when another photo or model is chosen
-FIRST = ("notes", "look")  # the panels that depend on photo and model alone
-REDRAWN = ("grad_cam", "picker", "stages", "contributions", "errors", "link", "code")  # those that the question changes
+COLOURS = ("colormap", "common_scale")  # the settings that need no other map
+KEPT = ("method", "opacity", *COLOURS)  # of the settings, when another photo or model is chosen
+REDRAWN = (  # the panels that a question changes, the sentence first
+    *("sentence", "look", "side", "grad_cam", "picker", "stages", "contributions", "errors", "link", "code"),
+)
+CHECKED = ("chip", "reasons", "believe")  # what hiding the hottest tenth does: many passes, so they come later
 METHOD_CHOICES = [(name + (" (slow)" if key not in METHODS else ""), key) for key, name in METHOD_NAMES.items()]
 REGION_CHOICES = [(label, region) for region, label in REGIONS.items()]
-COLORMAP_CHOICES = [(f"{name} (as in older reports)" if name == "jet" else name, name) for name in COLORMAPS]
+COLORMAP_HINTS = {"jet": " (as in older reports)", "contours": " (lines in place of colour)"}
+COLORMAP_CHOICES = [(name + COLORMAP_HINTS.get(name, ""), name) for name in COLORMAPS]
 
-# System fonts, as the default theme asks a font server; and greys and blues that can be read on their background.
-THEME = gr.themes.Default(
-    primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-).set(
-    body_text_color_subdued="*neutral_600",
-    body_text_color_subdued_dark="*neutral_300",
-    block_info_text_color="*neutral_600",
-    block_info_text_color_dark="*neutral_300",
-)
+# System fonts, as the default theme asks a font server; the colours are in page.css.
+THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+TAKEN = "file => { if (file) document.body.classList.remove('camera'); return [file, null]; }"
+MARK = """<h1><a href="./" aria-label="cvlab, to the start"><svg viewBox="0 0 32 32" aria-hidden="true">
+<rect x="1.5" y="1.5" width="29" height="29" rx="7"/><path d="M5.5 16C12 5.5 20 5.5 26.5 16 20 26.5 12 26.5 5.5 16Z"/>
+<circle cx="16" cy="16" r="4"/></svg>cvlab</a></h1>"""
 
 
 def build_page(models: Models) -> gr.Blocks:
     """The Blocks page, not launched."""
     visits = Visits(models)
-    with Page(title="cvlab", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+    with Page(title="cvlab", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
         wire(page, layout(list(models.offered)), visits)
         add_api(visits)
     return page
@@ -80,79 +82,83 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
     """The widgets by the names of panels and settings; `names` are those of the models to choose from."""
     at, usual, examples = SimpleNamespace(), Question(), example_files()
     at.fresh = gr.State(True)  # the first answer is to what the link asks
-    gr.Markdown("# cvlab\nWhat does a vision model see in a photo, and why? Choose a model and drop a picture.")
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
-            hint = "From the list, or a name on the Hugging Face Hub: user/name"
-            at.model = choice(names, names[0] if names else None, label="Model", info=hint)
-            at.facts = gr.Textbox(label="About the model", interactive=False, lines=2)
-            at.photo = photo_input(value=next(iter(examples)), label="Photo", height=280, alt_text="The chosen photo")
-            gr.Markdown("Examples")
-            with gr.Row(elem_classes="examples"):
-                for path, caption in examples.items():
-                    example = gr.Button(caption, icon=path, size="sm")
-                    example.click(partial(str, path), None, at.photo, api_visibility="private")
-            with gr.Accordion("Colours", open=False):
-                at.colormap = gr.Dropdown(COLORMAP_CHOICES, value=usual.colormap, label="Colour map")
-                at.opacity = gr.Slider(0, 1, usual.opacity, step=0.05, label="Opacity over the photo")
-                hint = "For all stages of a U-Net, or for a class beside the predicted one"
-                at.common_scale = gr.Checkbox(label="One scale", info=hint)
-            at.link = gr.HTML(js_on_load=SCRIPT)
-        with gr.Column(scale=5, min_width=300):
-            at.notes = gr.HTML()
-            with gr.Tab("Predict"), gr.Row():
-                with gr.Column(min_width=220):
-                    at.label = gr.Label(label="Probability", num_top_classes=5)
-                with gr.Column(min_width=220):
-                    at.look = gr.HTML()
-            with gr.Tab("Grad-CAM"):
+    at.opacity = gr.State(usual.opacity)  # where the sliders from photo to heat begin
+    at.photo = photo_input(value=next(iter(examples)), label="Photo", visible="hidden", alt_text="The chosen photo")
+    html = partial(gr.HTML, apply_default_css=False, js_on_load=SCRIPT)
+    with gr.Row(elem_id="strip"):
+        html(MARK, elem_id="mark")
+        at.upload = gr.UploadButton(
+            "Choose a photo", file_types=["image"], variant="primary", size="md", elem_id="choose"
+        )
+        at.camera_button = gr.Button("Camera", size="md", elem_id="camera-button")
+        with gr.Row(elem_classes="examples"):
+            for path, caption in examples.items():
+                example = gr.Button(caption, icon=path, size="sm")
+                example.click(partial(str, path), None, at.photo, api_visibility="private")
+        at.model = choice(names, names[0] if names else None, label="Model", container=False, elem_id="model")
+    with gr.Column(elem_id="camera"):
+        at.camera = photo_input(label="Camera, or paste a picture", sources=["webcam", "clipboard"], height=320)
+    with gr.Row(elem_id="answer"):
+        at.sentence = html(elem_id="sentence")
+        at.chip = html(elem_id="chip")
+    with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):
+        with gr.Tab("Predict"), gr.Row(elem_id="first"):
+            with gr.Column(min_width=0):
+                at.look = html()
+            with gr.Column(min_width=0):
+                at.side, at.reasons, at.facts = html(), html(), html()
+        with gr.Tab("Grad-CAM"):
+            with gr.Row():
+                at.class_name = choice([("", "")], label="Evidence for the class", min_width=150)
+                at.rather_than = choice([("", "")], label="Rather than", min_width=150)
+                at.stage = choice([], label="Read at the stage", min_width=150)
+                at.method = gr.Dropdown(METHOD_CHOICES, value="grad_cam", label="Method", min_width=150)
+            at.against = gr.Checkbox(label="Show the evidence against it instead")
+            at.grad_cam = html()
+            at.believe = html()
+        with gr.Tab("U-Net stages"):
+            at.stages = html()
+            with gr.Column(visible=False) as at.asking:
                 with gr.Row():
-                    at.class_name = choice([("", "")], label="Evidence for the class", min_width=150)
-                    at.rather_than = choice([("", "")], label="Rather than", min_width=150)
-                    at.stage = choice([], label="Read at the stage", min_width=150)
-                    at.method = gr.Dropdown(METHOD_CHOICES, value="grad_cam", label="Method", min_width=150)
-                at.against = gr.Checkbox(label="Show the evidence against it instead")
-                at.grad_cam = gr.HTML()
-                at.check = gr.Button("Can I believe it? Hide the hottest tenth of the picture", size="sm")
-                at.believe = gr.HTML()
-            with gr.Tab("U-Net stages"):
-                with gr.Column(visible=False) as at.asking:
-                    with gr.Row():
-                        with gr.Column(min_width=260):
-                            at.picker = gr.HTML(js_on_load=SCRIPT)
-                        with gr.Column(min_width=220):
-                            at.region = gr.Dropdown(REGION_CHOICES, value="mask", label="Ask about")
-                            hint = "Click or drag in the picture, or write x,y from the top left, then Enter"
-                            at.points = gr.Textbox(label="Places", info=hint, placeholder="20,30 50,60")
-                            at.threshold = gr.Slider(0.05, 0.95, 0.5, step=0.01, label="Threshold")
-                    with gr.Accordion("Compare with the true mask", open=False):
-                        at.mask = photo_input(
-                            label="True mask (white is the class)", height=160, sources=["upload"], elem_id="true-mask"
-                        )
-                    at.errors = gr.HTML()
-                at.stages = gr.HTML()
-                at.contributions = gr.HTML()
-            with gr.Tab("Compare"):
-                with gr.Row():
-                    at.other = choice([("(the same)", ""), *names], label="Second model")
-                    at.second = photo_input(label="Second picture (empty: the same)", height=180, elem_id="second")
-                at.compared = gr.HTML(paragraph("Choose a second model, a second picture, or both."))
-            with gr.Tab("Many pictures"):
-                with gr.Row():
-                    at.files = gr.UploadButton(
-                        "Choose pictures, or a zip of them", file_count="multiple", variant="primary", elem_id="many"
+                    with gr.Column(min_width=260):
+                        at.picker = html()
+                    with gr.Column(min_width=220):
+                        at.region = gr.Dropdown(REGION_CHOICES, value="mask", label="Ask about")
+                        hint = "Click or drag in the picture, or write x,y from the top left, then Enter"
+                        at.points = gr.Textbox(label="Places", info=hint, placeholder="20,30 50,60")
+                        at.threshold = gr.Slider(0.05, 0.95, 0.5, step=0.01, label="Threshold")
+                with gr.Accordion("Compare with the true mask", open=False):
+                    at.mask = photo_input(
+                        label="True mask (white is the class)", height=160, sources=["upload"], elem_id="true-mask"
                     )
-                    at.again = gr.Button("Again, with the model and stage that are chosen now")
-                at.gallery = gr.HTML(js_on_load=SCRIPT)
-                table = {"headers": list(ROWS), "column_widths": [f"{width}px" for width in ROWS.values()]}
-                at.rows = gr.Dataframe(**table, label="Results", interactive=False, wrap=True)
-                with gr.Row():
-                    at.table = gr.File(label="Table (CSV)", interactive=False, height=90)
-                    at.maps = gr.File(label="Maps (zip)", interactive=False, height=90)
-            with gr.Tab("Report") as at.report:
-                at.record = gr.HTML()
-            with gr.Tab("Code"):
-                at.code = gr.HTML(js_on_load=SCRIPT)
+                at.errors = html()
+            at.contributions = html()
+        with gr.Tab("Compare"):
+            with gr.Row():
+                at.other = choice([("(the same)", ""), *names], label="Second model")
+                at.second = photo_input(label="Second picture (empty: the same)", height=180, elem_id="second")
+            at.compared = html(paragraph("Choose a second model, a second picture, or both."))
+        with gr.Tab("Many pictures"):
+            with gr.Row():
+                at.files = gr.UploadButton(
+                    "Choose pictures, or a zip of them", file_count="multiple", variant="primary", elem_id="many"
+                )
+                at.again = gr.Button("Again, with the model and stage that are chosen now")
+            at.gallery = html()
+            table = {"headers": list(ROWS), "column_widths": [f"{width}px" for width in ROWS.values()]}
+            at.rows = gr.Dataframe(**table, label="Results", interactive=False, wrap=True)
+            with gr.Row():
+                at.table = gr.File(label="Table (CSV)", interactive=False, height=90)
+                at.maps = gr.File(label="Maps (zip)", interactive=False, height=90)
+        with gr.Tab("Report") as at.report:
+            at.record = html()
+        with gr.Tab("Code"):
+            at.code = html()
+    with gr.Accordion("Colours", open=False):
+        at.colormap = gr.Dropdown(COLORMAP_CHOICES, value=usual.colormap, label="Colour map")
+        hint = "For all stages of a U-Net, or for a class beside the predicted one"
+        at.common_scale = gr.Checkbox(label="One scale", info=hint)
+    at.link = html()
     return at
 
 
@@ -179,9 +185,9 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     """Connects the widgets of `layout`: every event asks one question of one visit and draws panels of the answer."""
     settings = {field.name: getattr(at, field.name) for field in fields(Question)}
     asked = [at.photo, at.model, at.mask, *settings.values()]
-    redrawn = [getattr(at, name) for name in (*REDRAWN, "believe")]
-    everything = [getattr(at, name) for name in (*FIRST, "facts", "label", "model", "asking")]
-    everything += [*redrawn, *settings.values()]
+    redrawn = [getattr(at, name) for name in (*REDRAWN, *CHECKED)]
+    everything = [at.facts, at.model, at.asking, *redrawn, *settings.values()]
+    unknown = dict.fromkeys(CHECKED, "")
 
     def by_widget(shown: dict[str, object]) -> dict:
         return {getattr(at, name): value for name, value in shown.items()}
@@ -201,12 +207,10 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
         question = from_query(query) if fresh else Question(**{key: getattr(before, key) for key in KEPT})
         linked = {"model": query["model"]} if query.get("model") else {}
         answer = answer_to(photo, linked.get("model", name), mask, question)
-        shown = linked | {"facts": None, "label": None, "believe": ""}
-        with suppress(ValueError, OSError):  # the panel "notes" says it
-            shown |= {"facts": model_facts(answer.model)} | settings_for(answer.model, answer.given)
-            label = "Share of the photo" if answer.segments else "Probability"
-            shown["label"] = gr.Label(answer.prediction.shares, label=label, show_heading=not answer.segments)
-        return {at.fresh: False} | by_widget(shown | draw(answer, (*FIRST, *REDRAWN)))
+        shown = linked | unknown
+        with suppress(ValueError, OSError):  # the sentence says it
+            shown |= settings_for(answer.model, answer.given)
+        return {at.fresh: False} | by_widget(shown | draw(answer, (*REDRAWN, "facts")))
 
     def drawing(*names: str, **shown: object) -> Callable:
         """The function of an event that draws panels, and shows what else is given."""
@@ -217,12 +221,16 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
         with suppress(ValueError, OSError):  # the panels say it
             question = picked(answer.question, answer.model, answer.prediction.logits, event.points)
             answer = answer_to(photo, name, mask, question)
-        chosen = {"region": answer.given.region, "points": answer.given.points, "believe": ""}
-        return by_widget(chosen | draw(answer, REDRAWN))
+        chosen = {"region": answer.given.region, "points": answer.given.points}
+        return by_widget(chosen | unknown | draw(answer, REDRAWN))
 
     def work_out(*inputs: object) -> None:
         with suppress(ValueError, OSError):  # the panel of the maps says it
             answer_of(*inputs).work_out_paths()
+
+    def check(*inputs: object) -> None:
+        with suppress(ValueError, OSError):
+            _ = answer_of(*inputs).check
 
     def show_compared(other: str, second: str | None, photo: str | None, name: str, *values: object) -> dict:
         beside = answer_of(second or photo, other or name, None, *values)
@@ -241,18 +249,25 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
 
     quietly = {"api_visibility": "private", "show_progress": "hidden"}
     begun = [page.load, at.photo.change, at.model.input]
-    waiting = {"show_progress_on": [at.label, at.grad_cam, at.stages]}
-    touched = [widget.input for name, widget in settings.items() if name not in ("points", *COLOURS)]
+    waiting = {"show_progress_on": [at.look, at.grad_cam, at.stages]}
+    touched = [widget.input for name, widget in settings.items() if name not in ("points", "opacity", *COLOURS)]
     answers = [
         when(begun, begin, [at.fresh, *asked], [at.fresh, *everything], **waiting),
-        when([*touched, at.points.submit, at.mask.change], drawing(*REDRAWN, believe=""), asked, redrawn),
-        when([at.picker.select], pick, asked, [at.region, at.points, *redrawn]),
+        when([*touched, at.points.submit, at.mask.change], drawing(*REDRAWN, **unknown), asked, redrawn),
+        when([at.picker.select, at.look.select], pick, asked, [at.region, at.points, *redrawn]),
     ]
-    paths = drawing("stages", "contributions")
+    paths, checked = [at.stages, at.contributions], [getattr(at, name) for name in CHECKED]
     for each in answers:  # what takes more passes follows, and is drawn apart: the question may have changed meanwhile
-        each.then(work_out, asked, None, **quietly).then(paths, asked, [at.stages, at.contributions], **quietly)
-    when([getattr(at, name).input for name in COLOURS], drawing(*REDRAWN), asked, redrawn)  # the check stays as it is
-    when([at.check.click], drawing("believe"), asked, [at.believe])
+        each = each.then(work_out, asked, None, **quietly).then(
+            drawing("stages", "contributions"), asked, paths, **quietly
+        )
+        each.then(check, asked, None, concurrency_limit=1, **quietly).then(drawing(*CHECKED), asked, checked, **quietly)
+    drawn = [getattr(at, name) for name in REDRAWN]
+    when([getattr(at, name).input for name in COLOURS], drawing(*REDRAWN), asked, drawn)  # the check stays as it is
+    # In the browser alone: what was chosen or taken becomes the photo.
+    at.upload.upload(None, at.upload, at.photo, js="file => file", api_visibility="private")
+    at.camera.input(None, at.camera, [at.photo, at.camera], js=TAKEN, api_visibility="private")
+    at.camera_button.click(None, js="() => document.body.classList.toggle('camera')", api_visibility="private")
     both = [at.other, at.second, at.photo, at.model, *settings.values()]
     when([at.other.input, at.second.change], show_compared, both, [at.compared])
     when([at.report.select, at.model.input], drawing("record"), asked, [at.record])

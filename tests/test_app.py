@@ -40,6 +40,8 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--use-fake-ui-for-media-stream",
+    "--use-fake-device-for-media-stream",
 ]
 CLASSIFIER, SEGMENTER = "shapes-classifier", "shapes-segmenter"
 TABS = ["Predict", "Grad-CAM", "U-Net stages", "Compare", "Many pictures", "Report", "Code"]
@@ -234,7 +236,7 @@ def page(visit: Page, url: str) -> Page:
     before = shown.get_attribute("src")
     choose_example(visit, "cross")
     expect(shown).not_to_have_attribute("src", before)
-    expect(visit.get_by_test_id("label-output-value")).to_have_text("cross")
+    expect(likeliest(visit)).to_have_text("cross")
     return visit
 
 
@@ -243,6 +245,7 @@ def unet(visit: Page, url: str, scene: Path) -> Page:
     """The page with the segmenter, in its tab, and the scene, answered."""
     visit.goto(f"{url}?model={SEGMENTER}")
     tab(visit, "U-Net stages")
+    visit.get_by_text("stages by both methods").click()
     title = visit.get_by_text("Evidence for “shape” in the whole mask; score").filter(visible=True)
     expect(title).to_be_visible()
     before = title.text_content()
@@ -257,7 +260,11 @@ def choose_model(page: Page, name: str) -> None:
     box = page.get_by_label("Model", exact=True)
     box.fill(name)
     box.press("Enter")
-    expect(page.get_by_label("About the model")).to_have_value(re.compile(facts))
+    expect(page.locator("[data-name=about]")).to_contain_text(facts)
+
+
+def likeliest(page: Page) -> Locator:
+    return page.locator("caption ~ tbody th").filter(visible=True).first
 
 
 def choose_example(page: Page, name: str) -> None:
@@ -276,20 +283,12 @@ def choices(page: Page, label: str) -> Locator:
 
 
 def upload(page: Page, path: Path) -> None:
-    """In place of the photo that is there."""
-    if page.get_by_label("Remove Image").first.is_visible():
-        page.get_by_label("Remove Image").first.click()
     page.locator("input[type=file]").first.set_input_files(path)
 
 
 def tab(page: Page, name: str) -> None:
-    """On a phone some tabs are in a menu."""
-    expect(page.get_by_role("tab").first).to_be_visible()
-    if not page.get_by_role("tab", name=name).is_visible():
-        page.locator(".overflow-menu > button").click()
-        page.locator(".overflow-dropdown").get_by_role("button", name=name).click()
-    else:
-        page.get_by_role("tab", name=name).click()
+    page.get_by_role("tab", name=name).click()
+    expect(page.get_by_role("tab", name=name)).to_have_attribute("aria-selected", "true")
 
 
 def picture(page: Page, alt_text: str | re.Pattern) -> str:
@@ -307,14 +306,15 @@ def test_an_upload_shows_the_prediction(page: Page, tmp_path: Path) -> None:
     drawn = shapes.scene(4022, 256)
     drawn.image.save(tmp_path / "scene.png")
     choose_example(page, "star")
-    expect(page.get_by_test_id("label-output-value")).to_have_text("star")
+    expect(likeliest(page)).to_have_text("star")
     upload(page, tmp_path / "scene.png")
-    expect(page.get_by_test_id("label-output-value")).to_have_text(shapes.CLASS_NAMES[drawn.label])
+    expect(likeliest(page)).to_have_text(shapes.CLASS_NAMES[drawn.label])
 
 
 def test_what_is_asked_changes_the_map_and_how_it_is_drawn_the_picture(page: Page) -> None:
     tab(page, "Grad-CAM")
     seen = [picture(page, re.compile("^Heatmap: Evidence for “cross” at stage4"))]
+    page.get_by_text("Details", exact=True).click()
     expect(page.locator(".scale").filter(visible=True)).to_have_text(re.compile(r"^0\s+[\d.]+ logits$"))
     choose(page, "Evidence for the class", "triangle")
     seen.append(picture(page, "Heatmap: Evidence for “triangle” at stage4"))
@@ -325,17 +325,15 @@ def test_what_is_asked_changes_the_map_and_how_it_is_drawn_the_picture(page: Pag
     choose(page, "Read at the stage", "stage2")
     seen.append(picture(page, "Heatmap: Evidence against “triangle” rather than “cross” at stage2"))
     choose(page, "Method", "HiResCAM")
-    expect(figures(page).nth(1)).to_contain_text("HiResCAM at stage2")
+    expect(page.get_by_text("HiResCAM at stage2")).to_be_visible()  # what was unfolded stays open
     seen.append(picture(page, re.compile("^Heatmap")))
     page.get_by_role("button", name="Colours").click()
     choose(page, "Colour map", "jet (as in older reports)")
-    expect(page.get_by_alt_text(re.compile("^Heatmap"))).not_to_have_attribute("src", seen[-1])
+    drawn = page.get_by_alt_text(re.compile("^Heatmap")).filter(visible=True)
+    expect(drawn).not_to_have_attribute("src", seen[-1])
     assert len(set(seen)) == len(seen)
-    laid = page.get_by_alt_text(re.compile("over the photo$")).filter(visible=True)
-    before = laid.get_attribute("src")
-    slider = page.get_by_role("slider", name="Opacity over the photo")
-    slider.press("ArrowLeft")
-    expect(laid).not_to_have_attribute("src", before)
+    choose(page, "Colour map", "contours (lines in place of colour)")
+    expect(page.locator("path.level").filter(visible=True).first).to_be_visible()
     page.get_by_label("Show the evidence against it instead").uncheck()
     page.get_by_role("button", name="Colours").click()
 
@@ -348,14 +346,6 @@ def test_a_slow_cross_check_is_drawn_for_the_whole_picture(page: Page) -> None:
     picture(page, "Heatmap: Evidence for “cross” at stage4")
 
 
-def test_the_three_pictures_stand_in_one_row(page: Page) -> None:
-    tab(page, "Grad-CAM")
-    expect(figures(page)).to_have_count(3)
-    boxes = [figures(page).nth(i).bounding_box() for i in range(3)]
-    assert len({round(box["y"]) for box in boxes}) == 1
-    assert [box["x"] for box in boxes] == sorted(box["x"] for box in boxes)
-
-
 def test_hiding_the_hottest_tenth_gives_the_numbers_of_the_check(page: Page, scene: Path) -> None:
     model = checkpoint.load(ROOT / "checkpoints" / CLASSIFIER)
     images = view(open_image(scene), model)
@@ -366,8 +356,9 @@ def test_hiding_the_hottest_tenth_gives_the_numbers_of_the_check(page: Page, sce
     before = heatmap.get_attribute("src")
     upload(page, scene)
     expect(heatmap).not_to_have_attribute("src", before)
-    page.get_by_role("button", name="Can I believe it?").click()
+    page.get_by_text("Details of the check").click()
     table = page.locator("table.facts").filter(visible=True)
+    expect(page.locator(".chip")).to_contain_text("more than 19 others" if check.telling else "no more than 19 others")
     expect(table).to_contain_text(f"{check.before:.1%}")
     expect(table).to_contain_text(f"{check.hidden:.1%}")
     expect(table).to_contain_text(f"{min(check.random):.1%} to {max(check.random):.1%}")
@@ -377,19 +368,19 @@ def test_hiding_the_hottest_tenth_gives_the_numbers_of_the_check(page: Page, sce
     expect(heatmap).not_to_have_attribute("src", before)
     expect(table).to_contain_text(f"{check.hidden:.1%}")  # another colour is no other map
     choose(page, "Read at the stage", "stage2")
-    expect(table).to_have_count(0)
+    expect(table).not_to_contain_text(f"{check.hidden:.1%}")
     choose(page, "Colour map", "inferno")
 
 
 def test_every_stage_of_a_unet_is_shown_by_both_methods(unet: Page) -> None:
     model = checkpoint.load(ROOT / "checkpoints" / SEGMENTER)
-    titles = unet.locator(".pair > p:first-child").filter(visible=True)
+    titles = unet.locator(".pair > h3").filter(visible=True)
     expect(titles).to_have_text([re.compile(f"^{stage}, ") for stage in model.stages])
-    expect(figures(unet)).to_have_count(2 * len(model.stages))
+    expect(unet.locator(".pairs figure")).to_have_count(2 * len(model.stages))
     last = unet.locator(".pair").filter(visible=True).last
     expect(last).to_contain_text("Tautology")
     expect(last).to_contain_text("Grad-CAM: This stage's map hardly depends on the region (r = 1.00)")
-    expect(unet.locator("figcaption", has_text=re.compile(r"peak .* logits, r\s=\s-?\d\.\d\d$"))).to_have_count(
+    expect(unet.locator("figcaption", has_text=re.compile(r"peak .* logits, r\s=\s-?\d\.\d\d"))).to_have_count(
         2 * len(model.stages)
     )
     parts = unet.locator("table.facts").filter(visible=True)
@@ -401,12 +392,13 @@ def test_every_stage_of_a_unet_is_shown_by_both_methods(unet: Page) -> None:
 def test_a_click_asks_about_a_part_and_a_drag_about_a_box(unet: Page) -> None:
     inside = np.argwhere(shapes.scene(4003, 64).mask)
     y, x = inside[len(inside) // 2]
-    box = unet.locator(".picker").bounding_box()
-    unet.locator(".picker").click(position={"x": (x + 0.5) / 64 * box["width"], "y": (y + 0.5) / 64 * box["height"]})
+    picker = unet.locator(".picker").filter(visible=True)
+    box = picker.bounding_box()
+    picker.click(position={"x": (x + 0.5) / 64 * box["width"], "y": (y + 0.5) / 64 * box["height"]})
     expect(unet.get_by_text(f"in the part of the mask at {x},{y}; score").filter(visible=True)).to_be_visible()
     expect(unet.get_by_label("Places")).to_have_value(f"{x},{y}")
-    unet.locator(".picker").scroll_into_view_if_needed()
-    box = unet.locator(".picker").bounding_box()
+    picker.scroll_into_view_if_needed()
+    box = picker.bounding_box()
     unet.mouse.move(box["x"] + 10, box["y"] + 10)
     unet.mouse.down()
     unet.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=3)
@@ -416,7 +408,8 @@ def test_a_click_asks_about_a_part_and_a_drag_about_a_box(unet: Page) -> None:
 
 
 def test_the_keyboard_alone_asks_about_a_place(unet: Page) -> None:
-    unet.locator(".picker").focus()
+    picker = unet.locator(".picker").filter(visible=True)
+    picker.focus()
     for _ in range(3):
         unet.keyboard.press("ArrowRight")
     unet.keyboard.press("Enter")
@@ -427,9 +420,10 @@ def test_the_keyboard_alone_asks_about_a_place(unet: Page) -> None:
     unet.get_by_label("Places").fill("nowhere")
     unet.keyboard.press("Enter")
     expect(unet.get_by_text("write it as x,y").filter(visible=True)).to_be_visible()
-    before = unet.locator(".picker img").get_attribute("src")
+    mask = picker.locator(".edge")
+    before = mask.get_attribute("d")
     unet.get_by_role("slider", name="Threshold").press("End")
-    expect(unet.locator(".picker img")).not_to_have_attribute("src", before)
+    expect(mask).not_to_have_attribute("d", before)
 
 
 def test_a_true_mask_gives_iou_and_where_it_is_wrong(unet: Page, scene: Path, tmp_path: Path) -> None:
@@ -459,11 +453,11 @@ def test_two_models_and_two_pictures_are_compared(page: Page, scene: Path) -> No
     tab(page, "Compare")
     choose(page, "Second model", "flowers")
     expect(page.get_by_text(re.compile(r"^Agreement of the two maps: r = -?\d\.\d\d;"))).to_be_visible()
-    expect(figures(page)).to_have_count(4)
+    expect(figures(page)).to_have_count(2)
     choose(page, "Second model", "(the same)")
     page.locator("#second input[type=file]").set_input_files(scene)
     expect(page.get_by_text("the peaks of the two pictures can be compared")).to_be_visible()
-    expect(figures(page)).to_have_count(4)
+    expect(figures(page)).to_have_count(2)
 
 
 def test_the_report_tells_what_the_folder_holds(page: Page) -> None:
@@ -504,7 +498,7 @@ def test_a_link_restores_model_and_settings(page: Page, url: str) -> None:
     page.goto(f"{url}?model={CLASSIFIER}&class_name=star&stage=stage2&method=hires_cam&colormap=jet&opacity=oops")
     tab(page, "Grad-CAM")
     picture(page, "Heatmap: Evidence for “star” at stage2")
-    expect(figures(page).nth(1)).to_contain_text("HiResCAM at stage2")
+    expect(page.locator("[data-name=why]").filter(visible=True)).to_contain_text("HiResCAM at stage2")
     choose(page, "Read at the stage", "stage3")
     picture(page, "Heatmap: Evidence for “star” at stage3")
     link = f"?model={CLASSIFIER}&class_name=star&stage=stage3&method=hires_cam&colormap=jet"
@@ -539,7 +533,7 @@ def test_what_cannot_be_opened_is_a_sentence_and_leaves_no_old_answer(page: Page
     expect(page.get_by_text("Photo.png is not a picture")).to_be_visible()
     assert figures(page).count() == 0
     choose_example(page, "star")
-    expect(page.get_by_test_id("label-output-value")).to_have_text("star")
+    expect(likeliest(page)).to_have_text("star")
 
 
 def test_an_unknown_model_is_a_sentence(page: Page) -> None:
@@ -552,10 +546,10 @@ def test_an_unknown_model_is_a_sentence(page: Page) -> None:
 def test_names_from_strangers_are_shown_not_run(page: Page, hostile: Path) -> None:
     choose_model(page, str(hostile))
     tab(page, "Grad-CAM")
-    expect(page.locator("figure strong").filter(visible=True).nth(1)).to_contain_text("Evidence for")
+    expect(page.locator("figure strong").filter(visible=True).first).to_contain_text("Evidence for")
     for option in range(3):
         choices(page, "Evidence for the class").get_by_role("option").nth(1 + option).click()
-    expect(page.locator("figure strong").filter(visible=True).nth(1)).to_contain_text("{{document.title=4}}")
+    expect(page.locator("figure strong").filter(visible=True).first).to_contain_text("{{document.title=4}}")
     tab(page, "Report")
     page.get_by_text("The model's card").click()
     expect(page.locator("pre.card")).to_contain_text("<script>document.title=6</script>")
@@ -593,6 +587,86 @@ def violations(page: Page, **options: object) -> list:
             break
         page.wait_for_timeout(500)
     return [(each["id"], [node["html"] for node in each["nodes"]]) for each in found]
+
+
+@pytest.mark.parametrize("model", [CLASSIFIER, SEGMENTER])
+def test_the_whole_answer_is_in_the_first_screen_with_all_tabs_in_one_row(
+    browser: Browser, url: str, model: str
+) -> None:
+    page = browser.new_page()
+    page.goto(f"{url}?model={model}")
+    expect(page.locator(".chip")).to_be_visible()
+    expect(page.locator("#sentence").locator("xpath=descendant-or-self::*[@aria-live='polite']")).to_contain_text("%")
+    for width, height in ((1366, 768), (390, 844)):
+        page.set_viewport_size({"width": width, "height": height})
+        for part in ("#sentence h2", ".chip", "[role=tablist]", "#first .pic", "#first .fade input", ".bars"):
+            box = page.locator(part).filter(visible=True).last.bounding_box()
+            assert box["y"] + box["height"] <= height, part
+            assert box["x"] + box["width"] <= width, part
+        tabs = [page.get_by_role("tab", name=name).bounding_box() for name in TABS]
+        assert len({box["y"] for box in tabs}) == 1
+        assert [box["x"] for box in tabs] == sorted(box["x"] for box in tabs)
+    code = page.get_by_role("tab", name="Code")  # on the phone it is reached by scrolling the row
+    code.press("Enter")
+    expect(code).to_be_in_viewport()
+    expect(page.locator("pre.code")).to_be_visible()
+    page.close()
+
+
+def test_the_slider_goes_from_the_photo_to_the_heat_in_all_tabs(page: Page) -> None:
+    def opacity() -> float:
+        return float(
+            page.locator(".heat").filter(visible=True).first.evaluate("image => getComputedStyle(image).opacity")
+        )
+
+    slider = page.get_by_role("slider", name="From the photo to heat").filter(visible=True)
+    assert opacity() == pytest.approx(0.7)
+    slider.press("Home")
+    assert opacity() == 0
+    slider.press("End")
+    assert opacity() == 1
+    slider.press("ArrowLeft")
+    tab(page, "Grad-CAM")
+    expect(figures(page).first).to_be_visible()
+    expect(slider).to_have_value("99")
+    assert opacity() == pytest.approx(0.99)
+
+
+def test_a_picture_is_enlarged_and_saved_with_its_caption(page: Page) -> None:
+    page.get_by_role("button", name="Enlarge or save").filter(visible=True).click()
+    shown = page.get_by_role("dialog").locator(".pic")
+    before = shown.bounding_box()["width"]
+    page.get_by_role("button", name="Larger").click()
+    assert shown.bounding_box()["width"] == pytest.approx(1.5 * before, rel=0.01)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save", exact=True).click()
+    saved = Image.open(download.value.path())
+    assert saved.width == 1024 < saved.height  # the scene is square, and the caption is below it
+    photo = np.asarray(shapes.scene(4022, 256).image.resize((1024, 1024)), float)
+    drawn = np.asarray(saved.convert("RGB"), float)[:1024]
+    assert np.abs(drawn - photo).mean() < 60 < np.abs(drawn - photo).max()  # the photo, and heat somewhere on it
+    page.get_by_role("button", name="Close").click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+def test_a_picture_that_is_dropped_anywhere_is_the_photo(page: Page, scene: Path) -> None:
+    drop = """content => {
+        const files = new DataTransfer();
+        files.items.add(new File([Uint8Array.from(content)], 'scene.png', {type: 'image/png'}));
+        document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: files, bubbles: true, cancelable: true}));
+    }"""
+    page.evaluate(drop, list(scene.read_bytes()))
+    expect(likeliest(page)).to_have_text(shapes.CLASS_NAMES[shapes.scene(4003).label])
+
+
+def test_the_camera_takes_the_photo(page: Page) -> None:
+    shown = page.locator(".photos").filter(visible=True).first
+    before = shown.get_attribute("style")
+    page.get_by_role("button", name="Camera", exact=True).click()
+    page.get_by_label("Click to Access Webcam").or_(page.get_by_text("Click to Access Webcam")).first.click()
+    page.get_by_label("capture photo").click()
+    expect(shown).not_to_have_attribute("style", before)
+    expect(page.get_by_label("capture photo")).to_be_hidden()
 
 
 def test_a_phone_needs_no_sideways_scrolling(browser: Browser, url: str) -> None:

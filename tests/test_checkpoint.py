@@ -336,3 +336,14 @@ def test_the_code_on_the_card_runs(model, tmp_path, monkeypatch):
     exec(code, names)
     assert names["logits"].shape[:2] == (1, len(model.class_names))
     assert names["attribution"].shape[:2] == (1, 1)
+
+
+def test_a_mistyped_path_is_a_folder_that_is_not_there(classifier, tmp_path, monkeypatch):
+    """It has the form of a name on the Hub; what cannot be reached is beside the point."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save(classifier, tmp_path / "runs" / "flowers")
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load("runs/flwers")
+    assert "no folder runs/flwers" in str(caught.value)
+    assert "runs has flowers" in str(caught.value)

@@ -9,8 +9,10 @@ import torch
 from captum.attr import LayerGradCam, LayerGradientXActivation
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
+from torch.optim.swa_utils import AveragedModel
 
 from cvlab import checkpoint
 from cvlab.explain import (
@@ -28,8 +30,10 @@ from cvlab.explain import (
     predicted_score,
     region_score,
 )
+from cvlab.explain.slow import occlusion
 from cvlab.models import Stage, build
-from cvlab.trust.diagnosis import diagnose
+from cvlab.trust import deletion
+from cvlab.trust.diagnosis import diagnose, diagnose_model
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = sorted(path.parent for path in ROOT.glob("checkpoints/*/config.json"))
@@ -577,3 +581,31 @@ def test_correlation_by_hand():
     b = torch.stack([5 * a[0] + 3, -a[0], torch.tensor([[[-1.0, 1], [1, -1]]]), torch.ones(1, 2, 2)])
     assert correlation(a, b).tolist() == pytest.approx([1, -1, 0, 0])
     assert correlation(1e-30 * a, b).tolist() == pytest.approx([1, -1, 0, 0])
+
+
+WRAPPERS = (nn.DataParallel, AveragedModel, torch.compile, lambda model: nn.DataParallel(ModelEmaV3(model)))
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_a_model_in_the_wrapper_of_a_training_is_explained_as_the_model_itself(classifier, segmenter, images, wrap):
+    segmenter.threshold = 0.3  # so that every picture has a mask
+    for model in (classifier, segmenter):
+        wrapped, score = wrap(model), predicted_score(model)
+        logits, attribution = grad_cam(wrapped, images)
+        assert attribution.equal(grad_cam(model, images)[1])
+        assert predict(wrapped, images).equal(logits)
+        assert default_stage(wrapped) == default_stage(model)
+        ours, theirs = (explain(each, images, predicted_score(each)).maps["grad_cam"] for each in (wrapped, model))
+        assert all(ours[stage].equal(theirs[stage]) for stage in theirs)
+        assert occlusion(wrapped, images[:1], score, 8).equal(occlusion(model, images[:1], score, 8))
+        assert diagnose_model(wrapped, images[:1]) == diagnose_model(model, images[:1])
+        before, after = (deletion(each, images[:1], attribution[:1].abs()).hidden for each in (wrapped, model))
+        assert before == after
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_is_told_what_to_do(classifier, images, dtype):
+    half = classifier.to(dtype)
+    for ask in (grad_cam, predict, lambda model, images: occlusion(model, images, class_score(0), 8)):
+        with pytest.raises(ValueError, match=r"float\(\)"):
+            ask(half, images)

@@ -36,7 +36,7 @@ from cvlab.page.examples import example_files
 from cvlab.page.host import GONE, sentence_of, without_paths
 from cvlab.page.models import Models, offered_models
 from cvlab.page.unzip import list_pictures
-from cvlab.page.upload import UPLOADS
+from cvlab.page.upload import UPLOADS, photo_input
 from cvlab.transforms import ImageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -477,7 +477,7 @@ def test_behind_a_reverse_proxy_under_a_path_and_behind_https(environment, tmp_p
         page.close()
 
 
-def test_the_photo_of_the_camera_is_not_mirrored(served, tmp_path):
+def test_the_photo_of_the_camera_is_not_mirrored(tmp_path):
     """A scene that is bright on its left reaches the server so."""
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine: install it to test the page (apt-get install chromium)")
@@ -488,19 +488,22 @@ def test_the_photo_of_the_camera_is_not_mirrored(served, tmp_path):
     (tmp_path / "camera.y4m").write_bytes(b"YUV4MPEG2 W320 H240 F10:1 Ip A1:1 C420jpeg\n" + frame * 10)
     camera = [f"--use-file-for-fake-video-capture={tmp_path / 'camera.y4m'}", "--use-fake-ui-for-media-stream"]
     before = set(UPLOADS.rglob("*.*"))
+    with gr.Blocks() as blocks:
+        photo_input(label="Photo")
+    app.launch(blocks, prevent_thread_lock=True, quiet=True)
     with sync_playwright() as playwright:
         flags = [*FLAGS, *camera, "--use-fake-device-for-media-stream"]
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
         page = browser.new_page()
         page.set_default_timeout(20_000)
-        page.goto(served.local_url)
-        page.get_by_label("Remove Image").first.click()
+        page.goto(blocks.local_url)
         page.get_by_label("Capture from camera").first.click()
         page.get_by_text("Click to Access Webcam").click()
         page.get_by_label("capture photo").click()
         while not (taken := [path for path in UPLOADS.rglob("*.*") if path not in before and path.stat().st_size]):
             page.wait_for_timeout(100)
         browser.close()
+    blocks.close()
     pixels = np.asarray(Image.open(taken[0]).convert("L"), float)
     left, right = pixels[:, : pixels.shape[1] // 3].mean(), pixels[:, -pixels.shape[1] // 3 :].mean()
     assert left > 180

@@ -45,7 +45,9 @@ def test_each_row_is_what_the_picture_alone_gets(model: nn.Module, folder: Path,
             assert "not a picture" in each.row.sentence
             assert each.attribution is None
             continue
-        images = view(open_image(folder / each.row.file), model)
+        photo = open_image(folder / each.row.file)
+        assert each.photo.tobytes() == photo.tobytes()
+        images = view(photo, model)
         logits = predict(model, images)
         if model.task == "classification":
             assert each.row.prediction == model.class_names[logits.argmax()]
@@ -142,3 +144,9 @@ def test_a_job_of_bad_pictures_alone_still_has_its_rows(classifier: nn.Module, t
 def test_another_stage_or_method_is_a_sentence(classifier: nn.Module) -> None:
     with pytest.raises(ValueError, match="stage9"):
         next(explain_many(classifier, [Picture("a")], "stage9"))
+
+
+def test_the_same_file_may_come_twice(classifier: nn.Module, folder: Path) -> None:
+    twice = list(explain_many(classifier, [*list_pictures([folder / "00.png"]), *list_pictures([folder / "00.png"])]))
+    assert [each.row.prediction for each in twice] == 2 * [twice[0].row.prediction]
+    assert all(each.photo is not None for each in twice)

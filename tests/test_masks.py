@@ -158,7 +158,7 @@ def test_an_evaluation_tells_the_iou_of_every_class(tmp_path: Path) -> None:
     model.head.weight.data.zero_()
     model.head.bias.data = torch.tensor([5.0, -5.0, -5.0])
     parts.samples["all"] = [sample for part in PARTS for sample in parts.samples[part]]
-    found, lines, _ = evaluate_segmenter(model.eval(), None, parts, Namespace(part="all", images=None))
+    found, lines, _ = evaluate_segmenter(model.eval(), None, parts, Namespace(part="all", images=None, explain="six"))
     sky = 10 * 63 / (20 * 480)
     assert found["iou_by_class"] == {"sky": pytest.approx(sky), "low": 0.0, "car": None}
     assert found["mean_iou"]["value"] == pytest.approx(sky / 2)

@@ -17,9 +17,12 @@ from timm.models import get_pretrained_cfg
 from cvlab import checkpoint
 from cvlab.checkpoint import CheckpointError
 from cvlab.explain import class_score, explain, grad_cam
-from cvlab.models import build
+from cvlab.explain.many import describe, explain_predictions
+from cvlab.models import build, check_size
 from cvlab.models.timm import WholeConv2d, default_view, from_timm_config, imagenet_names, unique
 from cvlab.transforms import open_image, view
+from cvlab.trust import deletion
+from cvlab.trust.diagnosis import diagnose
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "bench"))
 from conformance import as_trained, captum_map
@@ -325,3 +328,80 @@ def test_a_photo_is_seen_as_timms_own_evaluation_transform_shows_it(architecture
     transform = timm.data.create_transform(**(config | {"mean": (0, 0, 0), "std": (1, 1, 1)}))
     photo = open_image(Path(sklearn.datasets.__file__).parent / "images" / "china.jpg")
     assert (view(photo, model)[0] - transform(photo)).abs().max() <= 1.01 / 255
+
+
+# --- one output, and sizes --------------------------------------------------------------------------------------------
+
+
+def test_a_single_output_is_two_classes_by_its_sigmoid(tmp_path):
+    """Everywhere the same: z = 0.3 is a probability of 0.574 for the second class, and evidence against the first."""
+    theirs = saved_by_timm(tmp_path / "theirs", arguments={"num_classes": 1}, label_names=["healthy", "ill"])
+    model, images = checkpoint.load(tmp_path / "theirs"), images_of(64, 1)
+    assert model.class_names == ["healthy", "ill"]
+    with torch.no_grad():
+        z = theirs(model.normalize(images))
+        logits = model(images)
+    torch.testing.assert_close(logits.softmax(1)[:, 1:], z.sigmoid())
+    predicted = int(z.sigmoid() > 0.5)
+    lines = describe(model, explain_predictions(model, images))
+    assert lines[0]["prediction"] == model.class_names[predicted]
+    _, ill = grad_cam(model, images, 1)
+    _, healthy = grad_cam(model, images, 0)
+    torch.testing.assert_close(ill, -healthy)
+    assert ill.abs().max() > 0
+    hidden = deletion(model, images, ill.abs() + torch.rand(ill.shape), class_idx=1)
+    assert hidden.before == pytest.approx(z.sigmoid().item(), abs=1e-5)
+    assert "Unsure" in diagnose(torch.tensor([[[[0.0, 1, 2], [2, 1, 0], [3, 1, 1]]]]), 0.01 * logits.sign())
+    checkpoint.save(model, tmp_path / "ours")
+    again = checkpoint.load(tmp_path / "ours")
+    with torch.no_grad():
+        assert again(images).equal(logits)
+        assert timm.create_model(f"local-dir:{tmp_path / 'ours'}", pretrained=True).eval()(images).shape == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("label_names", "found"),
+    [(None, ["class 0", "class 1"]), (["cat"], ["not cat", "cat"]), ({"0": "cat"}, ["not cat", "cat"])],
+)
+def test_names_of_a_single_output(label_names, found, tmp_path):
+    saved_by_timm(tmp_path, arguments={"num_classes": 1}, **({"label_names": label_names} if label_names else {}))
+    assert checkpoint.load(tmp_path).class_names == found
+
+
+def test_a_classifier_of_ours_with_one_class_is_refused(tmp_path):
+    checkpoint.save(build("convnet", ["cat"], 16, {"widths": [2]}), tmp_path)
+    with pytest.raises(CheckpointError, match="single class"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "arguments", "said"),
+    [
+        ("timm", 100, {"architecture": "vit_tiny_patch16_224"}, "96 or 112"),  # would never see 4 columns
+        ("timm", 95, {"architecture": "vit_tiny_patch16_224"}, "80 or 96"),
+        ("timm", 95, {"architecture": "test_vit"}, "95 x 95"),
+        ("timm", 98, {"architecture": "test_convnext"}, "96 or 100"),
+        ("timm", 32, {"architecture": "inception_v3"}, "inception_v3"),
+        ("timm_head", 100, {"architecture": "vit_tiny_patch16_224"}, "96 or 112"),
+        ("convnet", 8, {}, "8 x 8"),
+        ("plain", 8, {}, "8 pixels"),
+        ("unet", 50, {"depth": 3}, "multiples of 8"),
+    ],
+)
+def test_an_image_size_that_a_network_cannot_take_or_see_is_refused(network, size, arguments, said):
+    with pytest.raises(ValueError, match=said):
+        check_size(network, size, arguments)
+
+
+def test_sizes_that_fit_are_taken_and_every_column_is_seen():
+    for architecture, size in (("test_vit", 96), ("test_convnext", 96), ("swin_tiny_patch4_window7_224", 100)):
+        check_size("timm", size, {"architecture": architecture})
+    images = images_of(96, 1).requires_grad_()
+    tiny("test_vit", 96)(images).sum().backward()
+    assert images.grad.abs().sum((0, 1, 2)).all()
+
+
+def test_a_folder_of_timm_whose_network_would_not_see_all_is_refused(tmp_path):
+    saved_by_timm(tmp_path, "vit_tiny_patch16_224", arguments={"img_size": 100})
+    with pytest.raises(CheckpointError, match="last 4 columns"):
+        checkpoint.load(tmp_path)

@@ -1,12 +1,13 @@
 """The training scripts, run as commands on small data: what they leave, that they learn, that they resume exactly."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import runs
 from PIL import Image
-from runs import SMALL_CLASSIFIER, SMALL_SEGMENTER, here, history, last, last_words, read, same, without_time
+from runs import SMALL_CLASSIFIER, SMALL_SEGMENTER, here, history, kept, last, last_words, read, same, without_time
 
 from cvlab import checkpoint, plots
 from cvlab.data import parts, shapes
@@ -167,6 +168,10 @@ def test_evaluation_of_a_classifier_counts_the_test_part_once(classifier: Path) 
     assert metrics["part"] == "test"
     assert metrics["n"] == 8
     assert metrics["accuracy"]["low"] <= metrics["accuracy"]["value"] <= metrics["accuracy"]["high"]
+    rows = metrics["classes"].values()
+    assert metrics["balanced_accuracy"]["value"] == pytest.approx(np.mean([row["recall"] for row in rows]))
+    assert metrics["macro_f1"]["value"] == pytest.approx(np.mean([row["f1-score"] for row in rows]))
+    assert "balanced accuracy" in (classifier / "README.md").read_text()
     assert len((classifier / "test_reads.jsonl").read_text().splitlines()) == 1
     report = (classifier / "report" / "README.md").read_text()
     for picture in ("confusion_matrix.png", "reliability.png", "photos/grad_cam.png"):
@@ -275,3 +280,54 @@ def test_without_data_both_scripts_learn_synthetic_scenes(tmp_path: Path, monkey
     here("segmenter", *few, "--out", tmp_path / "segmenter", "--width", 2)
     assert checkpoint.load(tmp_path / "classifier").class_names == shapes.CLASS_NAMES
     assert 0 < history(tmp_path / "segmenter")[0]["val_iou"] < 1
+
+
+def test_a_training_for_other_classes_starts_with_a_new_head(
+    classifier: Path, folder_of_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """At a rate of zero the rest is what was trained; the head is that of a training that starts from nothing."""
+    shutil.copytree(folder_of_classes, tmp_path / "data")
+    (tmp_path / "data" / "red").rename(tmp_path / "data" / "green")
+    shutil.copytree(tmp_path / "data" / "blue", tmp_path / "three" / "blue")
+    runs.noise(tmp_path / "three", "gr", 20)
+    words = [*SMALL_CLASSIFIER, "--lr", 0, "--epochs", 1]
+    trained = kept(classifier)
+    for data in ("data", "three"):
+        here("classifier", *words, "--data", tmp_path / data, "--out", tmp_path / f"{data}-new")
+        capsys.readouterr()
+        more = ["--start-from", classifier]
+        here("classifier", *words, *more, "--data", tmp_path / data, "--out", tmp_path / f"{data}-from")
+        assert "blue, red" in capsys.readouterr().out
+        found, new = kept(tmp_path / f"{data}-from"), kept(tmp_path / f"{data}-new")
+        for name in found:
+            if name.startswith("head"):
+                assert found[name].equal(new[name])
+            elif "running" not in name and "num_batches" not in name:
+                assert found[name].equal(trained[name])
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [("classifier", ["--image-size", 8]), ("segmenter", ["--image-size", 50]),
+     ("transfer", ["--backbone", "test_convnext", "--no-pretrained", "--image-size", 98])],
+)  # fmt: skip
+def test_an_image_size_that_cannot_be_taken_is_said_before_the_run_is_made(
+    script: str, words: list, tmp_path: Path
+) -> None:
+    assert str(words[-1]) in last_words(script, *words, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("script", ["classifier", "transfer"])
+def test_balanced_weights_are_trained_with(script: str, tmp_path: Path) -> None:
+    """28 pictures against 4 in train: with weights another loss falls."""
+    runs.noise(tmp_path / "data", "ab", 40)
+    for path in sorted((tmp_path / "data" / "b").iterdir())[6:]:
+        path.unlink()
+    words = ["--data", tmp_path / "data", "--image-size", 32, "--batch-size", 64, "--epochs", 2, "--precision", "fp32"]
+    words += ["--backbone", "test_resnet", "--no-pretrained"] if script == "transfer" else ["--widths", 4, 8]
+    losses = []
+    for weights in ("none", "balanced"):
+        here(script, *words, "--class-weights", weights, "--out", tmp_path / weights)
+        losses.append([line["train_loss"] for line in history(tmp_path / weights)])
+    assert abs(losses[0][1] - losses[1][1]) > 1e-4

@@ -6,6 +6,7 @@ Weights are random: nothing is downloaded. The networks named test_* are timm's 
 import importlib
 import json
 import math
+import re
 from functools import partial
 from pathlib import Path
 
@@ -249,6 +250,39 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     for name in ("code.pth", "text.safetensors"):
         with pytest.raises(ValueError, match=name):
             read_weights(tmp_path / name)
+
+
+def test_weights_of_another_size_are_loaded_as_from_the_hub(tmp_path: Path) -> None:
+    """A ViT's grid of positions is resampled by timm, whether the weights come from the Hub or from --weights."""
+    torch.manual_seed(3)
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pth")
+    overlay = {"input_size": (3, 64, 64), "file": str(tmp_path / "vit.pth")}
+    expected = timm.create_model("test_vit", pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
+    backbone = network("test_vit", 64).backbone
+    load_backbone(backbone, read_weights(tmp_path / "vit.pth"))
+    found = backbone.state_dict()
+    assert found["pos_embed"].shape[1] != read_weights(tmp_path / "vit.pth")["pos_embed"].shape[1]
+    assert all(found[name].equal(expected[name]) for name in found if not name.startswith("head"))
+
+
+def test_weights_in_the_names_of_the_authors_of_convnext(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    wanted, theirs = timm.create_model("convnext_atto").state_dict(), {}
+    names = (
+        (r"^stem\.(\d)", r"downsample_layers.0.\1"), (r"^stages\.(\d)\.downsample", r"downsample_layers.\1"),
+        (r"\.blocks\.", "."), ("conv_dw", "dwconv"), (r"mlp\.fc(\d)", r"pwconv\1"),
+        (r"^head\.norm", "norm"), (r"^head\.fc", "head"),
+    )  # fmt: skip
+    for name, tensor in wanted.items():
+        for pattern, original in names:
+            name = re.sub(pattern, original, name)
+        theirs[name] = tensor.flatten(1) if "pwconv" in name and tensor.ndim == 4 else tensor
+    torch.save({"model": theirs}, tmp_path / "a.pth")
+    assert "stages.0.0.dwconv.weight" in read_weights(tmp_path / "a.pth")
+    backbone = network("convnext_atto", 64).backbone
+    load_backbone(backbone, read_weights(tmp_path / "a.pth"))
+    found = backbone.state_dict()
+    assert all(found[name].equal(wanted[name]) for name in found if not name.startswith("head.fc"))
 
 
 def test_weights_are_carried_over_by_position() -> None:

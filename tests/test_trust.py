@@ -71,6 +71,24 @@ def test_the_hottest_part_has_the_area_that_was_asked_for_and_never_cold_pixels(
         hottest_part(torch.zeros(1, 1, 10, 10), 0.1)
 
 
+@pytest.mark.parametrize("attribution", [torch.rand(1, 1, 1, 1), torch.full((1, 1, 4, 4), 0.7)])
+def test_a_map_that_is_the_same_everywhere_gets_no_verdict(attribution: Tensor) -> None:
+    """It has no hottest tenth: any tenth of it would be an arbitrary one."""
+    for judge in (deletion, deletion_curves):
+        with pytest.raises(ValueError, match="same everywhere"):
+            judge(Brightness("classification"), bright_quarter(), attribution + 0.1)
+
+
+def test_the_probability_of_a_single_logit_is_its_sigmoid() -> None:
+    class OneLogit(Brightness):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images)[:, :1]
+
+    found = deletion(OneLogit("classification"), bright_quarter(), square(slice(2, 14), slice(2, 14)), share=144 / 1024)
+    before, after = (torch.sigmoid(torch.tensor(8 * mean - 4)).item() for mean in (0.2 + 0.8 * 144 / 256, 0.2))
+    assert (found.before, found.hidden) == (pytest.approx(before, abs=1e-5), pytest.approx(after, abs=1e-5))
+
+
 @pytest.mark.parametrize("task", ["classification", "segmentation"])
 def test_hiding_all_evidence_gives_the_probability_without_it(task: str) -> None:
     """The quarter falls from 0.65 bright on average to 0.2: the probabilities are known."""
@@ -83,7 +101,7 @@ def test_hiding_all_evidence_gives_the_probability_without_it(task: str) -> None
     assert found.hidden == pytest.approx(after.item(), abs=1e-5)
     assert found.share == pytest.approx(share)
     assert found.telling
-    assert len(found.random) == 8
+    assert len(found.random) == 19
     torch.testing.assert_close(found.picture, torch.full_like(images, 0.2))
 
 

@@ -17,14 +17,15 @@ from cvlab.explain import METHODS, explain, predicted_score
 from cvlab.page.evidence import evidence_for, open_mask, peak_of
 from cvlab.page.html import quoted
 from cvlab.page.models import TOLERANCE, Models, bytes_of, faster_copy
-from cvlab.page.panels import PANELS, draw, sentence_of
+from cvlab.page.panels import PANELS, draw
 from cvlab.page.question import Question, score_of
 from cvlab.page.visit import Visits
+from cvlab.page.words import percent, said, sentence_of, verdict
 from cvlab.transforms import open_image, view
 from cvlab.trust.diagnosis import diagnose_model
 
 ROOT = Path(__file__).resolve().parents[1]
-OF_ONE = [name for name in PANELS if name not in ("notes", "compared", "record")]
+OF_ONE = [name for name in PANELS if name not in ("sentence", "compared", "record")]
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_a_photo_and_its_mask_are_opened_once_whatever_is_asked(visits: Visits, 
     shapes.scene(4003, 40).image.convert("L").point(lambda value: 255 * (value > 99)).save(mask)
     opened.clear()
     for question in (Question(), Question(against=True), Question(region="false positives")):
-        draw(visits.get(photo, "riders").ask(question, mask), ("notes", *OF_ONE))
+        draw(visits.get(photo, "riders").ask(question, mask), ("sentence", *OF_ONE))
     assert (opened.count(photo), opened.count(mask)) == (1, 1)
 
 
@@ -113,8 +114,8 @@ def test_every_panel_has_an_answer_or_a_sentence(visits: Visits, photo: str) -> 
         shown = draw(answer, OF_ONE)
         assert re.fullmatch(r"<p>[^<]+\.</p>", shown["grad_cam"])
         assert not shown["picker"]
-        shown = draw(answer, ("notes", *OF_ONE))  # said once, above all
-        assert re.fullmatch(r"<p>[^<]+\.</p>", shown["notes"])
+        shown = draw(answer, ("sentence", *OF_ONE))  # said once, above all
+        assert re.fullmatch(r"<p>[^<]+\.</p>", shown["sentence"])
         assert not any(shown[name] for name in OF_ONE)
 
 
@@ -137,7 +138,7 @@ def test_how_far_maps_depend_on_the_region_is_worked_out_later_and_stays_beside_
 
 def test_one_scale_brings_the_peaks_of_all_stages_under_one_top(visits: Visits, photo: str) -> None:
     html = draw(visits.get(photo, "riders").ask(Question(common_scale=True)), ["stages"])["stages"]
-    tops = re.findall(r"</span></span> ([\d.,e+-]+) ", html) or re.findall(r"</span> ([\d.,e+-]+) </div>", html)
+    tops = re.findall(r"</span> ([\d.,e+-]+) </div>", html)
     assert len(set(tops)) == len(METHODS)
 
 
@@ -222,3 +223,49 @@ def test_a_path_of_the_server_is_not_a_name_and_not_in_the_code(visits: Visits, 
     with pytest.raises(ValueError, match="no model"):
         visits.models[str(tmp_path / "pets")]
     assert str(tmp_path) not in draw(visits.get(photo, "pets").ask(Question()), ["code"])["code"]
+
+
+def test_the_sentence_says_what_is_thought_how_surely_and_where(visits: Visits, photo: str) -> None:
+    pets, riders = (visits.get(photo, name) for name in ("pets", "riders"))
+    shares = pets.prediction.shares
+    likely, *others = sorted(shares, key=shares.get, reverse=True)
+    for share, doubt in ((0.9, ""), (0.5, "Not sure: "), (0.3, "A guess: ")):
+        shares[likely], shares[others[0]] = share, 0.01
+        shares[others[1]] = 0.02
+        lead, rest = said(pets.ask(Question()))
+        assert lead.lower() == f"{doubt}{likely}, {share:.0%}.".lower()
+        assert re.match(r"It looked .+\.|No part of the picture", rest)
+    lead, rest = said(pets.ask(Question(class_name=others[0], against=True)))
+    assert lead.lower() == f"{others[0]} got 1%."
+    assert "against it" in rest
+    assert said(pets.ask(Question(class_name="no such class"))) == said(pets.ask(Question()))
+    lead, _ = said(riders.ask(Question()))
+    mask = riders.prediction.logits[0, 0].sigmoid() > riders.model.threshold
+    assert lead.startswith(f"Horse found: {percent(mask.float().mean().item())} of the picture")
+
+
+def test_where_nothing_is_found_the_page_says_so_and_a_place_can_be_asked_about(
+    visits: Visits, photo: str, segmenter: nn.Module, tmp_path: Path
+) -> None:
+    segmenter.head.bias.data.fill_(-9)
+    checkpoint.save(segmenter, tmp_path / "blind")
+    visits.models.offered["blind"] = str(tmp_path / "blind")
+    shown = draw(visits.get(photo, "blind").ask(Question()), ("sentence", *OF_ONE))
+    assert "Nothing found." in shown["sentence"]
+    assert 'class="pic flat picker"' in shown["look"]
+    assert shown["chip"] == shown["reasons"] == ""
+    shown = draw(visits.get(photo, "blind").ask(Question(region="box", points="1,1 9,9")), ("sentence", *OF_ONE))
+    assert 'class="asked"' in shown["picker"]
+
+
+def test_the_check_speaks_of_the_spot_and_compares_with_nineteen_places(visits: Visits, photo: str) -> None:
+    answer = visits.get(photo, "pets").ask(Question())
+    assert answer.check is visits.get(photo, "pets").ask(Question(colormap="jet")).check  # worked out once
+    assert len(answer.check.random) == 19
+    good, words, why = verdict(answer)
+    assert good == answer.check.telling == ("no more" not in words)
+    assert percent(answer.check.hidden) in why
+    against = [answer.again(Question(class_name=name, against=True)) for name in answer.model.class_names]
+    asked = [each for each in against if each.attribution.max() > 0]
+    assert asked
+    assert all(verdict(each)[:2] == (None, "") for each in asked)  # hiding what speaks against it need not lower it

@@ -7,14 +7,17 @@ from contextlib import contextmanager
 import gradio as gr
 from PIL import Image
 
-from cvlab.page import panels
+from cvlab.explain import predicted_masks
 from cvlab.page.evidence import peak_of
 from cvlab.page.examples import example_files
 from cvlab.page.host import sentence_of, without_paths
-from cvlab.page.question import Question
+from cvlab.page.picture import MAX_SIDE
+from cvlab.page.question import Question, mask_of
+from cvlab.page.unet import CLASSIFIER
 from cvlab.page.upload import UPLOADS, photo_input
-from cvlab.page.visit import Visits
-from cvlab.render import enlarged, to_picture
+from cvlab.page.visit import Answer, Visits
+from cvlab.render import enlarged, heatmap_picture, mask_overlay, overlay, to_picture
+from cvlab.transforms import open_image, resize_logits
 
 
 class Page(gr.Blocks):
@@ -49,6 +52,20 @@ def saved(picture: Image.Image) -> str:
     return str(path)
 
 
+def masked(photo: Image.Image, answer: Answer) -> tuple[Image.Image, dict[str, float], str]:
+    """The photo with a segmenter's mask, the share of it that each class covers, and a sentence about the mask."""
+    model, logits, pixels = answer.model, answer.prediction.logits, photo.width * photo.height
+    masks = predicted_masks(model, resize_logits(logits, (photo.height, photo.width)))[0]
+    shares = {name: mask.float().mean().item() for name, mask in zip(model.class_names, masks, strict=True)}
+    found = int(masks.any(0).sum())
+    sentence = f"The mask covers {found:,} of {pixels:,} pixels ({found / pixels:.1%}), threshold {model.threshold:g}."
+    if found == 0:
+        sentence = f"No pixel reaches the threshold of {model.threshold:g}: the model finds nothing here."
+    photo.thumbnail((MAX_SIDE, MAX_SIDE))
+    shown = predicted_masks(model, resize_logits(logits, (photo.height, photo.width)))[0].any(0)
+    return mask_overlay(photo, shown.numpy()), shares, sentence
+
+
 def add_api(visits: Visits) -> None:
     """Adds the endpoints to the page that is being built."""
 
@@ -56,11 +73,11 @@ def add_api(visits: Visits) -> None:
         """{label, confidences} for a classifier, {mask, shares, numbers} for a segmenter."""
         with in_sentences():
             answer = visits.get(image, model).ask(Question())
-            prediction = answer.prediction
-        if answer.segments:
-            mask = gr.FileData(path=saved(enlarged(prediction.mask)))
-            return {"mask": mask.model_dump(), "shares": prediction.shares, "numbers": prediction.sentence}
-        ranked = sorted(prediction.shares.items(), key=lambda item: -item[1])
+            if answer.segments:
+                picture, shares, numbers = masked(open_image(image), answer)
+                mask = gr.FileData(path=saved(enlarged(picture)))
+                return {"mask": mask.model_dump(), "shares": shares, "numbers": numbers}
+            ranked = sorted(answer.prediction.shares.items(), key=lambda item: -item[1])
         confidences = [{"label": name, "confidence": share} for name, share in ranked]
         return {"label": ranked[0][0], "confidences": confidences}
 
@@ -71,7 +88,8 @@ def add_api(visits: Visits) -> None:
         with in_sentences():
             answer = visits.get(image, model).ask(Question(class_name=class_name, stage=stage))
             attribution, images = answer.attribution, answer.prediction.images
-        three = to_picture(images), *panels.pictures(images, attribution, answer.question)
+        heat = heatmap_picture(attribution, images.shape[-2:])
+        three = to_picture(images), heat, overlay(images, attribution)
         return *(saved(enlarged(picture)) for picture in three), peak_of(attribution)
 
     def grad_cam_array(
@@ -96,14 +114,15 @@ def add_api(visits: Visits) -> None:
         with in_sentences():
             answer = visits.get(image, model).ask(Question())
             if not answer.segments:
-                raise ValueError(panels.CLASSIFIER)
+                raise ValueError(CLASSIFIER)
             images, maps = answer.prediction.images, answer.evidence.maps["grad_cam"]
         pictures = []
         for name, attribution in maps.items():
             height, width = attribution.shape[-2:]
             caption = f"{name}: {width} x {height}, peak {peak_of(attribution):.3g}. {answer.warning(attribution)}"
-            pictures.append((saved(enlarged(panels.over_photo(images, attribution, answer.question))), caption))
-        return saved(enlarged(panels.mask_picture(answer))), pictures
+            pictures.append((saved(enlarged(overlay(images, attribution))), caption))
+        mask = mask_of(answer.question, answer.model, answer.prediction.logits)
+        return saved(enlarged(mask_overlay(to_picture(images), mask.numpy()))), pictures
 
     image = photo_input(visible=False, label="a photo, in any format")
     model = gr.Textbox(visible=False, label="a model by its name on the page, or on the Hub: user/name")

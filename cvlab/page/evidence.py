@@ -12,11 +12,10 @@ from cvlab.explain.paths import contributions, region_dependence
 from cvlab.explain.slow import integrated_gradients, occlusion
 from cvlab.models import Model
 from cvlab.models.unet import UNet
+from cvlab.page.picture import MAX_SIDE, picture_url
 from cvlab.page.question import SLOW_METHODS, Question, score_of, settled, settled_score
-from cvlab.render import mask_overlay
-from cvlab.transforms import resize_logits, view, whole_mask
+from cvlab.transforms import view, whole_mask
 
-MAX_SIDE = 1024  # pixels of a displayed photo
 WHOLE_PICTURE = "the whole picture"  # stands for the stage of a map that belongs to none
 OCCLUSION_PARTS = 8  # windows along a side of the view; each overlaps half of the next
 GRADIENT_STEPS = 32
@@ -71,10 +70,9 @@ class Prediction:
     Attributes:
         images: the view of the model, (1, 3, S, S) in [0, 1].
         logits: (1, C) or (1, C, S, S).
-        shares: by class name a classifier's probability, or the share of the photo that a segmenter's mask covers.
-        mask: the photo with a segmenter's mask; None for a classifier.
-        sentence: about that mask.
-        size: of the photo, (height, width).
+        shares: by class name a classifier's probability, or the share of the view that a segmenter's mask covers.
+        photo: up to MAX_SIDE pixels a side, as the source of an <img>.
+        size: of the photo as it was opened, (height, width).
         notes: what was done to open the photo.
         evidence: the answer to `Question()`; None where nothing was found.
     """
@@ -82,8 +80,7 @@ class Prediction:
     images: Tensor
     logits: Tensor
     shares: dict[str, float]
-    mask: Image.Image | None
-    sentence: str
+    photo: str
     size: tuple[int, int]
     notes: list[str] = field(default_factory=list)
     evidence: Evidence | None = None
@@ -91,9 +88,8 @@ class Prediction:
     @property
     def nbytes(self) -> int:
         """Memory of nearly all of it."""
-        picture = self.mask.width * self.mask.height * 3 if self.mask else 0
         maps = self.evidence.nbytes if self.evidence else 0
-        return picture + maps + self.images.nbytes + self.logits.nbytes
+        return len(self.photo) + maps + self.images.nbytes + self.logits.nbytes
 
 
 def predict_photo(image: Image.Image, model: Model) -> Prediction:
@@ -106,18 +102,13 @@ def predict_photo(image: Image.Image, model: Model) -> Prediction:
         evidence, logits = None, predict(model, images)
     size, notes = (image.height, image.width), image.info.get("notes", [])
     if model.task == "classification":
-        shares = dict(zip(model.class_names, logits.softmax(1)[0].tolist(), strict=True))
-        return Prediction(images, logits, shares, None, "", size, notes, evidence)
+        values = logits.softmax(1)[0]
+    else:
+        values = predicted_masks(model, logits)[0].float().mean((1, 2))
+    shares = dict(zip(model.class_names, values.tolist(), strict=True))
     photo = image.copy()
     photo.thumbnail((MAX_SIDE, MAX_SIDE))
-    masks = predicted_masks(model, resize_logits(logits, size))[0]
-    shown = predicted_masks(model, resize_logits(logits, (photo.height, photo.width)))[0].any(0)
-    shares = {name: mask.float().mean().item() for name, mask in zip(model.class_names, masks, strict=True)}
-    pixels, total = int(masks.any(0).sum()), image.width * image.height
-    sentence = f"The mask covers {pixels:,} of {total:,} pixels ({pixels / total:.1%}), threshold {model.threshold:g}."
-    if pixels == 0:
-        sentence = f"No pixel reaches the threshold of {model.threshold:g}: the model finds nothing here."
-    return Prediction(images, logits, shares, mask_overlay(photo, shown.numpy()), sentence, size, notes, evidence)
+    return Prediction(images, logits, shares, picture_url(photo), size, notes, evidence)
 
 
 def evidence_for(

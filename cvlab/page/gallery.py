@@ -7,13 +7,15 @@ from pathlib import Path
 from cvlab.explain import METHODS, default_stage
 from cvlab.explain.many import compared_stages, likeness
 from cvlab.files import write_bytes
+from cvlab.models import Model
 from cvlab.page.evidence import peak_of
-from cvlab.page.html import Figure, as_html, number, paragraph, quoted, sorted_by
+from cvlab.page.html import number, paragraph, sorted_by
 from cvlab.page.many import Explained, explain_many, to_csv, write_zip
-from cvlab.page.question import Question
+from cvlab.page.picture import captioned, heated, picture_url, seen_part, slider, with_photo
+from cvlab.page.question import COLORMAPS, Question
 from cvlab.page.unzip import list_pictures
 from cvlab.page.visit import Answer, Visit
-from cvlab.render import overlay, to_picture
+from cvlab.page.words import said
 
 MOST_SHOWN = 60  # of many pictures; the table and the zip hold all
 # The columns of the table and their widths in pixels.
@@ -42,15 +44,19 @@ def compare(answer: Answer, second: Answer) -> str:
     titles = first.visit.name, second.visit.name
     if titles[0] == titles[1]:
         titles = "First picture", "Second picture"
-    drawn = []
+    drawn = ""
     for title, each in zip(titles, (first, second), strict=True):
-        images, attribution, question = each.prediction.images, each.attribution, each.question
+        attribution, question = each.attribution, each.question
         words = f"{each.words} at {each.stage}"
         peak = f"Peak {number(peak_of(attribution, question.method))} logits."
-        laid = overlay(images, attribution, question.colormap, question.opacity)
-        drawn.append(Figure(to_picture(images), title, _said(each), f"{title} as the model sees it"))
-        drawn.append(Figure(laid, words, peak, f"{title}: {words}"))
-    return paragraph(_agreement(first, second)) + as_html(drawn, "two")
+        shown = heated(attribution, each.box, f"{title}: {words}", question.colormap)
+        caption = f"{' '.join(said(each))} {words}. {peak}"
+        drawn += with_photo(each.prediction.photo, each.prediction.size, captioned(shown, title, caption))
+    return (
+        paragraph(_agreement(first, second))
+        + slider("Heat", first.question.opacity)
+        + f'<div class="two">{drawn}</div>'
+    )
 
 
 def _comparable(question: Question) -> Question:
@@ -66,15 +72,6 @@ def _of_second(first: Answer, second: Answer) -> Question:
     if first.model is second.model:  # the same class, so that the peaks can be compared
         return replace(asked, class_name=first.model.class_names[first.evidence.class_idx])
     return asked if asked.class_name in second.model.class_names else replace(asked, class_name="")
-
-
-def _said(answer: Answer) -> str:
-    """A prediction as a sentence."""
-    prediction = answer.prediction
-    if prediction.sentence:
-        return prediction.sentence
-    name = max(prediction.shares, key=prediction.shares.get)
-    return f"{quoted(name)} with probability {prediction.shares[name]:.1%}."
 
 
 def _agreement(first: Answer, second: Answer) -> str:
@@ -130,20 +127,20 @@ def explain_files(
     rows = write_zip(maps, model, noted(explained), stage, method, visit.models.public_name(visit.name))
     write_bytes(table, to_csv(rows).encode("utf-8-sig"))
     cells = [[round(cell, 4) if isinstance(cell, float) else cell for cell in astuple(row)] for row in rows]
-    return gallery(shown, len(rows)), cells, str(table), str(maps)
+    orders = {name: sorted(range(len(shown)), key=lambda i, key=key: key(shown[i].row)) for name, key in ORDERS.items()}
+    more = f" The first {MOST_SHOWN} are shown; the table and the zip hold all." if len(shown) == MOST_SHOWN else ""
+    drawn = sorted_by(orders) + slider("Heat", question.opacity) + gallery(shown, model) if shown else ""
+    return paragraph(f"{len(rows)} pictures.{more}") + drawn, cells, str(table), str(maps)
 
 
-def gallery(drawn: Sequence[Explained], count: int) -> str:
-    """A gallery of many pictures, each with the evidence for its prediction."""
-    figures = [
-        Figure(
-            overlay(each.view, each.attribution),
-            f"{each.row.number}: {each.row.prediction or 'nothing found'}",
-            f"{each.row.share:.1%}, peak {each.row.peak:.3g}",
-            f"{each.row.file}: evidence for {each.row.prediction or 'nothing'}",
-        )
-        for each in drawn
-    ]
-    rest = f" The first {MOST_SHOWN} are shown; the table and the zip hold all." if len(drawn) == MOST_SHOWN else ""
-    orders = {name: sorted(range(len(drawn)), key=lambda i, key=key: key(drawn[i].row)) for name, key in ORDERS.items()}
-    return paragraph(f"{count} pictures.{rest}") + (sorted_by(orders) if drawn else "") + as_html(figures)
+def gallery(drawn: Sequence[Explained], model: Model) -> str:
+    """The figures of many pictures, each with the evidence for its prediction."""
+    figures = ""
+    for each in drawn:
+        row, (width, height) = each.row, each.photo.size
+        found = row.prediction or "nothing found"
+        label = f"{row.file}: evidence for {row.prediction or 'nothing'}"
+        picture = heated(each.attribution, seen_part(model, (height, width)), label, COLORMAPS[0])
+        figure = captioned(picture, f"{row.number}: {found}", f"{row.share:.1%}, peak {row.peak:.3g}")
+        figures += with_photo(picture_url(each.photo), (height, width), figure)
+    return f'<div class="figures">{figures}</div>'

@@ -3,35 +3,23 @@
 Every text is escaped here: names of classes, models and files come from strangers.
 """
 
-import base64
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 
-import matplotlib
-import numpy as np
 from PIL import Image
 
-
-@dataclass(frozen=True)
-class Scale:
-    """What the colours of a heatmap mean: 0 at the left, `top` at the right."""
-
-    top: float
-    unit: str
-    colormap: str
+from cvlab.page.picture import color_bar, picture_url
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with its title, caption, text for screen readers, and, of a heatmap, its scale."""
+    """A picture with its title, caption and text for screen readers."""
 
     picture: Image.Image
     title: str
     caption: str
     alt_text: str = ""
-    scale: Scale | None = None
 
 
 def as_html(drawn: Sequence[Figure], size: str = "") -> str:
@@ -39,48 +27,36 @@ def as_html(drawn: Sequence[Figure], size: str = "") -> str:
     return f'<div class="figures {size}">{"".join(map(figure, drawn))}</div>'
 
 
-def pairs(drawn: Sequence[tuple[str, str, Sequence[Figure]]]) -> str:
-    """Pairs of figures side by side, given as (title above, text below, figures)."""
-    parts = (
-        f'<div class="pair"><p><strong>{html.escape(title)}</strong></p>{"".join(map(figure, two))}'
-        f"<p>{html.escape(text)}</p></div>"
-        for title, text, two in drawn
-    )
-    return f'<div class="figures pairs">{"".join(parts)}</div>'
-
-
 def figure(each: Figure) -> str:
     """A figure as HTML."""
     title, caption, alt_text = (html.escape(text) for text in (each.title, each.caption, each.alt_text or each.title))
     return (
-        f'<figure><img src="{source(each.picture)}" alt="{alt_text}">{scale_bar(each.scale) if each.scale else ""}'
+        f'<figure><img src="{picture_url(each.picture)}" alt="{alt_text}">'
         f"<figcaption><strong>{title}</strong><br>{caption}</figcaption></figure>"
     )
 
 
-def source(picture: Image.Image) -> str:
-    """A picture as the source of an <img>."""
-    buffer = BytesIO()
-    picture.save(buffer, "JPEG", quality=92, subsampling=0)  # a PNG takes 70 times as long to encode
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def scale_bar(scale: Scale, stops: int = 9) -> str:
+def scale_bar(top: float, unit: str, colormap: str) -> str:
     """The colours of a heatmap from zero to its top."""
-    levels = matplotlib.colormaps[scale.colormap](np.linspace(0, 1, stops))
-    colors = ", ".join(matplotlib.colors.to_hex(color) for color in levels)
-    bar = f'<span style="background: linear-gradient(90deg, {colors})"></span>'
-    return f'<div class="scale">0 {bar} {number(scale.top)} {html.escape(scale.unit)}</div>'
+    bar = f'<span style="background: {color_bar(colormap)}"></span>'
+    return f'<div class="scale">0 {bar} {number(top)} {html.escape(unit)}</div>'
 
 
-def picker(picture: Image.Image, side: int, at: tuple[int, int]) -> str:
-    """A picture of side x side pixels in which a place is chosen by pointer or keyboard, starting from `at`."""
-    return (
-        f'<div class="picker" tabindex="0" role="application" data-side="{side}" data-x="{at[0]}" data-y="{at[1]}" '
-        'aria-label="Choose a place: click, drag a box, or move with the arrow keys and press Enter">'
-        f'<img src="{source(picture)}" alt="The photo, grey outside the mask; an orange line around what is asked '
-        'about" draggable="false"><i></i></div>'
-    )
+def bars(shares: dict[str, float], title: str, most: int = 5) -> str:
+    """Shares as a table with bars, the largest first; those after the first `most` on demand."""
+    ranked = [
+        f'<tr><th scope="row">{html.escape(name)}</th><td><b style="width:{max(share, 0.004):.1%}"></b></td>'
+        f"<td>{share:.0%}</td></tr>"
+        for name, share in sorted(shares.items(), key=lambda item: -item[1])
+    ]
+    first = f'<table class="bars"><caption>{html.escape(title)}</caption>{"".join(ranked[:most])}</table>'
+    rest = f'<table class="bars">{"".join(ranked[most:])}</table>'
+    return first + (folded(f"{len(ranked) - most} more", rest, "more") if ranked[most:] else "")
+
+
+def folded(title: str, content: str, name: str) -> str:
+    """HTML under a title that unfolds it; by its name the page remembers what is open."""
+    return f'<details data-name="{name}"><summary>{html.escape(title)}</summary>{content}</details>'
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -133,7 +109,4 @@ def paragraph(text: str) -> str:
 
 def card_text(title: str, text: str) -> str:
     """A longer text under a title that unfolds it, shown as it was written: no Markdown or HTML in it is rendered."""
-    return (
-        f'<details><summary>{html.escape(title)}</summary><pre class="card" tabindex="0">{html.escape(text)}</pre>'
-        "</details>"
-    )
+    return folded(title, f'<pre class="card" tabindex="0">{html.escape(text)}</pre>', "card")

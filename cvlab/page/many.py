@@ -20,6 +20,7 @@ from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from cvlab.explain import check_stages, default_stage
@@ -32,6 +33,7 @@ from cvlab.transforms import ImageError, view
 from cvlab.trust.diagnosis import diagnose
 
 BATCH = 16
+PHOTO_SIDE = 480  # pixels of a photo in the gallery
 Progress = Callable[[int, int], None]
 
 
@@ -58,11 +60,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Explained:
-    """A row with the view (1, 3, S, S) and the signed map (1, 1, h, w); None if the picture could not be opened."""
+    """A row with the view (1, 3, S, S), the signed map (1, 1, h, w) and the photo, at most PHOTO_SIDE pixels a side.
+
+    All three are None if the picture could not be opened.
+    """
 
     row: Row
     view: Tensor | None = None
     attribution: Tensor | None = None
+    photo: Image.Image | None = None
 
 
 def explain_many(
@@ -83,15 +89,17 @@ def explain_many(
         ValueError: a stage or method that is not there.
     """
     (stage,) = check_stages(model, [stage or default_stage(model)])
-    notes: dict[Picture, str] = {}
+    photos: dict[int, Image.Image] = {}  # by the id of a picture: the same file may come twice
 
     def open_view(picture: Picture) -> Tensor | str:
         try:
             image = picture.open()
         except ImageError as error:
             return str(error)[:1].upper() + str(error)[1:]
-        notes[picture] = " ".join(image.info["notes"])
-        return view(image, model)
+        seen = view(image, model)
+        image.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
+        photos[id(picture)] = image
+        return seen
 
     batches = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
     explained = explain_batches(model, batches, open_view, [stage], [method])
@@ -108,9 +116,10 @@ def explain_many(
             share = line["share"] if "share" in line else logits.softmax(1)[0, class_idx].item()
             nothing = f"No pixel reaches the threshold of {model.threshold:g}: the model finds nothing here."
             warning = diagnose(attribution, logits, class_idx) if prediction else nothing
-            sentence = " ".join(filter(None, [warning, notes[picture]]))
+            photo = photos.pop(id(picture))
+            sentence = " ".join(filter(None, [warning, *photo.info["notes"]]))
             row = Row(number, picture.label, prediction, share, line["peak"][method][stage], sentence)
-            yield Explained(row, seen, attribution)
+            yield Explained(row, seen, attribution, photo)
         if progress:
             progress(number, len(pictures))
 

@@ -1,11 +1,24 @@
-// What the HTML blocks of the page do; cvlab/page/html.py writes that HTML. Gradio runs this once for each block, with
-// its `element`, `watch`, which runs a function after the HTML has changed, and `trigger`, which sends an event.
+// What the HTML blocks of the page do; cvlab/page/html.py and picture.py write that HTML. Gradio runs this once for
+// each block, with its `element`, `watch` (runs a function after a change of the HTML) and `trigger` (sends an event).
 
-// The address bar holds the link to what is shown; a theme that was asked for stays in it.
-watch('value', () => {
+const root = document.documentElement, opened = {};
+if (element.closest('#answer')) element.setAttribute('aria-live', 'polite');
+const fade = value => {
+  root.style.setProperty('--fade', value / 100);
+  document.querySelectorAll('.fade input').forEach(each => { each.value = value; });
+};
+const drawn = () => {
+  // The address bar holds the link to what is shown; a theme that was asked for stays in it.
   const link = element.querySelector('.question-link'), theme = new URLSearchParams(location.search).get('__theme');
   if (link) history.replaceState(null, '', link.getAttribute('href') + (theme ? '&__theme=' + theme : ''));
-});
+  // The sliders stay where the visitor put them, and what was unfolded stays open.
+  const slider = element.querySelector('.fade input'), set = root.style.getPropertyValue('--fade');
+  if (slider) fade(set ? 100 * set : slider.value);
+  element.querySelectorAll('details').forEach(each => { each.open = opened[each.dataset.name]; });
+};
+watch('value', drawn);
+drawn();
+element.addEventListener('toggle', event => { opened[event.target.dataset.name] = event.target.open; }, true);
 
 // A click or a drag on a picker, or Enter at the cross that the arrow keys move, becomes the event "select".
 let points = null;
@@ -67,3 +80,104 @@ element.addEventListener('click', async event => {
   }
   button.textContent = 'Copied';
 });
+
+// Once for the whole page.
+if (window.cvlab) return;
+window.cvlab = true;
+const on = (kind, act) => document.addEventListener(kind, act);
+on('input', event => { if (event.target.closest('.fade')) fade(event.target.value); });
+
+// A picture that is dropped or pasted is the photo, except on a field for pictures.
+const send = (event, files) => {
+  const input = document.querySelector('#strip input[type=file]');
+  if (!files?.length || !input || event.target.closest?.('.image-container, .gradio-container input, textarea')) return;
+  input.files = files;
+  input.dispatchEvent(new Event('change', {bubbles: true}));
+  event.preventDefault();
+};
+on('dragover', event => event.preventDefault());
+on('drop', event => send(event, event.dataTransfer.files));
+on('paste', event => send(event, event.clipboardData.files));
+
+// The arrow keys move among the tabs; the tab that is chosen scrolls into sight.
+on('keydown', event => {
+  const tab = event.target.closest?.('[role=tab]'), to = {ArrowLeft: 'previous', ArrowRight: 'next'}[event.key];
+  if (tab && to) tab[to + 'ElementSibling']?.focus();
+});
+for (const kind of ['keyup', 'click']) on(kind, event => {
+  event.target.closest?.('[role=tab]')?.scrollIntoView({block: 'nearest', inline: 'center'});
+});
+
+// "Enlarge": the picture alone, with buttons to zoom and to save it with its caption.
+on('click', event => {
+  const figure = event.target.closest('.enlarge')?.closest('figure');
+  if (!figure) return;
+  const view = document.createElement('dialog'), tools = document.createElement('div'), copy = figure.cloneNode(true);
+  let zoom = 1;
+  const tool = (name, act) => {
+    const button = document.createElement('button');
+    button.textContent = name;
+    button.addEventListener('click', act);
+    tools.append(button);
+  };
+  const larger = by => { zoom = Math.min(8, Math.max(1, zoom * by)); view.style.setProperty('--zoom', zoom); };
+  tool('Close', () => view.close());
+  tool('Larger', () => larger(1.5));
+  tool('Smaller', () => larger(1 / 1.5));
+  tool('Save', () => save(copy));
+  for (const name of ['--photo', '--ratio']) {
+    view.style.setProperty(name, getComputedStyle(figure).getPropertyValue(name));
+  }
+  const picker = copy.querySelector('.picker');
+  for (const name of ['role', 'tabindex', 'aria-label']) picker?.removeAttribute(name);
+  picker?.classList.remove('picker');
+  view.className = 'view';
+  view.setAttribute('aria-label', 'The picture, enlarged');
+  tools.className = 'tools';
+  view.append(tools, copy);
+  view.addEventListener('close', () => view.remove());
+  document.querySelector('.gradio-container').append(view);
+  view.showModal();
+});
+
+// Photo, heat and lines as they are shown, and the caption below, in one PNG.
+const save = async figure => {
+  const pic = figure.querySelector('.pic'), photo = new Image(), before = getComputedStyle(pic, '::before');
+  photo.src = before.backgroundImage.slice(5, -2);
+  await photo.decode();
+  const scale = Math.max(1, 1024 / photo.width), width = photo.width * scale, height = photo.height * scale;
+  const canvas = document.createElement('canvas'), pen = canvas.getContext('2d'), size = Math.round(width / 45);
+  const lines = [''];
+  pen.font = `${size}px system-ui`;
+  for (const word of figure.querySelector('figcaption').innerText.replace(/Enlarge$/, '').split(/\s+/)) {
+    if (pen.measureText(lines.at(-1) + word).width > width - 2 * size) lines.push('');
+    lines.push(lines.pop() + word + ' ');
+  }
+  canvas.width = width;
+  canvas.height = height + (lines.length + 1) * size * 1.4;
+  pen.fillStyle = '#fff';
+  pen.fillRect(0, 0, width, canvas.height);
+  pen.fillStyle = '#000';
+  pen.fillRect(0, 0, width, height);
+  pen.font = `${size}px system-ui`;
+  lines.forEach((line, i) => pen.fillText(line, size, height + (i + 1.2) * size * 1.4));
+  pen.globalAlpha = before.opacity;
+  pen.drawImage(photo, 0, 0, width, height);
+  const heat = pic.querySelector('.heat'), shown = getComputedStyle(heat), by = width / pic.clientWidth;
+  pen.globalAlpha = shown.opacity;
+  pen.drawImage(heat, heat.offsetLeft * by, heat.offsetTop * by, heat.offsetWidth * by, heat.offsetHeight * by);
+  for (const path of pic.querySelectorAll('path')) {
+    const look = getComputedStyle(path), line = new Path2D();
+    line.addPath(new Path2D(path.getAttribute('d')), new DOMMatrix([width / 1000, 0, 0, height / 1000, 0, 0]));
+    pen.globalAlpha = look.opacity;
+    pen.fillStyle = look.fill;
+    pen.strokeStyle = look.stroke;
+    pen.lineWidth = parseFloat(look.strokeWidth) * by;
+    if (look.fill != 'none') pen.fill(line, 'evenodd');
+    if (look.stroke != 'none') pen.stroke(line);
+  }
+  const link = document.createElement('a');
+  link.download = 'cvlab.png';
+  link.href = canvas.toDataURL('image/png');
+  link.click();
+};

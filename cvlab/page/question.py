@@ -11,6 +11,7 @@ from torch import Tensor
 from cvlab.explain import METHODS, Score, against, class_score, contrast_score, region_score, regions
 from cvlab.models import Model
 from cvlab.page.html import quoted
+from cvlab.page.picture import CONTOURS
 
 SLOW_METHODS = ("integrated_gradients", "occlusion")  # cvlab/explain/slow.py: at image size, not at a stage
 REGIONS = {  # which pixels a segmenter is asked about, and how that is offered
@@ -22,7 +23,7 @@ REGIONS = {  # which pixels a segmenter is asked about, and how that is offered
     "false positives": "what was wrongly found (needs the true mask)",
     "false negatives": "what was missed (needs the true mask)",
 }
-COLORMAPS = ("inferno", "cividis", "gray", "jet")  # the first three read the same to the colour-blind
+COLORMAPS = ("inferno", "cividis", "gray", "jet", CONTOURS)  # all but jet read the same to the colour-blind
 MOST_POINTS = 500
 STROKE_RADIUS = 1 / 40  # of the view's side
 

@@ -24,8 +24,10 @@ from cvlab.page.evidence import (
 )
 from cvlab.page.html import quoted
 from cvlab.page.models import Models
+from cvlab.page.picture import Box, seen_part
 from cvlab.page.question import SLOW_METHODS, Question, class_indices, region_words
 from cvlab.transforms import open_image
+from cvlab.trust import Deletion, deletion
 from cvlab.trust.diagnosis import diagnose
 
 MAX_BYTES = 512 * 2**20  # of what is cached about photos
@@ -180,6 +182,18 @@ class Answer:
             return "" if attribution.max() > 0 else "Blank: all evidence speaks against the score."
         plain = self.evidence.other is None and not self.question.against
         return diagnose(attribution, self.evidence.logits if plain else None, self.evidence.class_idx)
+
+    @property
+    def box(self) -> Box:
+        """The part of the photo that the model saw."""
+        return seen_part(self.model, self.prediction.size)
+
+    @property
+    def check(self) -> Deletion:
+        """What hiding the hottest tenth of the map does. Raises a ValueError where the map has no evidence."""
+        images, evidence = self.prediction.images, self.evidence
+        make = partial(deletion, self.model, images, self.attribution, evidence.class_idx, evidence.region)
+        return self.visit.once(("check", *self._key, self.question.method, self.stage), make)
 
     @property
     def paths(self) -> Paths | None:

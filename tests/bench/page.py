@@ -69,10 +69,15 @@ from cvlab.page import visit
 visit.MAX_BYTES = 16 * 2**20
 app.launch(app.build_page(app.Models(app.offered_models(app.ROOT, []))), server_port=int(sys.argv[1]), quiet=True)
 """
-# In a browser: the milliseconds from the choice of a file until the first picture of an answer is there.
+# In a browser: the milliseconds from the choice of a file until another picture than before is there.
 ANSWERED = """
 selector => {
-  const shown = () => [...document.querySelectorAll(selector)].find(image => image.offsetParent && image.complete);
+  const found = () => [...document.querySelectorAll(selector)].find(each => each.offsetParent);
+  const before = found()?.outerHTML;
+  const shown = () => {
+    const pictures = found() ? [found(), ...found().querySelectorAll('img')] : [];
+    return pictures.length && found().outerHTML != before && pictures.every(each => each.complete ?? true);
+  };
   document.addEventListener('change', () => { window.begun = performance.now(); }, {capture: true, once: true});
   window.answered = new Promise(resolve => {
     const look = () => shown() ? resolve(performance.now() - window.begun) : requestAnimationFrame(look);
@@ -191,7 +196,7 @@ def choose(page: Page, file: Path, pictures: str) -> float:
     """Seconds from the choice of a photo, in place of the one that is there, until a picture of the answer is drawn.
 
     Args:
-        pictures: a CSS selector.
+        pictures: a CSS selector of pictures, or of what holds them.
     """
     if page.get_by_label("Remove Image").first.is_visible():
         page.get_by_label("Remove Image").first.click()
@@ -209,13 +214,13 @@ def measure_in_browser(url: str, identity: str, name: str, rounds: int, folder: 
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         visited, handed_back = browser.new_page(), browser.new_page()
         visited.goto(f"{url}/?model={name}")
-        expect(visited.locator("figure img").filter(visible=True).first).to_be_visible(timeout=30_000)
+        expect(visited.locator(".photos").filter(visible=True).first).to_be_visible(timeout=30_000)
         handed_back.goto(identity)
         for i, photo in enumerate(photos(rounds + 2)):
             file = folder / f"{i}.jpg"
             file.write_bytes(photo)
             each = {
-                "page": choose(visited, file, "figure img"),
+                "page": choose(visited, file, ".photos"),
                 "identity": choose(handed_back, file, "#back img"),
                 "pass": pass_seconds(model, photo),
             }

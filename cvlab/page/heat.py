@@ -1,0 +1,32 @@
+"""The maps of an answer as pictures, on the scale that the question asks for."""
+
+from cvlab.page.evidence import peak_of
+from cvlab.page.picture import heated
+from cvlab.page.question import Question
+from cvlab.page.visit import Answer
+
+METHOD_NAMES = {
+    "grad_cam": "Grad-CAM",
+    "hires_cam": "HiResCAM",
+    "integrated_gradients": "Integrated Gradients",
+    "occlusion": "Occlusion",
+}
+UNIT = "logits"
+
+
+def draw_map(answer: Answer, stage: str = "", method: str = "") -> tuple[str, float]:
+    """A map over the photo, and the top of its scale as a peak; by default the map that is asked for.
+
+    On one scale with it are a segmenter's maps at all stages, and a classifier's map of its prediction.
+    """
+    question, stage, method = answer.question, stage or answer.stage, method or answer.question.method
+    maps = answer.evidence.maps[method]
+    top, largest = peak_of(maps[stage], method), None
+    if question.common_scale:
+        usual = answer if answer.segments else answer.again(Question(stage=question.stage))
+        beside = usual.evidence.maps.get(method, {})
+        others = beside if answer.segments else {stage: beside.get(stage, maps[stage])}
+        top = max(top, *(peak_of(each, method) for each in others.values()))
+        largest = top if method == "occlusion" else top / maps[stage][0, 0].numel()
+    label = f"Heatmap: {answer.words} at {stage} by {METHOD_NAMES[method]}, over the photo"
+    return heated(maps[stage], answer.box, label, question.colormap, largest), top

@@ -1,0 +1,147 @@
+"""The panels of segmenters: a region to ask about, the stages of a U-Net, and errors beside a true mask."""
+
+import html
+from contextlib import suppress
+from dataclasses import replace
+
+from cvlab.explain.paths import dependence_sentence
+from cvlab.metrics import segmentation_counts, segmentation_scores
+from cvlab.page.evidence import in_view, peak_of
+from cvlab.page.heat import METHOD_NAMES, UNIT, draw_map
+from cvlab.page.host import sentence_of
+from cvlab.page.html import folded, number, paragraph, scale_bar, table
+from cvlab.page.picture import around, captioned, cased, hottest_edge, layers, outline, slider, with_photo
+from cvlab.page.question import SLOW_METHODS, class_indices, mask_of, parse_points
+from cvlab.page.visit import Answer
+from cvlab.page.words import shares_of_evidence
+from cvlab.transforms import resize_logits
+
+CLASSIFIER = (
+    "This model is a classifier: it has no mask and no U-Net stages. Its own stages can be chosen in the tab Grad-CAM."
+)
+READING = (
+    "Each map is divided by its own maximum. A peak is that maximum times the number of positions of its stage, in "
+    "units of the score (logits). Peaks of one model's stages can be compared, peaks of two models cannot."
+)
+THIRDS = "Early: fine detail", "Middle: the whole scene", "Late: drawing the mask"
+WORKING = "The stages that depend most on what was asked about are being worked out."
+DEPENDENCE = "Does a map depend on your region? r near 1: it would look the same for any region."
+ALL_SELECTED = "The region is the whole picture: there is nothing else to compare its maps with."
+
+
+def region_picker(answer: Answer) -> str:
+    """The photo with the outline of the mask and an orange line around the region, to choose another region in."""
+    if not answer.segments:
+        return ""
+    prediction, question = answer.prediction, answer.question
+    pixels = prediction.images.shape[-1]
+    chosen, _ = class_indices(question, answer.model, prediction.logits)
+    threshold = question.threshold or answer.model.threshold
+    edge = outline(prediction.logits[0, chosen].sigmoid().numpy(), threshold, answer.box)
+    lines = [("dim", around(edge) if edge else ""), *cased("edge", edge)]
+    legend = "Nothing was found. Click or drag to ask about a place."
+    at = pixels // 2, pixels // 2
+    with suppress(ValueError):  # the other panels say it; the picture is there to choose another region in
+        lines += cased("spot", hottest_edge(answer.attribution, answer.box))
+        legend = "Whole line: what was found. Dashed: where it looked most. Click a part to ask about it."
+        if question.region != "mask":
+            lines += cased("asked", outline(answer.evidence.region.numpy().astype(float), 0.5, answer.box))
+            at = parse_points(question.points)[-1]
+    label = "The photo, dark outside the mask; an orange line around what is asked about"
+    figure = captioned(layers(label, lines=lines, picks=pixels, at=at), "", legend, slider("Mask", question.opacity))
+    return with_photo(prediction.photo, prediction.size, figure, "main")
+
+
+def stages(answer: Answer) -> str:
+    """The three stages that say most; on demand Grad-CAM beside HiResCAM at every stage, with their figures."""
+    if not answer.segments:
+        return paragraph(CLASSIFIER)
+    evidence, question, paths = answer.evidence, answer.question, answer.paths
+    if question.method in SLOW_METHODS:
+        return paragraph(f"{METHOD_NAMES[question.method]} belongs to no stage: see the tab Grad-CAM.")
+    drawn, prediction = [], answer.prediction
+    for stage, first in evidence.maps["grad_cam"].items():
+        two, sentences = [], []
+        for method, maps in evidence.maps.items():
+            attribution, name = maps[stage], METHOD_NAMES[method]
+            picture, top = draw_map(answer, stage, method)
+            caption = f"peak {number(peak_of(attribution, method))} {UNIT}"
+            known = [answer.warning(attribution)]
+            if paths and paths.dependence:
+                r = paths.dependence[method][stage]
+                caption += f", r\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{r:.2f}"
+                known.append(dependence_sentence(r))
+            bar = scale_bar(top, "", question.colormap) if question.common_scale else ""
+            two.append(captioned(picture, name, caption, bar))
+            sentences += [f"{name}: {each}" for each in known if each]
+        head = f"<h3>{html.escape(stage)}, {first.shape[-1]} x {first.shape[-2]}</h3>"
+        drawn.append(f'<div class="pair">{head}{"".join(two)}{paragraph(" ".join(sentences))}</div>')
+    reading = READING
+    reading += f" {DEPENDENCE if paths.dependence else ALL_SELECTED}" if paths else ""
+    score = paragraph(f"{answer.words}; score {number(evidence.score)} {UNIT}.")
+    every = f'{score}<div class="pairs">{"".join(drawn)}</div>{paragraph(reading)}'
+    three = three_stages(answer) + folded(f"All {len(drawn)} stages by both methods, with their figures", every, "all")
+    return with_photo(prediction.photo, prediction.size, three)
+
+
+def three_stages(answer: Answer) -> str:
+    """Of the early, middle and late stages the one whose map depends most on the region, a sentence each."""
+    evidence, paths, method = answer.evidence, answer.paths, answer.question.method
+    if not paths:
+        return paragraph(WORKING)
+    maps, r = evidence.maps[method], paths.dependence.get(method, {})
+    order, drawn = list(maps), []
+    for i, title in enumerate(THIRDS):
+        third = order[i * len(order) // 3 : (i + 1) * len(order) // 3]
+        if not third:
+            continue
+        stage = min(third, key=lambda each: abs(r.get(each, 1.0)))
+        lies = shares_of_evidence(maps[stage], evidence.region)
+        most = max(lies, key=lies.get, default="")
+        says = f"{lies[most]:.0%} of the evidence lies {most}." if lies else "No evidence here."
+        alike = " It would look the same for any part." if dependence_sentence(r.get(stage, 0.0)) else ""
+        shown = captioned(draw_map(answer, stage)[0], stage, says + alike)
+        drawn.append(f"<div><h3>{title}</h3>{shown}</div>")
+    return f'<div class="three">{"".join(drawn)}</div>' + slider("Heat", answer.question.opacity)
+
+
+def contributions(answer: Answer) -> str:
+    """What each path through a U-Net added to the score, once that was worked out."""
+    if not answer.segments or not answer.paths:
+        return ""
+    parts = answer.paths.contributions
+    if not parts:
+        return paragraph("The contributions of the skips are worked out for cvlab's own U-Net only.")
+    reading = "What each path through the U-Net added to the score; together they are the score. Orange is against it."
+    return paragraph(reading) + table(("path", UNIT), [*parts.items(), ("score", answer.evidence.score)])
+
+
+def errors(answer: Answer) -> str:
+    """The true mask compared with the predicted one: scores, where they differ, and why.
+
+    Of what was wrongly found the evidence for it is shown, of what was missed the evidence against it.
+    """
+    if answer.mask is None or not answer.segments:
+        return ""
+    question, model, prediction, true_mask = answer.question, answer.model, answer.prediction, answer.true_mask
+    predicted = mask_of(question, model, resize_logits(prediction.logits, true_mask.shape))
+    scores = segmentation_scores(segmentation_counts(predicted[None, None], true_mask[None, None]))
+    found, true = mask_of(question, model, prediction.logits), in_view(true_mask, model)
+    false, missed = found & ~true, true & ~found
+    parts = [outline(part.numpy().astype(float), 0.5, answer.box) for part in (false, missed)]
+    shares = f"{false.float().mean():.1%} of the picture is wrongly found, {missed.float().mean():.1%} is missed."
+    shown = layers("The errors over the photo", lines=(("false", parts[0]), ("missed", parts[1])))
+    drawn = captioned(shown, "Errors", f"Orange: wrongly found; blue, striped edge: missed. {shares}")
+    method = "grad_cam" if question.method in SLOW_METHODS else question.method
+    for title, region in (("Why wrongly found", "false positives"), ("Why missed", "false negatives")):
+        against = region == "false negatives"
+        asked = answer.again(replace(question, region=region, against=against, method=method))
+        try:
+            peak = f"peak {number(peak_of(asked.attribution, method))} {UNIT}"
+            drawn += captioned(draw_map(asked)[0], title, f"{asked.words} at {asked.stage}, {peak}.")
+        except ValueError as error:  # there is no such error
+            drawn += captioned(layers(title), title, sentence_of(error))
+    listed = ", ".join(f"{name} {getattr(scores, name):.3f}" for name in ("iou", "dice", "precision", "recall"))
+    return paragraph(f"At threshold {question.threshold or model.threshold:g}: {listed}.") + with_photo(
+        prediction.photo, prediction.size, f'<div class="three">{drawn}</div>'
+    )

@@ -1,0 +1,134 @@
+"""The answer in plain sentences: what the model thinks, where it looked, and whether that spot mattered."""
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from cvlab.explain import heatmap, predicted_masks
+from cvlab.page.html import quoted
+from cvlab.page.question import Question, mask_of, region_words
+from cvlab.page.visit import Answer
+from cvlab.render import relative_heat
+from cvlab.trust import hottest_part
+
+GRID = 96  # pixels a side, on which places are found
+SURE, LIKELY = 0.6, 0.4  # below the first the model is not sure, below the second it guesses
+EDGE = 1 / 40  # of the side: so near is along the edge of a region
+
+
+def said(answer: Answer) -> tuple[str, str]:
+    """What the model thinks, and what it looked at; a question that has no answer counts as the usual one.
+
+    Raises:
+        ValueError, OSError: model or photo cannot be opened.
+    """
+    prediction = answer.prediction
+    try:
+        attribution = answer.attribution
+    except ValueError:
+        if answer.question != Question():
+            return said(answer.again(Question()))
+        return "Nothing found.", f"No part of the photo looks enough like {plain(answer.model.class_names[0])}."
+    if answer.segments:
+        return found(answer), asked_about(answer)
+    evidence, names = answer.evidence, answer.model.class_names
+    name, share = plain(names[evidence.class_idx]), prediction.shares[names[evidence.class_idx]]
+    where = place(attribution)
+    if answer.question.against or evidence.other is not None or share < max(prediction.shares.values()):
+        side = "against" if answer.question.against else "for"
+        rather = "" if evidence.other is None else f" rather than {plain(names[evidence.other])}"
+        lies = f"lies {where}" if where else "is nowhere in the picture"
+        return upper(f"{name} got {percent(share)}."), f"What speaks {side} it{rather} {lies}."
+    doubt = "" if share >= SURE else "Not sure: " if share >= LIKELY else "A guess: "
+    looked = f"It looked {where}." if where else "No part of the picture speaks for it."
+    return upper(f"{doubt}{name}, {percent(share)}."), looked
+
+
+def found(answer: Answer) -> str:
+    """How much of the picture a segmenter found, at the question's threshold."""
+    names, class_idx = answer.model.class_names, answer.evidence.class_idx
+    mask = mask_of(answer.question, answer.model, answer.prediction.logits)
+    if not mask.any():
+        return f"No {plain(names[class_idx])} found."
+    shares = {names[class_idx]: mask.float().mean().item()}
+    masks = predicted_masks(answer.model, answer.prediction.logits)[0]
+    shares |= {name: each.float().mean().item() for name, each in zip(names, masks, strict=True) if name not in shares}
+    others = [f"{plain(name)} {percent(share)}" for name, share in shares.items() if share > 0][1:]
+    also = f", {', '.join(others)}" if others else ""
+    return upper(f"{plain(names[class_idx])} found: {percent(shares[names[class_idx]])} of the picture{also}.")
+
+
+def asked_about(answer: Answer) -> str:
+    """Where the evidence for a segmenter's region lies, mostly."""
+    lies = shares_of_evidence(answer.attribution, answer.evidence.region)
+    if not lies:
+        return "No part of the picture speaks for it."
+    where = max(lies, key=lies.get)
+    if answer.question.asked == Question().asked:
+        return f"It looked mostly {where}."
+    region = region_words(answer.question)
+    side = "against" if answer.question.against else "for"
+    return f"What speaks {side} {region} lies mostly {where}."
+
+
+def shares_of_evidence(attribution: Tensor, region: Tensor) -> dict[str, float]:
+    """The shares of a map's evidence inside a region (H, W), along its edge and around it; empty for a blank map."""
+    heat = relative_heat(attribution, region.shape)
+    if not heat.any():
+        return {}
+    border, whole = max(1, round(EDGE * region.shape[-1])), region[None, None].float()
+    grown, rest = (F.max_pool2d(each, 2 * border + 1, 1, border)[0, 0].numpy() for each in (whole, 1 - whole))
+    inside, outside = heat[rest == 0].sum() / heat.sum(), heat[grown == 0].sum() / heat.sum()
+    return {"inside it": inside, "along its edge": max(0.0, 1 - inside - outside), "around it": outside}
+
+
+def place(attribution: Tensor) -> str:
+    """Where the hottest tenth of a map lies; empty for a blank map."""
+    heat = heatmap(attribution, (GRID, GRID))
+    if not (heat > 0).any():
+        return ""
+    ys, xs = np.nonzero(hottest_part(heat, 0.1).numpy())
+    if np.hypot(xs.std(), ys.std()) > 0.25 * GRID:  # one round spot has 0.13
+        return "at several places"
+    y, x = ((values.mean() + 0.5) / GRID for values in (ys, xs))
+    row = "upper" if y < 0.36 else "lower" if y > 0.64 else ""
+    column = "left" if x < 0.36 else "right" if x > 0.64 else ""
+    if row and column:
+        return f"at the {row} {column}"
+    if row:
+        return "above the middle" if row == "upper" else "below the middle"
+    return f"{column} of the middle" if column else "at the middle"
+
+
+def verdict(answer: Answer) -> tuple[bool | None, str, str]:
+    """Whether the marked spot mattered, that in words, and why. Of the spot alone: the answer may still be wrong.
+
+    None and no words where the question is such that hiding the spot need not lower anything.
+    """
+    check, evidence = answer.check, answer.evidence
+    places, name = len(check.random), plain(answer.model.class_names[evidence.class_idx])
+    where = "" if evidence.region is None else " on average in what was asked about"
+    why = (
+        f"With the spot hidden, {name} gets {percent(check.hidden)} instead of {percent(check.before)}{where}; with as "
+        f"much hidden at {places} other places, {percent(min(check.random))} to {percent(max(check.random))}."
+    )
+    if answer.question.against or evidence.other is not None:
+        return None, "", why
+    return check.telling, f"The marked spot mattered {'' if check.telling else 'no '}more than {places} others", why
+
+
+def percent(share: float) -> str:
+    """A share for reading: whole percent, and never 0% or 100% of what is neither."""
+    if 0 < share < 0.005:
+        return "under 1%"
+    return "over 99%" if 0.995 <= share < 1 else f"{share:.0%}"
+
+
+def plain(name: str) -> str:
+    """A name without quotation marks; characters that cannot be printed are spelled out."""
+    return quoted(name)[1:-1]
+
+
+def upper(text: str) -> str:
+    """With a capital at its beginning."""
+    return text[:1].upper() + text[1:]
