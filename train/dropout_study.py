@@ -45,7 +45,7 @@ POSITIONS = ("early", "late", "both", "several")
 def main() -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--start", type=Path, default=Path("runs/sweep"), help="a run, or a sweep of runs")
-    parser.add_argument("--dropout", nargs="+", default=["0", "0.01", "0.1", "0.25", "0.5"], metavar="P")
+    parser.add_argument("--dropout", type=float, nargs="+", default=[0, 0.01, 0.1, 0.25, 0.5], metavar="P")
     parser.add_argument(
         "--at", choices=POSITIONS, nargs="+", help="where it stands; by default where the network has it"
     )
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="data folder, if it has moved since the run")
     parser.add_argument("--out", type=Path, default=Path("runs/dropout-study"))
     args = parser.parse_args()
+    args.dropout = [f"{p:g}" for p in args.dropout]  # as options of a sweep and names of folders
     lines, study = [f"# Trained networks with dropout, {args.epochs} more epochs\n"], {}
     for name, start in best_runs(args.start).items():
         rows = study_of(start, args, name)
