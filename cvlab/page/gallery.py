@@ -140,7 +140,7 @@ def gallery(drawn: Sequence[Explained], model: Model) -> str:
         row, (width, height) = each.row, each.photo.size
         found = row.prediction or "nothing found"
         label = f"{row.file}: evidence for {row.prediction or 'nothing'}"
-        picture = heated(each.attribution, seen_part(model, (height, width)), label, COLORMAPS[0])
+        picture = heated(each.attribution, seen_part(model, (height, width)), label, COLORMAPS[0], spot=False)
         figure = captioned(picture, f"{row.number}: {found}", f"{row.share:.1%}, peak {row.peak:.3g}")
         figures += with_photo(picture_url(each.photo), (height, width), figure)
     return f'<div class="figures">{figures}</div>'

@@ -14,7 +14,7 @@ METHOD_NAMES = {
 UNIT = "logits"
 
 
-def draw_map(answer: Answer, stage: str = "", method: str = "") -> tuple[str, float]:
+def draw_map(answer: Answer, stage: str = "", method: str = "", spot: bool = True) -> tuple[str, float]:
     """A map over the photo, and the top of its scale as a peak; by default the map that is asked for.
 
     On one scale with it are a segmenter's maps at all stages, and a classifier's map of its prediction.
@@ -29,4 +29,4 @@ def draw_map(answer: Answer, stage: str = "", method: str = "") -> tuple[str, fl
         top = max(top, *(peak_of(each, method) for each in others.values()))
         largest = top if method == "occlusion" else top / maps[stage][0, 0].numel()
     label = f"Heatmap: {answer.words} at {stage} by {METHOD_NAMES[method]}, over the photo"
-    return heated(maps[stage], answer.box, label, question.colormap, largest), top
+    return heated(maps[stage], answer.box, label, question.colormap, largest, spot), top

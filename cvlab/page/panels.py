@@ -178,4 +178,4 @@ PANELS: dict[str, Callable[..., str]] = {
     "compared": compare,
     "record": record,
 }
-SILENT = ("look", "side", "facts", "picker", "contributions", "link", "chip", "reasons")  # what another panel says
+SILENT = ("look", "side", "facts", "picker", "contributions", "link", *("chip", "reasons", "believe"))  # others say it

@@ -145,10 +145,12 @@ def cased(name: str, path: str) -> tuple[tuple[str, str], ...]:
     return (("case", path), (name, path))
 
 
-def heated(attribution: Tensor, box: Box, label: str, colormap: str, maximum: float | None = None) -> str:
-    """A heatmap over the part of the photo that the model saw, with the edge of its hottest tenth."""
-    edge = cased("edge", hottest_edge(attribution, box))
+def heated(
+    attribution: Tensor, box: Box, label: str, colormap: str, maximum: float | None = None, spot: bool = True
+) -> str:
+    """A heatmap over the part of the photo that the model saw, and with `spot` the edge of its hottest tenth."""
     if colormap != CONTOURS:
+        edge = cased("edge", hottest_edge(attribution, box)) if spot else ()
         return layers(label, box, heat_layer(attribution, colormap, maximum), edge)
     levels = relative_heat(attribution, (HEAT_SIDE, HEAT_SIDE), maximum)
     drawn = [line for level in LINES for line in cased(f"level l{level * 5:.0f}", outline(levels, level, box))]

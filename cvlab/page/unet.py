@@ -64,7 +64,7 @@ def stages(answer: Answer) -> str:
         two, sentences = [], []
         for method, maps in evidence.maps.items():
             attribution, name = maps[stage], METHOD_NAMES[method]
-            picture, top = draw_map(answer, stage, method)
+            picture, top = draw_map(answer, stage, method, spot=False)
             caption = f"peak {number(peak_of(attribution, method))} {UNIT}"
             known = [answer.warning(attribution)]
             if paths and paths.dependence:

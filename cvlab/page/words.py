@@ -76,9 +76,14 @@ def shares_of_evidence(attribution: Tensor, region: Tensor) -> dict[str, float]:
     heat = relative_heat(attribution, region.shape)
     if not heat.any():
         return {}
-    border, whole = max(1, round(EDGE * region.shape[-1])), region[None, None].float()
-    grown, rest = (F.max_pool2d(each, 2 * border + 1, 1, border)[0, 0].numpy() for each in (whole, 1 - whole))
-    inside, outside = heat[rest == 0].sum() / heat.sum(), heat[grown == 0].sum() / heat.sum()
+    near, whole = max(1, round(EDGE * region.shape[-1])), region[None, None].float()
+
+    def grown(part: Tensor) -> np.ndarray:
+        rows = F.max_pool2d(part, (2 * near + 1, 1), 1, (near, 0))
+        return F.max_pool2d(rows, (1, 2 * near + 1), 1, (0, near))[0, 0].numpy()
+
+    parts = grown(1 - whole) == 0, grown(whole) == 0
+    inside, outside = (float(heat[part].sum() / heat.sum()) for part in parts)
     return {"inside it": inside, "along its edge": max(0.0, 1 - inside - outside), "around it": outside}
 
 
