@@ -15,12 +15,13 @@ from cvlab import checkpoint
 from cvlab.data import shapes
 from cvlab.explain import METHODS, explain, predicted_score
 from cvlab.page.evidence import evidence_for, open_mask, peak_of
+from cvlab.page.host import sentence_of
 from cvlab.page.html import quoted
 from cvlab.page.models import TOLERANCE, Models, bytes_of, faster_copy
 from cvlab.page.panels import PANELS, draw
 from cvlab.page.question import Question, score_of
 from cvlab.page.visit import Visits
-from cvlab.page.words import percent, said, sentence_of, verdict
+from cvlab.page.words import percent, said, verdict
 from cvlab.transforms import open_image, view
 from cvlab.trust.diagnosis import diagnose_model
 
