@@ -482,8 +482,8 @@ def test_the_photo_of_the_camera_is_not_mirrored(tmp_path):
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine: install it to test the page (apt-get install chromium)")
     os.environ.setdefault("PLAYWRIGHT_BROWSERS_PATH", "0")
-    scene = np.full((240, 320), 30, np.uint8)
-    scene[:, :160] = 220
+    scene = np.random.default_rng().integers(20, 40, (240, 320), np.uint8)  # never the same file twice
+    scene[:, :160] += 180
     frame = b"FRAME\n" + scene.tobytes() + bytes([128]) * (2 * 120 * 160)
     (tmp_path / "camera.y4m").write_bytes(b"YUV4MPEG2 W320 H240 F10:1 Ip A1:1 C420jpeg\n" + frame * 10)
     camera = [f"--use-file-for-fake-video-capture={tmp_path / 'camera.y4m'}", "--use-fake-ui-for-media-stream"]

@@ -68,6 +68,8 @@ def main() -> None:
         raise ValueError(f"{args.checkpoint} is for {model.task}, {args.compare} for {other.task}: choose two alike.")
     stages = check_stages(model, args.stages or model.stages)
     parts, _ = parts_of(model, data, args.part)
+    for note in parts.notes:
+        print(note)
     samples = parts.samples[args.part]
     names = [f"scene {each}" if data is None else each[0].relative_to(data).as_posix() for each in samples]
 

@@ -77,7 +77,7 @@ def load(folder_or_id: str | Path) -> Model:
                 raise CheckpointError(
                     f"There is no folder {folder}; {folder.parent} has {beside or 'none'}. Nor was it found on the Hub."
                 ) from error
-            raise
+            raise hub.HubError(f"There is no folder {folder}, and the Hub has no answer: {error}") from error
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
     config = read_config(config_file)
     arguments = {key: config[key] for key in (*REQUIRED, "interpolation", "crop_mode") if key != "task"}
