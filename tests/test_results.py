@@ -35,6 +35,15 @@ def test_a_run_has_its_score_with_interval_and_its_cost() -> None:
     assert cells(row)[2:4] == ["not read", "0.625"]
 
 
+def test_another_backbone_than_the_recipes_is_named() -> None:
+    found = {"score": "accuracy", "val": {"value": 0.625, "epoch": 3}, "test": TEST, "data": "scenes8"}
+    other = MANIFEST | {"command": "python train/transfer.py --backbone vgg11 --data DIR", "started_from": None}
+    (row,) = results.rows_of("scenes8-resnet18-head", {**found, "manifest": other})
+    assert cells(row)[4].endswith("; **vgg11 stands in for resnet18**")
+    (row,) = results.rows_of("scenes8-transfer", {**found, "manifest": other})  # not of a report
+    assert "stands in" not in row
+
+
 def test_what_was_not_run_says_why() -> None:
     (row,) = results.rows_of("sports100-vgg19", None)
     assert cells(row)[2] == f"not run: {results.WEIGHTS}"

@@ -168,7 +168,8 @@ def timed(recipe: str, pictures: int, num_classes: int, steps: int = 3) -> dict:
 def rows_of(name: str, found: dict | None) -> list[str]:
     """The table rows of one experiment: a dropout study has one for each network, everything else has one."""
     path = RECIPES / f"{name}.toml"
-    report = tomllib.loads(path.read_text())["report"] if path.is_file() else {"row": "", "figure": ""}
+    recipe = tomllib.loads(path.read_text()) if path.is_file() else {"report": {"row": "", "figure": ""}}
+    report, options = recipe["report"], recipe.get("options", {})
     start = f"| {name}: {report['row']} | {report['figure']} |"
     if found is None:
         return [f"{start} {NOT_RUN.format(EXPERIMENTS[name])} | | | | |"]
@@ -186,6 +187,9 @@ def rows_of(name: str, found: dict | None) -> list[str]:
     test = interval(found["test"], found["score"]) if found["test"] else "not read"
     val = f"{found['val']['value']:.3f}"
     data = DATA.get(found["data"], found["data"])
+    named, meant = re.search(r"--backbone (\S+)", manifest["command"]), options.get("backbone", "").split(".")[0]
+    if named and named[1] != meant and not report["row"].startswith("ours"):
+        data += f"; **{named[1]} stands in for {meant}**"
     parameters = f"{manifest['parameters'] / 1e6:.2f} M"
     return [f"{start} {test} | {val} | {data} | {parameters} | {epochs}, {minutes:.0f} |"]
 
