@@ -17,7 +17,7 @@ from cvlab.explain.scores import takes_wrapped
 from cvlab.models import Model
 
 BORDER = 64  # this part of the picture's side is hidden around a region, because it still shows the region's edge
-PIXELS_AT_ONCE = 2**20  # in a forward pass: 20 views of 224 x 224
+PIXELS_AT_ONCE = 2**18  # in a forward pass: 5 views of 224 x 224; the next question waits for no more than these
 
 
 @dataclass(frozen=True)
