@@ -659,11 +659,16 @@ def test_a_picture_that_is_dropped_anywhere_is_the_photo(page: Page, scene: Path
     expect(likeliest(page)).to_have_text(shapes.CLASS_NAMES[shapes.scene(4003).label])
 
 
+FILMING = "[...document.querySelectorAll('video')].some(video => video.videoWidth && video.readyState >= 2)"
+
+
 def test_the_camera_takes_the_photo(page: Page) -> None:
     shown = page.locator(".photos").filter(visible=True).first
     before = shown.get_attribute("style")
     page.get_by_role("button", name="Camera", exact=True).click()
     page.get_by_label("Click to Access Webcam").or_(page.get_by_text("Click to Access Webcam")).first.click()
+    expect(page.get_by_label("capture photo")).to_be_visible()
+    page.wait_for_function(FILMING)  # before its first picture a camera gives none
     page.get_by_label("capture photo").click()
     expect(shown).not_to_have_attribute("style", before)
     expect(page.get_by_label("capture photo")).to_be_hidden()

@@ -499,6 +499,9 @@ def test_the_photo_of_the_camera_is_not_mirrored(tmp_path):
         page.goto(blocks.local_url)
         page.get_by_label("Capture from camera").first.click()
         page.get_by_text("Click to Access Webcam").click()
+        page.wait_for_function(  # before its first picture a camera gives none
+            "[...document.querySelectorAll('video')].some(video => video.videoWidth && video.readyState >= 2)"
+        )
         page.get_by_label("capture photo").click()
         for _ in range(300):
             if taken := [path for path in UPLOADS.rglob("*.*") if path not in before and path.stat().st_size]:
