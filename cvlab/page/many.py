@@ -11,8 +11,6 @@ cannot be opened gets a row with the reason.
 
 import csv
 import io
-import json
-import math
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +23,7 @@ from torch import Tensor
 
 from cvlab.explain import check_stages, default_stage
 from cvlab.explain.many import explain_batches
-from cvlab.files import whole_file
+from cvlab.files import to_json, whole_file
 from cvlab.models import Model
 from cvlab.page.unzip import Picture
 from cvlab.render import overlay
@@ -176,10 +174,6 @@ def _manifest(model: Model, rows: Sequence[Row], stage: str, method: str, source
         "maps": "maps/NUMBER.npy: float32 (h, w) at the stage's resolution, raw and signed, not scaled",
         "pictures": "pictures/NUMBER.jpg: positive values over the view, each divided by its own maximum",
         "peak": "the map's maximum times h*w: comparable within one model and stage, not between models",
-        "rows": [{key: _finite(value) for key, value in asdict(row).items()} for row in rows],
+        "rows": [asdict(row) for row in rows],
     }
-    return json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _finite(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return to_json(manifest, indent=1) + "\n"
