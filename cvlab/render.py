@@ -95,13 +95,6 @@ def mask_overlay(image: Image.Image, mask: np.ndarray) -> Image.Image:
     return Image.fromarray(np.round(shown).astype(np.uint8))
 
 
-def outlined(image: Image.Image, region: np.ndarray) -> Image.Image:
-    """An image with an orange line along the inner edge of a region (H, W) bool of the same size."""
-    pixels = np.array(image)
-    pixels[_edge(region)] = (255, 127, 14)
-    return Image.fromarray(pixels)
-
-
 def enlarged(image: Image.Image, least: int = 320) -> Image.Image:
     """An image enlarged by a whole factor, so that its longer side has at least so many pixels."""
     factor = -(-least // max(image.size))

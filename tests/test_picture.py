@@ -51,6 +51,13 @@ def test_a_segmenter_saw_all_of_the_photo(segmenter: nn.Module) -> None:
     assert seen_part(segmenter, (30, 90)) == WHOLE
 
 
+def test_of_a_squashed_photo_the_model_sees_the_same_share_of_both_sides(classifier: nn.Module) -> None:
+    classifier.crop_mode, classifier.crop_pct = "squash", 0.8  # 16 of 20 pixels, whatever the shape was
+    assert seen_part(classifier, (30, 90)) == pytest.approx((0.1, 0.1, 0.8, 0.8))
+    classifier.crop_pct = 1.0
+    assert seen_part(classifier, (30, 90)) == WHOLE
+
+
 def test_an_outline_lies_around_what_is_above_the_level_and_is_closed_at_the_border() -> None:
     levels = np.zeros((10, 20))
     levels[2:6, 5:15] = 1

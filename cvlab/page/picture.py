@@ -43,9 +43,10 @@ def seen_part(model: Model, size: Sequence[int]) -> Box:
     """Where the view of a model lies in a photo of `size` (height, width): the middle for a classifier, else all."""
     if model.task != "classification":
         return 0, 0, 1, 1
-    height, width = size
-    side = min(size) * model.image_size / math.floor(model.image_size / model.crop_pct)
-    return (1 - side / width) / 2, (1 - side / height) / 2, side / width, side / height
+    resized = math.floor(model.image_size / model.crop_pct)
+    sides = size if model.crop_mode == "squash" else (min(size), min(size))
+    down, across = (side / whole * model.image_size / resized for side, whole in zip(sides, size, strict=True))
+    return (1 - across) / 2, (1 - down) / 2, across, down
 
 
 def outline(levels: np.ndarray, level: float, box: Box) -> str:
