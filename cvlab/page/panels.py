@@ -77,7 +77,7 @@ def side(answer: Answer) -> str:
     if not answer.segments:
         return bars(shares, "Probability")
     drawn = bars(shares, "Share of the photo") if len(shares) > 1 else ""
-    lies = shares_of_evidence(answer.attribution, answer.evidence.region)
+    lies = shares_of_evidence(answer.attribution, answer.evidence.region, answer.read_at)
     return drawn + bars(lies, f"Where the evidence lies, read at {answer.stage}")
 
 
@@ -90,7 +90,7 @@ def why(answer: Answer) -> str:
     """The map that is asked for, large, and on demand its scale, peak and stage, and what the model sees."""
     question, attribution, prediction = answer.question, answer.attribution, answer.prediction
     drawn, top = draw_map(answer)
-    lies = place(attribution) or "nowhere"
+    lies = place(attribution, answer.read_at) or "nowhere"
     figure = captioned(drawn, answer.words, f"lies {lies}.", slider("Heat", question.opacity))
     shown = with_photo(prediction.photo, prediction.size, figure, "main") + paragraph(answer.warning(attribution))
     height, width = attribution.shape[-2:]

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from cvlab.explain import heatmap
-from cvlab.models import Model
+from cvlab.models import Model, Stage
 from cvlab.render import relative_heat
 from cvlab.trust import hottest_part
 
@@ -68,20 +68,20 @@ def outline(levels: np.ndarray, level: float, box: Box) -> str:
     return path
 
 
-def hottest_edge(attribution: Tensor, box: Box, share: float = 0.1) -> str:
+def hottest_edge(attribution: Tensor, box: Box, stage: Stage | None = None) -> str:
     """The edge of the hottest tenth of a map, which sentence and check speak of; empty for a blank map."""
-    heat = heatmap(attribution, (HEAT_SIDE, HEAT_SIDE))
+    heat = heatmap(attribution, (HEAT_SIDE, HEAT_SIDE), stage)
     if not (heat > 0).any():
         return ""
     heat = heat / heat.max()
-    least = heat[0, 0][hottest_part(heat, share)].min().item()
+    least = heat[0, 0][hottest_part(heat, 0.1)].min().item()
     return outline(heat[0, 0].numpy(), least * (1 - 1e-6), box)
 
 
-def heat_layer(attribution: Tensor, colormap: str, maximum: float | None = None) -> str:
+def heat_layer(attribution: Tensor, colormap: str, maximum: float | None = None, stage: Stage | None = None) -> str:
     """The positive part of a map, divided by its maximum or by `maximum`: a PNG, see-through where there is none."""
     side = max(HEAT_SIDE, *attribution.shape[-2:])
-    levels = Image.fromarray(np.uint8(np.round(255 * relative_heat(attribution, (side, side), maximum))))
+    levels = Image.fromarray(np.uint8(np.round(255 * relative_heat(attribution, (side, side), maximum, stage))))
     palette = _palette(colormap)
     levels.putpalette(palette[:, :3].tobytes())
     buffer = BytesIO()
@@ -147,13 +147,19 @@ def cased(name: str, path: str) -> tuple[tuple[str, str], ...]:
 
 
 def heated(
-    attribution: Tensor, box: Box, label: str, colormap: str, maximum: float | None = None, spot: bool = True
+    attribution: Tensor,
+    stage: Stage | None,
+    box: Box,
+    label: str,
+    colormap: str,
+    maximum: float | None = None,
+    spot: bool = True,
 ) -> str:
     """A heatmap over the part of the photo that the model saw, and with `spot` the edge of its hottest tenth."""
     if colormap != CONTOURS:
-        edge = cased("edge", hottest_edge(attribution, box)) if spot else ()
-        return layers(label, box, heat_layer(attribution, colormap, maximum), edge)
-    levels = relative_heat(attribution, (HEAT_SIDE, HEAT_SIDE), maximum)
+        edge = cased("edge", hottest_edge(attribution, box, stage)) if spot else ()
+        return layers(label, box, heat_layer(attribution, colormap, maximum, stage), edge)
+    levels = relative_heat(attribution, (HEAT_SIDE, HEAT_SIDE), maximum, stage)
     drawn = [line for level in LINES for line in cased(f"level l{level * 5:.0f}", outline(levels, level, box))]
     return layers(label, box, lines=drawn)
 

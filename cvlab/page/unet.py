@@ -42,7 +42,7 @@ def region_picker(answer: Answer) -> str:
     legend = "Nothing was found. Click or drag to ask about a place."
     at = pixels // 2, pixels // 2
     with suppress(ValueError):  # the other panels say it; the picture is there to choose another region in
-        lines += cased("spot", hottest_edge(answer.attribution, answer.box))
+        lines += cased("spot", hottest_edge(answer.attribution, answer.box, answer.read_at))
         legend = "Whole line: what was found. Dashed: where it looked most. Click a part to ask about it."
         if question.region != "mask":
             lines += cased("asked", outline(answer.evidence.region.numpy().astype(float), 0.5, answer.box))
@@ -96,7 +96,7 @@ def three_stages(answer: Answer) -> str:
         if not third:
             continue
         stage = min(third, key=lambda each: abs(r.get(each, 1.0)))
-        lies = shares_of_evidence(maps[stage], evidence.region)
+        lies = shares_of_evidence(maps[stage], evidence.region, answer.model.stages[stage])
         most = max(lies, key=lies.get, default="")
         says = f"{lies[most]:.0%} of the evidence lies {most}." if lies else "No evidence here."
         alike = " It would look the same for any part." if dependence_sentence(r.get(stage, 0.0)) else ""
