@@ -11,7 +11,7 @@ from cvlab.models import Model
 from cvlab.page.evidence import peak_of
 from cvlab.page.html import number, paragraph, sorted_by
 from cvlab.page.many import Explained, explain_many, to_csv, write_zip
-from cvlab.page.picture import captioned, heated, picture_url, seen_part, slider, with_photo
+from cvlab.page.picture import captioned, heated, photo_style, picture_url, seen_part, slider, with_photo
 from cvlab.page.question import COLORMAPS, Question
 from cvlab.page.unzip import list_pictures
 from cvlab.page.visit import Answer, Visit
@@ -51,7 +51,7 @@ def compare(answer: Answer, second: Answer) -> str:
         peak = f"Peak {number(peak_of(attribution, question.method))} logits."
         shown = heated(attribution, each.read_at, each.box, f"{title}: {words}", question.colormap)
         caption = f"{' '.join(said(each))} {words}. {peak}"
-        drawn += with_photo(each.prediction.photo, each.prediction.size, captioned(shown, title, caption))
+        drawn += with_photo(captioned(shown, title, caption), style=each.prediction.photo)
     return (
         paragraph(_agreement(first, second))
         + slider("Heat", first.question.opacity)
@@ -143,5 +143,5 @@ def gallery(drawn: Sequence[Explained], model: Model, stage: str) -> str:
         box = seen_part(model, (height, width))
         picture = heated(each.attribution, model.stages[stage], box, label, COLORMAPS[0], spot=False)
         figure = captioned(picture, f"{row.number}: {found}", f"{row.share:.1%}, peak {row.peak:.3g}")
-        figures += with_photo(picture_url(each.photo), (height, width), figure)
+        figures += with_photo(figure, style=photo_style(picture_url(each.photo), (height, width)))
     return f'<div class="figures">{figures}</div>'

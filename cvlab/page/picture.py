@@ -1,6 +1,6 @@
 """A photo with what a model found in it: heat, outlines and hidden parts as layers over the photo, for the browser.
 
-The photo is sent once for all pictures of a panel, up to `MAX_SIDE` pixels a side. A heatmap is a small picture that
+The photo is sent once for all panels, up to `MAX_SIDE` pixels a side. A heatmap is a small picture that
 the browser stretches over the part of the photo that the model saw. Outlines are vectors, sharp at any size. How a
 layer looks stands in page.css; how strong it is, the visitor decides with a slider.
 """
@@ -187,6 +187,11 @@ def captioned(picture: str, title: str, caption: str, bar: str = "") -> str:
     )
 
 
-def with_photo(photo: str, size: Sequence[int], content: str, layout: str = "") -> str:
-    """Pictures that share a photo: its data: URL and its (height, width)."""
-    return f'<div class="photos {layout}" style="--photo:url({photo});--ratio:{size[1] / size[0]:.4f}">{content}</div>'
+def photo_style(photo: str, size: Sequence[int]) -> str:
+    """CSS for a photo under its layers: its data: URL and its (height, width)."""
+    return f"--photo:url({photo});--ratio:{size[1] / size[0]:.4f}"
+
+
+def with_photo(content: str, layout: str = "", style: str = "") -> str:
+    """Pictures over the visitor's photo, or over another one: its `photo_style`."""
+    return f'<div class="photos {layout}" style="{style}">{content}</div>'
