@@ -10,7 +10,7 @@ from cvlab import checkpoint
 from cvlab.data import shapes
 from cvlab.explain import predict
 from cvlab.transforms import view
-from cvlab.trust import deletion, deletion_curves, hide, hottest_part
+from cvlab.trust import deletion, deletion_curves, hide, hottest_part, judge
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -156,3 +156,20 @@ def test_planted_evidence_moves_a_trained_model_and_random_places_hardly_do() ->
     assert before > 0.8
     assert without < 0.35
     assert elsewhere > before - 0.25
+
+
+class OfQuarter(Brightness):
+    """The same for a trained model's place: it has stages, though this one needs none."""
+
+    stages: dict = {}
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+def test_a_map_of_what_decides_is_believable_and_its_opposite_is_not(task: str) -> None:
+    """Class 0 is the brightness of the top left quarter, so its importance is known: there, and nowhere else."""
+    noise = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.4
+    images = noise + bright_quarter() * 0.6
+    right, wrong = square(slice(0, 16), slice(0, 16)), square(slice(16, 32), slice(16, 32))
+    found = judge(OfQuarter(task), images, {"right": right, "wrong": wrong, "flat": right * 0 + 1})
+    assert [each.level for each in found.values()] == ["believable", "not believable", "doubtful"]
+    assert judge(OfQuarter(task), images, right) == found["right"]
