@@ -7,20 +7,15 @@ The best model by validation score is kept in the run folder, which `python app.
 """
 
 import argparse
-import sys
 from functools import partial
-from pathlib import Path
 
+import cli
 import torch
 import torch.nn.functional as F
 from accelerate.utils import broadcast, set_seed
-from timm.utils import ModelEmaV3
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
-
-import cli
 from resume import start_from
 from run import Run, open_run
+from timm.utils import ModelEmaV3
 
 from cvlab import models, render
 from cvlab.data import sets

@@ -13,6 +13,9 @@ from pathlib import Path
 import torch
 from limits import check_numbers
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # before any script imports cvlab, which needs no installation
+
 from cvlab.data import public
 from cvlab.data.sets import AUGMENTATIONS, NORMALIZATIONS
 from cvlab.learning.optim import DECAYS, OPTIMIZERS, SCHEDULES

@@ -23,14 +23,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import cli
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
-
-import cli
 from sweep_plan import NOT_FOR_RUNS, as_text, as_words
+from torch import Tensor
 
 from cvlab import checkpoint, models, plots, render
 from cvlab.data.evaluation import note_test_read, parts_of, read_views

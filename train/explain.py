@@ -22,19 +22,15 @@ import hashlib
 import io
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
 from pathlib import Path
 
+import cli
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
-
-import cli
 
 from cvlab import checkpoint, render
 from cvlab.data.evaluation import parts_of

@@ -7,16 +7,11 @@ The best model by validation iou is kept in the run folder, which `python app.py
 """
 
 import argparse
-import sys
 from functools import partial
-from pathlib import Path
-
-import torch
-from accelerate.utils import set_seed
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import cli
+import torch
+from accelerate.utils import set_seed
 from resume import start_from
 from run import Run, open_run
 
