@@ -20,9 +20,9 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from cvlab.checkpoint import hub
-from cvlab.checkpoint.config import FORMAT, REQUIRED, CheckpointError, opened, read_config
+from cvlab.checkpoint.config import FORMAT, CheckpointError, opened, read_config
 from cvlab.files import to_json, write_bytes, write_text
-from cvlab.models import Model, build
+from cvlab.models import Model, build, settings_in
 
 MAX_HEADER_BYTES = 8 * 2**20  # of model.safetensors: names and shapes
 MAX_PARAMETERS = hub.MAX_WEIGHTS_BYTES // 4  # with buffers, in float32
@@ -80,7 +80,7 @@ def load(folder_or_id: str | Path) -> Model:
             raise hub.HubError(f"There is no folder {folder}, and the Hub has no answer: {error}") from error
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
     config = read_config(config_file)
-    arguments = {key: config[key] for key in (*REQUIRED, "interpolation", "crop_mode") if key != "task"}
+    arguments = settings_in(config)
     shapes = _measured(arguments, config["task"], config_file)
     with opened(weights_file, hub.MAX_WEIGHTS_BYTES) as file:
         start, found = _read_header(file, weights_file)

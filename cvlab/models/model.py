@@ -92,6 +92,7 @@ class Model(nn.Module):
     A subclass sets `task`, normalises in `forward` and declares its `stages`; `cvlab.models.build` sets the rest.
 
     Attributes:
+        normalize: (images - mean) / std per channel.
         task: "classification" or "segmentation".
         class_names: one name per class, in the order of the logits.
         image_size: S, side of the square view that the model sees, pixels.
@@ -112,6 +113,10 @@ class Model(nn.Module):
     threshold: float
     config: dict
     source: str = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalize = nn.Identity()  # the first module; `build` puts Normalize in its place
 
     @property
     def stages(self) -> dict[str, Stage]:

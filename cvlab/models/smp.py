@@ -18,7 +18,7 @@ from timm.models import get_pretrained_cfg, is_model, is_model_pretrained
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from cvlab.models.model import Model, Normalize, Stage
+from cvlab.models.model import Model, Stage
 
 DECODER_CHANNELS = (256, 128, 64, 32, 16)  # smp's default
 DEPTHS = (3, 4, 5)
@@ -32,7 +32,6 @@ class SmpUNet(Model):
         image_size: side of the square view.
         encoder: a key of `segmentation_models_pytorch.encoders.encoders`, or "tu-" and the name of a network of timm.
         decoder_channels: one number per decoder block, the coarsest first; their count is the encoder's depth, 3 to 5.
-        mean, std: of the images in [0, 1]; by default those with which ImageNet's weights were trained.
 
     Raises:
         ValueError: there is no such encoder, smp cannot use it, or decoder_channels has another length.
@@ -46,8 +45,6 @@ class SmpUNet(Model):
         image_size: int,
         encoder: str = "resnet34",
         decoder_channels: Sequence[int] = DECODER_CHANNELS,
-        mean: Sequence[float] = (0.485, 0.456, 0.406),
-        std: Sequence[float] = (0.229, 0.224, 0.225),
     ) -> None:
         super().__init__()
         if not is_encoder(encoder):
@@ -66,7 +63,6 @@ class SmpUNet(Model):
                 )
 
         unet = make()
-        self.normalize = Normalize(mean, std)
         self.encoder, self.decoder, self.segmentation_head = unet.encoder, unet.decoder, unet.segmentation_head
         # Nothing is computed here: a place to read features that no module of the encoder returns as they are.
         self.skips = nn.ModuleList(nn.Identity() for _ in decoder_channels)

@@ -17,7 +17,7 @@ from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 
 from cvlab.files import LFS_POINTER, NOT_FETCHED
-from cvlab.models.model import MAX_CLASSES, Model, Normalize, Stage
+from cvlab.models.model import MAX_CLASSES, Model, Stage
 from cvlab.models.timm_stages import maps_of
 
 # What timm's files of networks call the function that its loader asks to convert tensors of others.
@@ -58,7 +58,6 @@ class TimmClassifier(Model):
             the sigmoid of z.
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth (Huang et al., "Deep Networks with Stochastic Depth", 2016).
-        mean, std: of the images in [0, 1].
 
     Raises:
         ValueError: no such architecture, or one without any stage where a map could be read.
@@ -77,8 +76,6 @@ class TimmClassifier(Model):
         single_output: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        mean: Sequence[float] = (0.485, 0.456, 0.406),
-        std: Sequence[float] = (0.229, 0.224, 0.225),
     ) -> None:
         super().__init__()
         given = {"global_pool": global_pool, "class_token": class_token}
@@ -92,7 +89,6 @@ class TimmClassifier(Model):
         def make() -> nn.Module:
             return timm_network(architecture, image_size, fixed_input_size, num_classes=outputs, **self.model_args)
 
-        self.normalize = Normalize(mean, std)
         self.backbone = make()
         for module in self.backbone.modules():
             if isinstance(module, ConvMlp):  # VGG's first linear layer, which timm writes as a convolution
