@@ -60,13 +60,8 @@ def examine(paths: Sequence[Path]) -> list[Examined]:
         return list(tqdm(pool.map(_examine_one, paths), "looking for copies", len(paths), leave=False))
 
 
-def find_copies(paths: Sequence[Path]) -> list[Copy]:
-    """All pairs of copies among files. Files that cannot be opened are only compared byte for byte."""
-    return copies_among(examine(paths))
-
-
 def copies_among(examined: Sequence[Examined]) -> list[Copy]:
-    """All pairs of copies, in the order of the files."""
+    """All pairs of copies, in the order of the files. Those that cannot be opened are only compared byte for byte."""
     if not examined:
         return []
     found: dict[tuple[int, int], Copy] = {}
