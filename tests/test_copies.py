@@ -8,7 +8,7 @@ from photos import PHOTOS, needs_photos
 from PIL import Image, ImageOps
 
 from cvlab.data import shapes
-from cvlab.data.duplicates import Copies, Copy, examine, grouped
+from cvlab.data.duplicates import Copies, Copy
 
 
 @pytest.fixture
@@ -61,11 +61,10 @@ def test_every_copy_is_found_and_nothing_else(scenes: list[Path], kind: str) -> 
 def test_copies_of_copies_are_one_group(scenes: list[Path]) -> None:
     mirrored = saved_again(scenes[5], "mirrored")
     paths = [*scenes, saved_again(mirrored, "half size"), mirrored]
-    groups = grouped(len(paths), Copies(paths).pairs)
-    assert len(set(groups)) == len(scenes)
-    assert groups[5] == groups[12] == groups[13]
-    assert grouped(3, [Copy(0, 2, exact=False)]) == [0, 1, 0]
-    assert grouped(2, []) == [0, 1]
+    group = Copies(paths).group
+    assert len(set(group.values())) == len(scenes)
+    assert group[paths[5]] == group[paths[12]] == group[paths[13]]
+    assert list(Copies(scenes[:2]).group.values()) == [0, 1]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.99])
@@ -76,10 +75,7 @@ def test_files_that_are_cut_off_are_told_though_jpegs_are_decoded_small(
     whole, cut = tmp_path / f"whole.{suffix}", tmp_path / f"cut.{suffix}"
     shapes.scene(0, 700).image.save(whole)
     cut.write_bytes(whole.read_bytes()[: int(share * whole.stat().st_size)])
-    sound, faulty = examine([whole, cut])
-    assert sound.fault is None
-    assert faulty.fault is not None
-    assert not faulty.coarse.any()
+    assert Copies([whole, cut]).faults.keys() == {cut}
 
 
 def test_pictures_without_structure_and_broken_files_resemble_nothing(tmp_path: Path) -> None:
