@@ -2,5 +2,3 @@
 
 from cvlab.checkpoint.config import CheckpointError
 from cvlab.checkpoint.folder import load, save
-
-__all__ = ["CheckpointError", "load", "save"]

@@ -9,8 +9,6 @@ import torch
 from cvlab.models.geometry import locate
 from cvlab.models.model import Grid, Model, Normalize, Stage
 
-__all__ = ["NETWORKS", "Grid", "Model", "Stage", "build", "check_size", "network_class", "settings_in"]
-
 # Module and class. Each is imported when it is first built: importing timm and torchvision, which the last four need,
 # takes as long as importing torch itself.
 NETWORKS = {
