@@ -10,7 +10,7 @@ from cvlab import checkpoint
 from cvlab.data import shapes
 from cvlab.explain import predict
 from cvlab.transforms import view
-from cvlab.trust import deletion, deletion_curves, hide, hottest_part
+from cvlab.trust import deletion, deletion_curves, hide, hottest_part, judge
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,7 +22,7 @@ class Brightness(nn.Module):
 
     def __init__(self, task: str) -> None:
         super().__init__()
-        self.task = task
+        self.task, self.stages = task, {}
 
     def forward(self, images: Tensor) -> Tensor:
         mean = images[:, :, :16, :16].mean((1, 2, 3))
@@ -74,9 +74,9 @@ def test_the_hottest_part_has_the_area_that_was_asked_for_and_never_cold_pixels(
 @pytest.mark.parametrize("attribution", [torch.rand(1, 1, 1, 1), torch.full((1, 1, 4, 4), 0.7)])
 def test_a_map_that_is_the_same_everywhere_gets_no_verdict(attribution: Tensor) -> None:
     """It has no hottest tenth: any tenth of it would be an arbitrary one."""
-    for judge in (deletion, deletion_curves):
+    for test in (deletion, deletion_curves):
         with pytest.raises(ValueError, match="same everywhere"):
-            judge(Brightness("classification"), bright_quarter(), attribution + 0.1)
+            test(Brightness("classification"), bright_quarter(), attribution + 0.1)
 
 
 def test_the_probability_of_a_single_logit_is_its_sigmoid() -> None:
@@ -156,3 +156,14 @@ def test_planted_evidence_moves_a_trained_model_and_random_places_hardly_do() ->
     assert before > 0.8
     assert without < 0.35
     assert elsewhere > before - 0.25
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+def test_a_map_of_what_decides_is_believable_and_its_opposite_is_not(task: str) -> None:
+    """Class 0 is the brightness of the top left quarter, so its importance is known: there, and nowhere else."""
+    noise = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.4
+    images = noise + bright_quarter() * 0.6
+    right, wrong = square(slice(0, 16), slice(0, 16)), square(slice(16, 32), slice(16, 32))
+    found = judge(Brightness(task), images, {"right": right, "wrong": wrong, "flat": right * 0 + 1})
+    assert [each.level for each in found.values()] == ["believable", "not believable", "doubtful"]
+    assert judge(Brightness(task), images, right) == found["right"]

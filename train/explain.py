@@ -139,7 +139,8 @@ def summarise(out: Path, model: Model, stages: list[str], methods: list[str]) ->
         for i in shown:
             for stage in stages:
                 mean_map = torch.from_numpy(means[f"{method}/{stage}"][i])[None, None]
-                pictures.append(render.heatmap_picture(mean_map, (model.image_size, model.image_size)))
+                view_size = model.image_size, model.image_size
+                pictures.append(render.heatmap_picture(mean_map, view_size, stage=model.stages[stage]))
                 title = f"{model.class_names[i][:14]} ({mean.counts[i]})"
                 titles.append(f"{title}\n{stage[-14:]}, peak {peak(mean_map).item():.3g}")
         render.save_png(render.grid(pictures, titles, len(stages)), out / f"mean_{method}.png")

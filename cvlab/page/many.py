@@ -140,7 +140,7 @@ def write_zip(
                 with archive.open(f"maps/{name}.npy", "w") as file:
                     np.save(file, each.attribution[0, 0].numpy(), allow_pickle=False)
                 with archive.open(f"pictures/{name}.jpg", "w") as file:
-                    overlay(each.view, each.attribution).save(file, "JPEG", quality=90)
+                    overlay(each.view, each.attribution, stage=model.stages[stage]).save(file, "JPEG", quality=90)
         archive.writestr("table.csv", to_csv(rows).encode("utf-8-sig"), zipfile.ZIP_DEFLATED)
         archive.writestr("manifest.json", _manifest(model, rows, stage, method, source), zipfile.ZIP_DEFLATED)
     return rows

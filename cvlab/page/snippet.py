@@ -66,7 +66,8 @@ def as_python(source: str, photo: str, model: Model, question: Question, true_ma
     lines.append(f"score = {score}")
     if question.against:
         lines.append("score = against(score)")
-    lines += [_attribution(question, model), "overlay(images, attribution).save('overlay.png')"]
+    read_at = f", stage=model.stages[{question.stage or default_stage(model)!r}]" if question.method in METHODS else ""
+    lines += [_attribution(question, model), f"overlay(images, attribution{read_at}).save('overlay.png')"]
     return "\n".join([*_imports(lines), "", *lines, ""])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from cvlab.explain import METHODS, default_stage
-from cvlab.models import Model
+from cvlab.models import Model, Stage
 from cvlab.page.cache import Cache
 from cvlab.page.evidence import (
     WHOLE_PICTURE,
@@ -161,6 +161,11 @@ class Answer:
         if stage not in stages:
             raise ValueError(f"The model has no stage {quoted(stage)}; it has {', '.join(self.model.stages)}.")
         return stage
+
+    @property
+    def read_at(self) -> Stage | None:
+        """The same as an object, which knows where its cells look; None for a slow method."""
+        return self.model.stages.get(self.stage)
 
     @property
     def attribution(self) -> Tensor:

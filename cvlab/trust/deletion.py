@@ -170,16 +170,16 @@ def _painted(images: Tensor, visible: Tensor) -> Tensor:
 def _probabilities(model: Model, pictures: Tensor, class_idx: int | None, region: Tensor | None) -> list[float]:
     """The probability for each picture (N, 3, H, W), of the class and region that the first one decides."""
     at_once = max(1, PIXELS_AT_ONCE // pictures[0, 0].numel())
-    probability_of: Callable[[Tensor], Tensor] | None = None
+    asked: Callable[[Tensor], Tensor] | None = None
     values: list[float] = []
     for batch in pictures.split(at_once):
         logits = predict(model, batch)
-        probability_of = probability_of or _probability_of(model, logits[:1], class_idx, region)
-        values += probability_of(logits).tolist()
+        asked = asked or probability_of(model, logits[:1], class_idx, region)
+        values += asked(logits).tolist()
     return values
 
 
-def _probability_of(
+def probability_of(
     model: Model, logits: Tensor, class_idx: int | None, region: Tensor | None
 ) -> Callable[[Tensor], Tensor]:
     """A function from logits to (N,) probabilities."""
