@@ -20,8 +20,9 @@ CLASSIFIER = (
     "This model is a classifier: it has no mask and no U-Net stages. Its own stages can be chosen in the tab Grad-CAM."
 )
 READING = (
-    "Each map is divided by its own maximum. A peak is that maximum times the number of positions of its stage, in "
-    "units of the score (logits). Peaks of one model's stages can be compared, peaks of two models cannot."
+    "Each map is divided by its own maximum; in fine maps a ring marks it. A peak is that maximum times the number of "
+    "positions of its stage, in units of the score (logits). Peaks of one model's stages can be compared, peaks of two "
+    "models cannot."
 )
 THIRDS = "Early: fine detail", "Middle: the whole scene", "Late: drawing the mask"
 WORKING = "The stages that depend most on what was asked about are being worked out."
@@ -102,7 +103,7 @@ def three_stages(answer: Answer) -> str:
         most = max(lies, key=lies.get, default="")
         says = f"{lies[most]:.0%} of the evidence lies {most}." if lies else "No evidence here."
         alike = " It would look the same for any part." if dependence_sentence(r.get(stage, 0.0)) else ""
-        shown = captioned(draw_map(answer, stage)[0], stage, says + alike)
+        shown = captioned(draw_map(answer, stage, spot=False)[0], stage, says + alike)
         drawn.append(f"<div><h3>{title}</h3>{shown}</div>")
     return with_photo("".join(drawn), "three") + slider("Heat", answer.question.opacity)
 
