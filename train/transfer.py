@@ -29,7 +29,7 @@ from cvlab.learning.accelerator import accelerator_for
 from cvlab.learning.losses import cross_entropy
 from cvlab.metrics import confusion_matrix
 from cvlab.models import Model
-from cvlab.models.timm import default_view
+from cvlab.models.timm import default_view, load_pretrained
 
 # The options that are arguments of a head of our own.
 HEADS = {"linear": (), "mlp": ("hidden", "dropout"), "map": ("hidden", "dropout", "channels", "last_stage")}
@@ -118,7 +118,7 @@ def main() -> None:
     frozen.start_classifier(model)
     start_from(args.start_from, model)
     if args.pretrained and not args.start_from:
-        frozen.load_pretrained(model.backbone, args.backbone, size, args.weights)
+        load_pretrained(model.backbone, args.backbone, size, args.weights)
     model = model.to(memory_format=torch.channels_last)
     frozen.freeze(model)
     frozen.train_mode(model)
