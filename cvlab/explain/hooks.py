@@ -83,13 +83,7 @@ def passes(
 
     The gradients are Captum's LayerGradientXActivation without its multiplication, which takes many layers at once.
 
-    Args:
-        images: (N, 3, S, S) in [0, 1].
-        score: logits to (N,), one number per image that depends on this image only.
-        modules: by any name.
-
-    Raises:
-        ValueError: the score has no gradient at all, or the images do not fit the model (see `forward`).
+    `images` and `score` are as in `explain`, `modules` are by any name. ValueError as for a `Recorder`.
     """
     with recorded(model, score, modules) as seen, differentiable(images) as images:
         method = LayerGradientXActivation(seen, list(modules.values()), multiply_by_inputs=False)
