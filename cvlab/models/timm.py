@@ -48,8 +48,7 @@ class TimmClassifier(Model):
     """A classifier of timm with random weights. `backbone` is timm's module, and its tensor names are timm's.
 
     Args:
-        num_classes: length of the logits.
-        image_size: side of the square view; a network that is made for one size is made for this one.
+        image_size: a network that is made for one size is made for this one.
         architecture: one of `timm.list_models()`, such as "resnet18".
         global_pool: how features become one vector ("avg", "token" and others); by default as the architecture does.
         class_token: whether a transformer has a CLS token; by default as the architecture does.
