@@ -92,11 +92,7 @@ def passes(
 
 
 def forward(model: Model, images: Tensor) -> Tensor:
-    """The model's logits of images (N, 3, S, S) in [0, 1].
-
-    Raises:
-        ValueError: another shape or type, or an image size that the model cannot take.
-    """
+    """The model's logits of images (N, 3, S, S) in [0, 1]; ValueError if it cannot take their shape or type."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         found = f"{tuple(images.shape)} of {str(images.dtype).removeprefix('torch.')}"
         raise ValueError(f"images must be (N, 3, H, W) of floats in [0, 1], not {found}: see cvlab.transforms.view")

@@ -132,11 +132,7 @@ class TimmClassifier(Model):
 def timm_network(
     architecture: str, image_size: int, fixed_input_size: bool | None = None, **arguments: object
 ) -> nn.Module:
-    """A network of timm with random weights for views of image_size x image_size pixels.
-
-    Raises:
-        ValueError: timm has no such architecture.
-    """
+    """A network of timm with random weights for square views; ValueError if timm has no such architecture."""
     if not is_model(architecture):
         raise ValueError(f"timm has no network {architecture[:60]!a}; see timm.list_models()")
     size = {"input_size": (3, image_size, image_size)}
