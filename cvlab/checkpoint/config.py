@@ -23,27 +23,23 @@ REQUIRED = {
     "crop_pct": float,
     "threshold": float,
 }
-# Arguments of the networks that other libraries build, with their types. Any other one could name files or code.
+# Types of the arguments of networks that other libraries build. Any other one could name files or code.
+OTHER_LIBRARIES = ("timm", "timm_head", "smp", "resnet_unet")
 ALLOWED_ARGUMENTS = {
-    "timm": {
-        "architecture": str,
-        "global_pool": str,
-        "class_token": bool,
-        "fixed_input_size": bool,
-        "single_output": bool,
-        "drop_rate": float,
-        "drop_path_rate": float,
-    },
-    "timm_head": {
-        "architecture": str,
-        "pool": bool,
-        "last_stage": str,
-        "channels": int,
-        "hidden": list,  # of numbers
-        "dropout": float,
-    },
-    "smp": {"encoder": str, "decoder_channels": list},
-    "resnet_unet": {"encoder": str, "decoder_channels": list},
+    "architecture": str,
+    "global_pool": str,
+    "class_token": bool,
+    "fixed_input_size": bool,
+    "single_output": bool,
+    "drop_rate": float,
+    "drop_path_rate": float,
+    "pool": bool,
+    "last_stage": str,
+    "channels": int,
+    "hidden": list,  # of numbers
+    "dropout": float,
+    "encoder": str,
+    "decoder_channels": list,
 }
 OPTIONAL = {"interpolation": str, "crop_mode": str, "stages": list}
 OPTIONAL |= {"data": dict, "options": dict, "precision": str, "versions": dict}
@@ -164,10 +160,9 @@ def _check_types(block: dict, path: Path) -> None:
 
 def _check_arguments(block: dict, path: Path) -> None:
     """Types for the networks of other libraries; for all of them numbers and lists of numbers within the limits."""
-    allowed = ALLOWED_ARGUMENTS.get(block["network"])
     for key, value in block["arguments"].items():
-        if allowed is not None:
-            kind = allowed.get(key)
+        if block["network"] in OTHER_LIBRARIES:
+            kind = ALLOWED_ARGUMENTS.get(key)
             if kind is None:
                 raise CheckpointError(f"{path}: the argument {key[:60]!a} of {block['network']} is not allowed.")
             if not isinstance(value, (int, float) if kind is float else kind):

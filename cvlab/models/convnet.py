@@ -42,7 +42,6 @@ class ConvNet(Model):
     """A classifier from scratch.
 
     Args:
-        num_classes: length of the logits.
         widths: channels of each stage; one entry per stage.
         depth: residual blocks per stage.
         dropout: probability, before the linear layer.

@@ -79,7 +79,8 @@ class Normalize(nn.Module):
 class Model(nn.Module):
     """A network from images (N, 3, S, S) in [0, 1] to logits (N, C) or (N, C, H, W), with what is needed to use it.
 
-    A subclass sets `task`, normalises in `forward` and declares its `stages`; `cvlab.models.build` sets the rest.
+    A subclass sets `task`, normalises in `forward` and declares its `stages`; `cvlab.models.build` sets the rest. It is
+    made with `num_classes`, the number C of logits, and, where its layers depend on it, with `image_size`.
 
     Attributes:
         normalize: (images - mean) / std per channel.

@@ -20,8 +20,6 @@ class PlainNet(Model):
     """A classifier from scratch for one image size: its first linear layer reads every position.
 
     Args:
-        num_classes: length of the logits.
-        image_size: side of the square view.
         widths: channels of each block.
         depth: convolutions per block.
         hidden: lengths of the linear layers before the last one.

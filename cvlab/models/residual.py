@@ -19,7 +19,6 @@ class ResidualNet(Model):
     """A classifier from scratch.
 
     Args:
-        num_classes: length of the logits.
         widths: channels of the stem, then of each block.
         stem_bias: whether the stem's convolution has a bias, which its batch normalisation makes redundant.
         dropout: its probability after a block's first convolution and batch normalisation.

@@ -20,8 +20,6 @@ class BackboneWithHead(Model):
     """A backbone of timm with random weights and without timm's head, and a perceptron on its features.
 
     Args:
-        num_classes: length of the logits.
-        image_size: side of the square view.
         architecture: one of `timm.list_models()`.
         pool: whether the perceptron reads the backbone's pooled vector, or else its flattened map.
         last_stage: without `pool`: a module of timm's feature_info at whose output the backbone ends, such as

@@ -33,7 +33,6 @@ class UNet(Model):
     """A segmenter: one sigmoid channel per class.
 
     Args:
-        num_classes: channels of the logits.
         width: channels of the first encoder; each level down has twice as many.
         depth: levels above the bottleneck. Height and width of the images must be multiples of 2**depth.
         batch_norm: batch normalisation after every 3x3 convolution.
