@@ -50,7 +50,7 @@ CLASS_NAMES = list(KINDS)
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, its label (an index of CLASS_NAMES), the pixels that show it (H, W), those of each object (K, H, W)."""
+    """A picture, its label (an index of CLASS_NAMES), the pixels that show it (H, W), and each object's (K, H, W)."""
 
     image: Image.Image
     label: int
