@@ -1,6 +1,6 @@
 """Models as folders: saving, loading with checks, the Hub, and the model card."""
 
 from cvlab.checkpoint.config import CheckpointError
-from cvlab.checkpoint.folder import load, save
+from cvlab.checkpoint.folder import annotate, load, save
 
-__all__ = ["CheckpointError", "load", "save"]
+__all__ = ["CheckpointError", "annotate", "load", "save"]

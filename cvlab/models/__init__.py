@@ -7,9 +7,9 @@ from importlib import import_module
 import torch
 
 from cvlab.models.geometry import locate
-from cvlab.models.model import Grid, Model, Stage
+from cvlab.models.model import Grid, Model, Stage, probabilities
 
-__all__ = ["NETWORKS", "Grid", "Model", "Stage", "build", "check_size", "network_class"]
+__all__ = ["NETWORKS", "Grid", "Model", "Stage", "build", "check_size", "network_class", "probabilities"]
 
 # Module and class. Each is imported when it is first built: importing timm and torchvision, which the last four need,
 # takes as long as importing torch itself.
