@@ -125,20 +125,8 @@ def with_dropout(model: Model, p: float, places: Sequence[int] = ()) -> Model:
 
     Dropout does nothing in eval mode: the logits are the same to the bit.
     """
-    names = (
-        "network",
-        "class_names",
-        "image_size",
-        "mean",
-        "std",
-        "crop_pct",
-        "threshold",
-        "interpolation",
-        "crop_mode",
-    )
-    settings = {name: model.config[name] for name in names}
     arguments = {**model.config["arguments"], "dropout": p} | ({"dropout_at": list(places)} if places else {})
-    other = models.build(arguments=arguments, **settings)
+    other = models.build(**models.settings_in(model.config) | {"arguments": arguments})
     other.load_state_dict(model.state_dict())
     return other.eval()
 

@@ -27,9 +27,8 @@ from cvlab.data.parts import classification_parts
 from cvlab.learning import frozen, optim
 from cvlab.learning.accelerator import accelerator_for
 from cvlab.learning.losses import cross_entropy
-from cvlab.metrics import confusion_matrix
 from cvlab.models import Model
-from cvlab.models.timm import default_view
+from cvlab.models.timm import default_view, load_pretrained
 
 # The options that are arguments of a head of our own.
 HEADS = {"linear": (), "mlp": ("hidden", "dropout"), "map": ("hidden", "dropout", "channels", "last_stage")}
@@ -106,7 +105,7 @@ def main() -> None:
         args.data, args.split_seed, args.per_class, size, args.allow_leaks, classes=args.classes
     )
     cache = Cache(args.cache_limit * 1e9, args.out)
-    augmentation = {"augment": augment, "min_area": args.min_area, "jitter": args.color_jitter}
+    augmentation = {"augment": augment, "min_area": args.min_area, "jitter": args.color_jitter, "erase": args.erase}
     train_set, val_set = sets.classification_sets(parts, view, cache, args.seed, **augmentation)
     if args.normalize:
         mean, std = sets.normalization(args.normalize, train_set.images)
@@ -118,7 +117,7 @@ def main() -> None:
     frozen.start_classifier(model)
     start_from(args.start_from, model)
     if args.pretrained and not args.start_from:
-        frozen.load_pretrained(model.backbone, args.backbone, size, args.weights)
+        load_pretrained(model.backbone, args.backbone, size, args.weights)
     model = model.to(memory_format=torch.channels_last)
     frozen.freeze(model)
     frozen.train_mode(model)
@@ -182,13 +181,13 @@ def train_phase(
         train_loss, seen, right = run.totals()
 
         learner.eval()
-        val_loss, counts = 0.0, torch.zeros(num_classes, num_classes, dtype=torch.long)
+        val_loss, val_right = 0.0, 0
         with torch.no_grad():
             for images, labels in val_loader:
                 logits, labels = accelerator.gather_for_metrics((learner(images), labels))
                 val_loss += F.cross_entropy(logits.float(), labels, reduction="sum").item()
-                counts += confusion_matrix(labels, logits.argmax(1), len(counts)).cpu()
-        val_accuracy = counts.trace().item() / counts.sum().item()
+                val_right += (logits.argmax(1) == labels).sum().item()
+        val_accuracy = val_right / len(val_set)
         if schedule == "plateau":
             scheduler.step(val_loss)
         run.end_epoch(

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from cvlab.explain.paths import dependence_sentence
 from cvlab.metrics import segmentation_counts, segmentation_scores
+from cvlab.models import probabilities
 from cvlab.page.evidence import in_view, peak_of
 from cvlab.page.heat import METHOD_NAMES, UNIT, draw_map
 from cvlab.page.host import sentence_of
@@ -38,7 +39,7 @@ def region_picker(answer: Answer) -> str:
     pixels = prediction.images.shape[-1]
     chosen, _ = class_indices(question, answer.model, prediction.logits)
     threshold = question.threshold or answer.model.threshold
-    edge = outline(prediction.logits[0, chosen].sigmoid().numpy(), threshold, answer.box)
+    edge = outline(probabilities(answer.model, prediction.logits)[0, chosen].numpy(), threshold, answer.box)
     lines = [("dim", around(edge) if edge else ""), *cased("edge", edge)]
     legend = "Nothing was found. Click or drag to ask about a place."
     at = pixels // 2, pixels // 2
