@@ -74,8 +74,7 @@ def main() -> None:
     start_from(args.start_from, model)
     model = model.to(memory_format=torch.channels_last)
     criterion = SEGMENTATION_LOSSES[args.loss]
-    batch, saved = next(iter(train_loader)), args.out / "state"
-    accelerator = accelerator_for(model, batch, criterion, args.precision, saved, args.resume, args.seed)
+    accelerator = accelerator_for(model, next(iter(train_loader)), criterion, args)
     sets.onto_gpu(accelerator.device, train_set, val_set)
     model = with_common_statistics(accelerator, model)
     gpu, steps = accelerator.device.type == "cuda", len(train_loader)
