@@ -57,8 +57,7 @@ def _balanced(labels: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
 def segmentation_counts(predicted: Tensor, masks: Tensor) -> Tensor:
     """The true positive, false positive, false negative and true negative pixels of each image, (N, 4) int64.
 
-    Args:
-        predicted, masks: (N, C, H, W) bool; the pixels of all channels are counted together.
+    Both arguments are (N, C, H, W) bool; the pixels of all channels are counted together.
     """
     tp = (predicted & masks).flatten(1).sum(1)
     fp = (predicted & ~masks).flatten(1).sum(1)
@@ -152,10 +151,7 @@ def _middle_95(values: list[float]) -> tuple[float, float]:
 def reliability(probs: Tensor, labels: Tensor, bins: int = 15) -> np.ndarray:
     """Mean confidence, accuracy and number of the images whose confidence is in each bin, (bins, 3).
 
-    Args:
-        probs: (N, C), each row adding up to 1.
-        labels: (N,).
-        bins: number of bins of equal width over the probability of the predicted class; an empty bin has zeros.
+    The bins have equal width over the probability of the predicted class; an empty one has zeros. `probs` are (N, C).
     """
     confidence, predicted = probs.double().max(1)
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1  # (0, 1/bins] is the first, as in Guo et al.
