@@ -175,11 +175,23 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature T for which softmax(logits / T) has the lowest cross-entropy (Guo et al., section 4.2).
 
     Fit it on val. It changes the probabilities, but never which class is predicted.
+
+    Args:
+        logits: (N, C), or (N,) of pixels, whose probability is sigmoid(logits / T).
+        labels: (N,), the classes, or whether each pixel is in the mask.
+
+    Raises:
+        ValueError: there is no lowest cross-entropy between exp(-3) and exp(3), as where every prediction is right.
     """
     from scipy.optimize import minimize_scalar  # imported here: the page starts without scipy
 
     logits = logits.double()
-    found = minimize_scalar(
-        lambda log_t: F.cross_entropy(logits / math.exp(log_t), labels).item(), bounds=(-3.0, 3.0), method="bounded"
+    loss, labels = (
+        (F.cross_entropy, labels) if logits.ndim == 2 else (F.binary_cross_entropy_with_logits, labels.double())
     )
+    found = minimize_scalar(
+        lambda log_t: loss(logits / math.exp(log_t), labels).item(), bounds=(-3.0, 3.0), method="bounded"
+    )
+    if abs(found.x) > 2.99:
+        raise ValueError("no temperature fits: more or less of it would always be better")
     return math.exp(found.x)

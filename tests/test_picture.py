@@ -119,6 +119,19 @@ def test_a_hot_cell_is_drawn_and_named_where_its_stage_looks() -> None:
     assert (place(corner, stage), place(corner)) == ("at the middle", "at the lower right")
 
 
+def test_a_single_hot_pixel_of_a_fine_map_is_seen_and_zero_stays_zero() -> None:
+    attribution = spot(slice(30, 31), slice(150, 151), 224)
+    drawn = Image.open(io.BytesIO(base64.b64decode(heat_layer(attribution, "gray").partition(",")[2])))
+    rows, columns = np.nonzero(np.asarray(drawn.convert("RGBA"))[..., 3])
+    assert np.asarray(drawn.convert("RGBA"))[rows, columns, 3].max() == 255
+    assert max(np.ptp(rows), np.ptp(columns)) <= 1
+    assert ((columns.mean() + 0.5) / drawn.width, (rows.mean() + 0.5) / drawn.height) == pytest.approx(
+        (150.5 / 224, 30.5 / 224), abs=1 / 64
+    )
+    (ring,) = re.findall(r'class="edge" d="M(\d+) (\d+)a', heated(attribution, None, WHOLE, "", "gray", spot=False))
+    assert (int(ring[0]) + 25, int(ring[1])) == (round(1000 * 150.5 / 224), round(1000 * 30.5 / 224))
+
+
 def test_lines_in_place_of_colour_are_drawn_at_four_levels() -> None:
     ramp = torch.linspace(0, 1, 20).expand(1, 1, 20, 20)
     drawn = heated(ramp, None, WHOLE, "", CONTOURS)

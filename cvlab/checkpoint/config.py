@@ -42,7 +42,8 @@ ALLOWED_ARGUMENTS = {
     "decoder_channels": list,
 }
 OPTIONAL = {"interpolation": str, "crop_mode": str, "stages": list}
-OPTIONAL |= {"data": dict, "options": dict, "precision": str, "versions": dict}
+OPTIONAL |= {"temperature": float, "data": dict, "options": dict, "precision": str, "versions": dict}
+TEMPERATURES = (0.05, 20.0)
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash")
 MAX_CONFIG_BYTES = 4 * 2**20
@@ -198,6 +199,8 @@ def _check_numbers(block: dict, path: Path) -> None:
             raise CheckpointError(f"{path}: {key} must be three numbers below 1000, one per channel.")
     if not 0 < block["crop_pct"] <= 1 or not 0 < block["threshold"] < 1 or min(block["std"]) <= 0:
         raise CheckpointError(f"{path}: crop_pct, threshold or std is outside its range.")
+    if not TEMPERATURES[0] <= block.get("temperature", 1.0) <= TEMPERATURES[1]:
+        raise CheckpointError(f"{path}: the temperature {block['temperature']} is not between 0.05 and 20.")
     if block["interpolation"] not in INTERPOLATIONS:
         raise CheckpointError(f"{path}: the interpolation {block['interpolation'][:60]!a} is not known.")
     if block["crop_mode"] not in CROP_MODES:

@@ -91,6 +91,7 @@ class Model(nn.Module):
         crop_mode: "center", or "squash": then both sides are image_size / crop_pct, whatever the photo's shape.
         interpolation: how photos are resized, as in its training: Pillow's name in lower case.
         threshold: a segmenter's mask is where the probability exceeds it.
+        temperature: the logits divided by it give the probabilities, see `probabilities`; 1 where none was fitted.
         config: what is needed to build it again; config.json holds it under "cvlab".
         source: where it was loaded from: a folder, or user/name@commit on the Hub; empty for a model just built.
     """
@@ -103,6 +104,7 @@ class Model(nn.Module):
     interpolation: str
     threshold: float
     config: dict
+    temperature: float = 1.0
     source: str = ""
 
     def __init__(self) -> None:
@@ -113,3 +115,17 @@ class Model(nn.Module):
     def stages(self) -> dict[str, Stage]:
         """The stages by name, in the order of the forward pass."""
         raise NotImplementedError
+
+
+def probabilities(model: Model, logits: Tensor) -> Tensor:
+    """What logits of a model mean as probabilities, in the same shape; of a classifier they add up to 1.
+
+    They are divided by the temperature that was fitted on val (Guo et al., "On Calibration of Modern Neural Networks",
+    2017), which changes how sure the model says it is, but never which class is the likeliest.
+
+    Args:
+        logits: (N, C) or (N, C, H, W).
+    """
+    scaled = logits / getattr(model, "temperature", 1.0)  # of any module with a task
+    # The softmax of a single logit would be 1 for ever: its probability is the sigmoid.
+    return scaled.softmax(1) if model.task == "classification" and logits.shape[1] > 1 else scaled.sigmoid()

@@ -10,7 +10,7 @@ from cvlab.data.masks import read_mask
 from cvlab.explain import METHODS, default_stage, explain, peak, predict, predicted_masks
 from cvlab.explain.paths import contributions, region_dependence
 from cvlab.explain.slow import integrated_gradients, occlusion
-from cvlab.models import Model
+from cvlab.models import Model, probabilities
 from cvlab.models.unet import UNet
 from cvlab.page.picture import MAX_SIDE, photo_style, picture_url
 from cvlab.page.question import SLOW_METHODS, Question, score_of, settled, settled_score
@@ -102,7 +102,7 @@ def predict_photo(image: Image.Image, model: Model) -> Prediction:
         evidence, logits = None, predict(model, images)
     size, notes = (image.height, image.width), image.info.get("notes", [])
     if model.task == "classification":
-        values = logits.softmax(1)[0]
+        values = probabilities(model, logits)[0]
     else:
         values = predicted_masks(model, logits)[0].float().mean((1, 2))
     shares = dict(zip(model.class_names, values.tolist(), strict=True))

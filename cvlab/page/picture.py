@@ -15,6 +15,8 @@ from io import BytesIO
 import contourpy
 import matplotlib
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -24,7 +26,8 @@ from cvlab.render import relative_heat
 from cvlab.trust import hottest_part
 
 MAX_SIDE = 1024  # pixels of a photo
-HEAT_SIDE = 128  # pixels of a layer of heat, at least
+HEAT_SIDE = 128  # pixels of a layer of heat
+FINEST = 64  # positions of a map that are drawn apart; of finer ones each shows the largest of those that it covers
 LINES = (0.2, 0.4, 0.6, 0.8)  # of the maximum, where a heatmap is drawn as lines
 CONTOURS = "contours"  # stands for a colour map: lines in place of colour
 HOW = "Choose a place: click, drag, or move with the arrow keys and press Enter"
@@ -70,7 +73,8 @@ def outline(levels: np.ndarray, level: float, box: Box) -> str:
 
 def hottest_edge(attribution: Tensor, box: Box, stage: Stage | None = None) -> str:
     """The edge of the hottest tenth of a map, which sentence and check speak of; empty for a blank map."""
-    heat = heatmap(attribution, (HEAT_SIDE, HEAT_SIDE), stage)
+    side = max(HEAT_SIDE, *attribution.shape[-2:])
+    heat = heatmap(attribution, (side, side), stage)
     if not (heat > 0).any():
         return ""
     heat = heat / heat.max()
@@ -81,7 +85,10 @@ def hottest_edge(attribution: Tensor, box: Box, stage: Stage | None = None) -> s
 def heat_layer(attribution: Tensor, colormap: str, maximum: float | None = None, stage: Stage | None = None) -> str:
     """The positive part of a map, divided by its maximum or by `maximum`: a PNG, see-through where there is none."""
     side = max(HEAT_SIDE, *attribution.shape[-2:])
-    levels = Image.fromarray(np.uint8(np.round(255 * relative_heat(attribution, (side, side), maximum, stage))))
+    heat = relative_heat(attribution, (side, side), maximum, stage)
+    if max(attribution.shape[-2:]) > FINEST:
+        heat = F.adaptive_max_pool2d(torch.from_numpy(heat)[None], FINEST)[0].numpy()
+    levels = Image.fromarray(np.uint8(np.round(255 * heat)))
     palette = _palette(colormap)
     levels.putpalette(palette[:, :3].tobytes())
     buffer = BytesIO()
@@ -155,13 +162,25 @@ def heated(
     maximum: float | None = None,
     spot: bool = True,
 ) -> str:
-    """A heatmap over the part of the photo that the model saw, and with `spot` the edge of its hottest tenth."""
+    """A heatmap over the part of the photo that the model saw, and with `spot` the edge of its hottest tenth.
+
+    Without it a ring stands around the largest value of a fine map, whose heat may be a single pixel.
+    """
     if colormap != CONTOURS:
-        edge = cased("edge", hottest_edge(attribution, box, stage)) if spot else ()
-        return layers(label, box, heat_layer(attribution, colormap, maximum, stage), edge)
+        mark = hottest_edge(attribution, box, stage) if spot else _ring(attribution, box, stage)
+        return layers(label, box, heat_layer(attribution, colormap, maximum, stage), cased("edge", mark))
     levels = relative_heat(attribution, (HEAT_SIDE, HEAT_SIDE), maximum, stage)
     drawn = [line for level in LINES for line in cased(f"level l{level * 5:.0f}", outline(levels, level, box))]
     return layers(label, box, lines=drawn)
+
+
+def _ring(attribution: Tensor, box: Box, stage: Stage | None) -> str:
+    side = max(attribution.shape[-2:])
+    if side <= FINEST or attribution.max() <= 0:
+        return ""
+    y, x = divmod(int(heatmap(attribution, (side, side), stage).argmax()), side)
+    left, top = 1000 * (box[0] + box[2] * (x + 0.5) / side), 1000 * (box[1] + box[3] * (y + 0.5) / side)
+    return f"M{left - 25:.0f} {top:.0f}a25 25 0 1 0 50 0a25 25 0 1 0-50 0Z"
 
 
 def around(edge: str) -> str:

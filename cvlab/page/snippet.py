@@ -30,6 +30,7 @@ PUBLIC = {
     "false_positives": "cvlab.explain.regions",
     "pixel": "cvlab.explain.regions",
     "whole": "cvlab.explain.regions",
+    "probabilities": "cvlab.models",
     "overlay": "cvlab.render",
     "open_image": "cvlab.transforms",
     "view": "cvlab.transforms",
@@ -89,7 +90,7 @@ def _region(question: Question, model: Model, true_mask: str) -> list[str]:
         }
         return [f"region = {asked[question.region]}"]
     threshold = question.threshold or "model.threshold"
-    lines = [f"mask = predict(model, images)[0, class_idx].sigmoid() > {threshold}"]
+    lines = [f"mask = probabilities(model, predict(model, images))[0, class_idx] > {threshold}"]
     if question.region == "mask":
         return [*lines, "region = whole(mask)"]
     if question.region == "part":

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from cvlab.explain.paths import dependence_sentence
 from cvlab.metrics import segmentation_counts, segmentation_scores
+from cvlab.models import probabilities
 from cvlab.page.evidence import in_view, peak_of
 from cvlab.page.heat import METHOD_NAMES, UNIT, draw_map
 from cvlab.page.host import sentence_of
@@ -20,8 +21,9 @@ CLASSIFIER = (
     "This model is a classifier: it has no mask and no U-Net stages. Its own stages can be chosen in the tab Grad-CAM."
 )
 READING = (
-    "Each map is divided by its own maximum. A peak is that maximum times the number of positions of its stage, in "
-    "units of the score (logits). Peaks of one model's stages can be compared, peaks of two models cannot."
+    "Each map is divided by its own maximum; in fine maps a ring marks it. A peak is that maximum times the number of "
+    "positions of its stage, in units of the score (logits). Peaks of one model's stages can be compared, peaks of two "
+    "models cannot."
 )
 THIRDS = "Early: fine detail", "Middle: the whole scene", "Late: drawing the mask"
 WORKING = "The stages that depend most on what was asked about are being worked out."
@@ -37,7 +39,7 @@ def region_picker(answer: Answer) -> str:
     pixels = prediction.images.shape[-1]
     chosen, _ = class_indices(question, answer.model, prediction.logits)
     threshold = question.threshold or answer.model.threshold
-    edge = outline(prediction.logits[0, chosen].sigmoid().numpy(), threshold, answer.box)
+    edge = outline(probabilities(answer.model, prediction.logits)[0, chosen].numpy(), threshold, answer.box)
     lines = [("dim", around(edge) if edge else ""), *cased("edge", edge)]
     legend = "Nothing was found. Click or drag to ask about a place."
     at = pixels // 2, pixels // 2
@@ -102,7 +104,7 @@ def three_stages(answer: Answer) -> str:
         most = max(lies, key=lies.get, default="")
         says = f"{lies[most]:.0%} of the evidence lies {most}." if lies else "No evidence here."
         alike = " It would look the same for any part." if dependence_sentence(r.get(stage, 0.0)) else ""
-        shown = captioned(draw_map(answer, stage)[0], stage, says + alike)
+        shown = captioned(draw_map(answer, stage, spot=False)[0], stage, says + alike)
         drawn.append(f"<div><h3>{title}</h3>{shown}</div>")
     return with_photo("".join(drawn), "three") + slider("Heat", answer.question.opacity)
 

@@ -186,7 +186,9 @@ class Answer:
         if self.question.method in SLOW_METHODS:
             return "" if attribution.max() > 0 else "Blank: all evidence speaks against the score."
         plain = self.evidence.other is None and not self.question.against
-        return diagnose(attribution, self.evidence.logits if plain else None, self.evidence.class_idx)
+        return diagnose(
+            attribution, self.evidence.logits if plain else None, self.evidence.class_idx, self.model.temperature
+        )
 
     @property
     def box(self) -> Box:
