@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -66,39 +65,30 @@ def segmentation_counts(predicted: Tensor, masks: Tensor) -> Tensor:
     return torch.stack([tp, fp, fn, tn], dim=1)
 
 
-@dataclass(frozen=True)
-class SegmentationScores:
-    """Scores over all pixels, and the mean of the images' own iou. An empty mask that is predicted empty scores 1."""
+def segmentation_scores(counts: Tensor | np.ndarray) -> dict[str, float]:
+    """Scores over all pixels, from the (N, 4) counts of `segmentation_counts`, and the mean of the images' own iou.
 
-    iou: float
-    iou_per_image: float
-    dice: float
-    precision: float
-    recall: float
-    accuracy: float
-
-
-def segmentation_scores(counts: Tensor | np.ndarray) -> SegmentationScores:
-    """Scores from the (N, 4) counts of `segmentation_counts`."""
+    An empty mask that is predicted empty scores 1.
+    """
     counts = np.asarray(counts, dtype=np.float64)
     tp, fp, fn, tn = counts.sum(axis=0)
     undefined = 0.0 if fp + fn else 1.0  # 0/0 counts as 0 if there were errors, else as 1
     union = counts[:, :3].sum(axis=1)
     per_image = np.divide(counts[:, 0], union, out=np.ones(len(counts)), where=union > 0)
-    return SegmentationScores(
-        iou=tp / (tp + fp + fn) if tp + fp + fn else undefined,
-        iou_per_image=per_image.mean(),
-        dice=2 * tp / (2 * tp + fp + fn) if tp + fp + fn else undefined,
-        precision=tp / (tp + fp) if tp + fp else undefined,
-        recall=tp / (tp + fn) if tp + fn else undefined,
-        accuracy=(tp + tn) / (tp + fp + fn + tn),
-    )
+    return {
+        "iou": tp / (tp + fp + fn) if tp + fp + fn else undefined,
+        "iou_per_image": per_image.mean(),
+        "dice": 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else undefined,
+        "precision": tp / (tp + fp) if tp + fp else undefined,
+        "recall": tp / (tp + fn) if tp + fn else undefined,
+        "accuracy": (tp + tn) / (tp + fp + fn + tn),
+    }
 
 
 def bootstrap_intervals(counts: Tensor) -> dict[str, tuple[float, float]]:
     """95% intervals of every score of `segmentation_scores`: percentiles over images drawn with replacement."""
     counts = np.asarray(counts)
-    scores = [vars(segmentation_scores(counts[rows])) for rows in _resampled(len(counts))]
+    scores = [segmentation_scores(counts[rows]) for rows in _resampled(len(counts))]
     return {name: _middle_95([score[name] for score in scores]) for name in scores[0]}
 
 

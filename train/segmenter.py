@@ -47,8 +47,8 @@ def parser() -> cli.Parser:
 def scores_of(part: str, counts: torch.Tensor) -> dict[str, float]:
     """What the history says of a part, from its `segmentation_counts` (N, 4)."""
     found = segmentation_scores(counts)
-    scores = {"iou": found.iou, "accuracy": found.accuracy, "precision": found.precision, "recall": found.recall}
-    return {f"{part}_{name}": value for name, value in (scores | {"f1": found.dice}).items()}
+    scores = {name: found[name] for name in ("iou", "accuracy", "precision", "recall")} | {"f1": found["dice"]}
+    return {f"{part}_{name}": value for name, value in scores.items()}
 
 
 def main() -> None:
