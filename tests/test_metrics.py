@@ -86,9 +86,14 @@ def test_counts_by_hand() -> None:
     masks = torch.tensor([[[[1, 0, 1, 0]]], [[[0, 0, 0, 1]]]]).bool()
     assert segmentation_counts(predicted, masks).tolist() == [[1, 1, 1, 1], [0, 0, 1, 3]]
     scores = segmentation_scores(segmentation_counts(predicted, masks))
-    assert scores == dict(
-        iou=1 / 4, iou_per_image=(1 / 3 + 0) / 2, dice=2 / 5, precision=1 / 2, recall=1 / 3, accuracy=5 / 8
-    )
+    assert scores == {
+        "iou": 1 / 4,
+        "iou_per_image": (1 / 3 + 0) / 2,
+        "dice": 2 / 5,
+        "precision": 1 / 2,
+        "recall": 1 / 3,
+        "accuracy": 5 / 8,
+    }
 
 
 def test_scores_are_scikit_learns_over_all_pixels() -> None:
