@@ -18,7 +18,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,8 +53,9 @@ CSS, SCRIPT = ROOT / "cvlab/page/page.css", (ROOT / "cvlab/page/page.js").read_t
 COLOURS = ("colormap", "common_scale")  # the settings that need no other map
 KEPT = ("method", "opacity", *COLOURS)  # of the settings, when another photo or model is chosen
 REDRAWN = (  # the panels that a question changes, the sentence first
-    *("sentence", "look", "side", "grad_cam", "picker", "stages", "contributions", "errors", "link", "code"),
+    *("sentence", "look", "side", "three", "grad_cam", "picker", "stages", "contributions", "errors", "link", "code"),
 )
+FOLLOWING = ("three", "stages", "contributions")  # of a segmenter: they take more passes, and are drawn once more
 CHECKED = ("chip", "reasons", "believe")  # what hiding the hottest tenth does: many passes, so they come later
 METHOD_CHOICES = [(name + (" (slow)" if key not in METHODS else ""), key) for key, name in METHOD_NAMES.items()]
 REGION_CHOICES = [(label, region) for region, label in REGIONS.items()]
@@ -81,9 +82,9 @@ def build_page(models: Models) -> gr.Blocks:
 def layout(names: Sequence[str]) -> SimpleNamespace:
     """The widgets by the names of panels and settings; `names` are those of the models to choose from."""
     at, usual, examples = SimpleNamespace(), Question(), example_files()
-    at.fresh = gr.State(True)  # the first answer is to what the link asks
+    at.shown = gr.State("")  # the model that the widgets show; the first answer is to what the link asks
     at.opacity = gr.State(usual.opacity)  # where the sliders from photo to heat begin
-    at.photo = photo_input(value=next(iter(examples)), label="Photo", visible="hidden", alt_text="The chosen photo")
+    at.photo = photo_input(value=next(iter(examples)), label="Photo", visible="hidden", render=False)
     html = partial(gr.HTML, apply_default_css=False, js_on_load=SCRIPT)
     with gr.Row(elem_id="strip"):
         html(MARK, elem_id="mark")
@@ -102,11 +103,13 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
         at.sentence = html(elem_id="sentence")
         at.chip = html(elem_id="chip")
     with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):
-        with gr.Tab("Predict"), gr.Row(elem_id="first"):
-            with gr.Column(min_width=0):
-                at.look = html()
-            with gr.Column(min_width=0):
-                at.side, at.reasons, at.facts = html(), html(), html()
+        with gr.Tab("Predict"):
+            with gr.Row(elem_id="first"):
+                with gr.Column(min_width=0):
+                    at.look = html()
+                with gr.Column(min_width=0):
+                    at.side, at.reasons, at.facts = html(), html(), html()
+            at.three = html(elem_id="three")
         with gr.Tab("Grad-CAM"):
             with gr.Row():
                 at.class_name = choice([("", "")], label="Evidence for the class", min_width=150)
@@ -158,7 +161,8 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
         at.colormap = gr.Dropdown(COLORMAP_CHOICES, value=usual.colormap, label="Colour map")
         hint = "For all stages of a U-Net, or for a class beside the predicted one"
         at.common_scale = gr.Checkbox(label="One scale", info=hint)
-    at.link = html()
+    at.link, at.background = html(), html()
+    at.photo.render()  # after the strip, whose input for files is the first of the page
     return at
 
 
@@ -167,16 +171,21 @@ def choice(choices: Sequence, value: str | None = "", **options: object) -> gr.D
     return gr.Dropdown(choices, value=value, allow_custom_value=True, **options)
 
 
-def settings_for(model: Model, question: Question) -> dict[str, object]:
-    """The widgets of the settings as the question has them, where the model can be asked so."""
-    names, segments = model.class_names, model.task == "segmentation"
-    first, other = (name if name in names else "" for name in (question.class_name, question.rather_than))
+def settings_of(model: Model, question: Question) -> dict[str, object]:
+    """What the settings show of a question, where the model can be asked so."""
+    first, other = (name if name in model.class_names else "" for name in (question.class_name, question.rather_than))
     stage = question.stage if question.stage in model.stages else default_stage(model)
-    return asdict(question) | {
-        "class_name": choice([("(the first)" if segments else "(predicted)", ""), *names], first),
-        "rather_than": choice([("(nothing else)", ""), *names], other, visible=len(names) > 1),
-        "stage": choice(list(model.stages), stage),
-        "threshold": question.threshold or model.threshold,
+    threshold = question.threshold or model.threshold
+    return asdict(replace(question, class_name=first, rather_than=other, stage=stage, threshold=threshold))
+
+
+def lists_of(model: Model, values: dict[str, object]) -> dict[str, gr.Component]:
+    """The widgets whose choices depend on the model, with their values."""
+    names, segments = model.class_names, model.task == "segmentation"
+    return {
+        "class_name": choice([("(the first)" if segments else "(predicted)", ""), *names], values["class_name"]),
+        "rather_than": choice([("(nothing else)", ""), *names], values["rather_than"], visible=len(names) > 1),
+        "stage": choice(list(model.stages), values["stage"]),
         "asking": gr.Column(visible=segments),
     }
 
@@ -186,7 +195,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     settings = {field.name: getattr(at, field.name) for field in fields(Question)}
     asked = [at.photo, at.model, at.mask, *settings.values()]
     redrawn = [getattr(at, name) for name in (*REDRAWN, *CHECKED)]
-    everything = [at.facts, at.model, at.asking, *redrawn, *settings.values()]
+    everything = [at.shown, at.background, at.facts, at.model, at.asking, *redrawn, *settings.values()]
     unknown = dict.fromkeys(CHECKED, "")
 
     def by_widget(shown: dict[str, object]) -> dict:
@@ -202,15 +211,20 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
         with in_sentences():
             return answer_to(photo, name, mask, Question(*values))
 
-    def begin(request: gr.Request, fresh: bool, photo: str | None, name: str, mask: str | None, *values) -> dict:
-        query, before = dict(request.query_params) if fresh else {}, answer_of(photo, name, mask, *values).given
-        question = from_query(query) if fresh else Question(**{key: getattr(before, key) for key in KEPT})
+    def begin(request: gr.Request, shown: str, photo: str | None, name: str, mask: str | None, *values) -> dict:
+        query, before = {} if shown else dict(request.query_params), answer_of(photo, name, mask, *values).given
+        question = Question(**{key: getattr(before, key) for key in KEPT}) if shown else from_query(query)
         linked = {"model": query["model"]} if query.get("model") else {}
-        answer = answer_to(photo, linked.get("model", name), mask, question)
-        shown = linked | unknown
+        name = linked.get("model", name)
+        answer, changed = answer_to(photo, name, mask, question), {"shown": "none"}
         with suppress(ValueError, OSError):  # the sentence says it
-            shown |= settings_for(answer.model, answer.given)
-        return {at.fresh: False} | by_widget(shown | draw(answer, (*REDRAWN, "facts")))
+            wanted = settings_of(answer.model, question)
+            if name == shown:  # what is there already need not be sent
+                changed = {key: value for key, value in wanted.items() if getattr(before, key) != value}
+            else:
+                changed = {"shown": name} | wanted | lists_of(answer.model, wanted)
+        panels = (*REDRAWN, "background") if name == shown else (*REDRAWN, "background", "facts")
+        return by_widget(linked | unknown | changed | draw(answer, panels))
 
     def drawing(*names: str, **shown: object) -> Callable:
         """The function of an event that draws panels, and shows what else is given."""
@@ -224,13 +238,13 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
         chosen = {"region": answer.given.region, "points": answer.given.points}
         return by_widget(chosen | unknown | draw(answer, REDRAWN))
 
-    def work_out(*inputs: object) -> None:
-        with suppress(ValueError, OSError):  # the panel of the maps says it
-            answer_of(*inputs).work_out_paths()
-
-    def check(*inputs: object) -> None:
-        with suppress(ValueError, OSError):
-            _ = answer_of(*inputs).check
+    def follow(*inputs: object) -> dict:
+        answer = answer_of(*inputs)
+        with suppress(ValueError, OSError):  # the panels of the answer say it
+            if answer.segments:
+                answer.work_out_paths()
+                return by_widget(draw(answer, FOLLOWING))
+        return {at.three: gr.skip()}
 
     def show_compared(other: str, second: str | None, photo: str | None, name: str, *values: object) -> dict:
         beside = answer_of(second or photo, other or name, None, *values)
@@ -250,19 +264,20 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     quietly = {"api_visibility": "private", "show_progress": "hidden"}
     begun = [page.load, at.photo.change, at.model.input]
     waiting = {"show_progress_on": [at.look, at.grad_cam, at.stages]}
-    touched = [widget.input for name, widget in settings.items() if name not in ("points", "opacity", *COLOURS)]
+    others = [widget.input for name, widget in settings.items() if name not in ("points", "opacity", *COLOURS)]
+    others += [at.points.submit, at.mask.change]
     answers = [
-        when(begun, begin, [at.fresh, *asked], [at.fresh, *everything], **waiting),
-        when([*touched, at.points.submit, at.mask.change], drawing(*REDRAWN, **unknown), asked, redrawn),
+        when(begun, begin, [at.shown, *asked], everything, **waiting),
+        when(others, drawing(*REDRAWN, **unknown), asked, redrawn),
         when([at.picker.select, at.look.select], pick, asked, [at.region, at.points, *redrawn]),
     ]
-    paths, checked = [at.stages, at.contributions], [getattr(at, name) for name in CHECKED]
-    for each in answers:  # what takes more passes follows, and is drawn apart: the question may have changed meanwhile
-        each = each.then(work_out, asked, None, **quietly).then(
-            drawing("stages", "contributions"), asked, paths, **quietly
-        )
-        each.then(check, asked, None, concurrency_limit=1, **quietly).then(drawing(*CHECKED), asked, checked, **quietly)
-    drawn = [getattr(at, name) for name in REDRAWN]
+    following, checked, drawn = ([getattr(at, name) for name in names] for names in (FOLLOWING, CHECKED, REDRAWN))
+    later = []
+    for each in answers:  # what takes more passes follows
+        later.append(each.then(follow, asked, following, **quietly))
+        later.append(later[-1].then(drawing(*CHECKED), asked, checked, concurrency_limit=1, **quietly))
+    # Of no more use once another question is asked.
+    gr.on([*begun, *others, at.picker.select, at.look.select], None, cancels=later, api_visibility="private")
     when([getattr(at, name).input for name in COLOURS], drawing(*REDRAWN), asked, drawn)  # the check stays as it is
     # In the browser alone: what was chosen or taken becomes the photo.
     at.upload.upload(None, at.upload, at.photo, js="file => file", api_visibility="private")

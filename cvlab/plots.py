@@ -126,14 +126,16 @@ def _short(name: str, most: int = 28) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def reliability_picture(bins: np.ndarray) -> Image.Image:
-    """The rows of `cvlab.metrics.reliability` as bars; perfect calibration is the diagonal."""
+def reliability_picture(bins: np.ndarray, before: np.ndarray) -> Image.Image:
+    """The rows of `cvlab.metrics.reliability` as bars, before calibration as a line; perfect is the diagonal."""
     confidence, accuracy, count = bins[bins[:, 2] > 0].T
     figure = Figure(figsize=(4.4, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], "--", color="#7a7a7a", label="perfectly calibrated")
     colors = [(0, 0.45, 0.7, 0.25 + 0.75 * share) for share in count / count.max()]
     axes.bar(confidence, accuracy, width=0.9 / len(bins), color=colors)
+    confidence, accuracy, _ = before[before[:, 2] > 0].T
+    axes.plot(confidence, accuracy, ".-", color="#d55e00", label="logits as they are")
     axes.set(xlabel="confidence of the prediction", ylabel="share of right predictions")
     axes.set_title("reliability (darker: more images)")
     axes.legend()

@@ -13,6 +13,9 @@ from pathlib import Path
 import torch
 from limits import check_numbers
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # before any script imports cvlab, which needs no installation
+
 from cvlab.data import public
 from cvlab.data.sets import AUGMENTATIONS, NORMALIZATIONS
 from cvlab.learning.optim import DECAYS, OPTIMIZERS, SCHEDULES
@@ -128,6 +131,7 @@ def parser(script: str, doc: str, **defaults: object) -> Parser:
         "training photos are cropped, rotated, mirrored and coloured at random; minimal: only mirrored"
     ))  # fmt: skip
     add("--color-jitter", type=float, default=0.3, help="full augmentation: how far colours change; 0: not at all")
+    add("--erase", type=float, default=0.0, help="full augmentation: share of pictures with one of 16 cells greyed")
     add("--cache-limit", type=float, default=4.0, metavar="GB", help="decoded pictures in memory; more go to a file")
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=int)

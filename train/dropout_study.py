@@ -23,14 +23,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import cli
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
-
-import cli
 from sweep_plan import NOT_FOR_RUNS, as_text, as_words
+from torch import Tensor
 
 from cvlab import checkpoint, models, plots, render
 from cvlab.data.evaluation import note_test_read, parts_of, read_views
@@ -128,20 +125,8 @@ def with_dropout(model: Model, p: float, places: Sequence[int] = ()) -> Model:
 
     Dropout does nothing in eval mode: the logits are the same to the bit.
     """
-    names = (
-        "network",
-        "class_names",
-        "image_size",
-        "mean",
-        "std",
-        "crop_pct",
-        "threshold",
-        "interpolation",
-        "crop_mode",
-    )
-    settings = {name: model.config[name] for name in names}
     arguments = {**model.config["arguments"], "dropout": p} | ({"dropout_at": list(places)} if places else {})
-    other = models.build(arguments=arguments, **settings)
+    other = models.build(**models.settings_in(model.config) | {"arguments": arguments})
     other.load_state_dict(model.state_dict())
     return other.eval()
 

@@ -28,7 +28,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import cli
-from measure import add_comparison, iou, mask_counts, mean_loss
+from measure import add_calibration, add_comparison, iou, mask_counts, mean_loss
 
 from cvlab import checkpoint, metrics, plots, render
 from cvlab.checkpoint import card
@@ -36,7 +36,8 @@ from cvlab.data.evaluation import is_own_test_part, note_test_read, parts_of, re
 from cvlab.data.parts import SHAPES, Parts
 from cvlab.explain.many import predict_views
 from cvlab.files import to_json, write_text
-from cvlab.models import Model
+from cvlab.learning.calibration import answers
+from cvlab.models import Model, probabilities
 from cvlab.transforms import open_image, square_view, to_uint8
 
 # What metrics.json holds, the lines of the report, and by file name the functions that draw its pictures.
@@ -108,16 +109,14 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
     """Accuracy, scores of each class and calibration: for metrics.json, as lines of the report, and as pictures."""
     views, labels = read_views(parts, args.part, model)
     labels, logits = torch.tensor(labels), torch.cat([*predict_views(model, views)])
-    probs, predicted = logits.softmax(1), logits.argmax(1)
+    probs, predicted = probabilities(model, logits), logits.argmax(1)
     right = predicted == labels
     accuracy = metrics.interval(right.double().mean().item(), metrics.wilson_interval(int(right.sum()), len(labels)))
     balanced = metrics.balanced_scores(labels, predicted)
     names, options = model.class_names, {"output_dict": True, "zero_division": 0}
     table = classification_report(labels, predicted, labels=range(len(names)), target_names=names, **options)
-    error = metrics.expected_calibration_error(probs, labels)
     loss = mean_loss(F.cross_entropy(logits, labels, reduction="none"))
     found = {"part": args.part, "n": len(labels), "accuracy": accuracy, "loss": loss, **balanced}
-    found["expected_calibration_error"] = error
     measured = "Accuracy **{value:.4f}** (95% Wilson interval {low:.4f} to {high:.4f})".format(**accuracy)
     alike = "balanced accuracy {:.4f}, macro F1 {:.4f}".format(*(each["value"] for each in balanced.values()))
     lines = [f"{measured}, {len(labels)} pictures. Loss (cross-entropy) {loss['value']:.4f}."]
@@ -127,13 +126,8 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
         shares = (f"{table[name][score]:.3f}" for score in ("precision", "recall", "f1-score"))
         rows.append((name, *shares, f"{table[name]['support']:.0f}"))
     lines.append(card.table(rows))
-    lines.append(f"\nExpected calibration error {error:.4f}.")
-    if args.part == "test" and parts.samples["val"]:
-        val_views, val_labels = read_views(parts, "val", model)
-        temperature = metrics.fit_temperature(torch.cat([*predict_views(model, val_views)]), torch.tensor(val_labels))
-        after = metrics.expected_calibration_error((logits / temperature).softmax(1), labels)
-        found |= {"temperature": temperature, "expected_calibration_error_at_temperature": after}
-        lines[-1] += f" At temperature {temperature:.3f}, fitted on val, {after:.4f}."
+    bare = logits.softmax(1)
+    lines.append(add_calibration(found, model, bare, probs, labels))
     found["classes"] = {name: table[name] for name in names}
     if other:
         other_views, _ = read_views(parts, args.part, other)
@@ -145,7 +139,9 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
     matrix = metrics.confusion_matrix(labels, predicted, len(names))
     pictures = {
         "confusion_matrix.png": lambda: plots.confusion_picture(matrix, names),
-        "reliability.png": lambda: plots.reliability_picture(metrics.reliability(probs, labels)),
+        "reliability.png": lambda: plots.reliability_picture(
+            *(metrics.reliability(each, labels) for each in (probs, bare))
+        ),
     }
     if not right.all():
         if len(names) > plots.MOST_NUMBERED:
@@ -174,6 +170,10 @@ def evaluate_segmenter(model: Model, other: Model | None, parts: Parts, args: ar
     if other:
         (other_counts,), _ = mask_counts(other, read_views(parts, args.part, other)[0], masks, [other.threshold])
         lines.append(add_comparison(found, args.compare, "iou", counts, other_counts.sum(1), iou))
+
+    pixels, truth = answers(model, views, masks)
+    shares = [torch.stack([1 - each, each], 1) for each in (pixels.sigmoid(), probabilities(model, pixels))]
+    lines.append(add_calibration(found, model, *shares, truth.long()))
 
     pictures = {}
     if args.part in ("test", "val") and parts.samples["val"]:

@@ -22,19 +22,15 @@ import hashlib
 import io
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
 from pathlib import Path
 
+import cli
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
-
-import cli
 
 from cvlab import checkpoint, render
 from cvlab.data.evaluation import parts_of
@@ -143,7 +139,8 @@ def summarise(out: Path, model: Model, stages: list[str], methods: list[str]) ->
         for i in shown:
             for stage in stages:
                 mean_map = torch.from_numpy(means[f"{method}/{stage}"][i])[None, None]
-                pictures.append(render.heatmap_picture(mean_map, (model.image_size, model.image_size)))
+                view_size = model.image_size, model.image_size
+                pictures.append(render.heatmap_picture(mean_map, view_size, stage=model.stages[stage]))
                 title = f"{model.class_names[i][:14]} ({mean.counts[i]})"
                 titles.append(f"{title}\n{stage[-14:]}, peak {peak(mean_map).item():.3g}")
         render.save_png(render.grid(pictures, titles, len(stages)), out / f"mean_{method}.png")

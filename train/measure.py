@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cvlab import metrics
 from cvlab.explain.many import predict_views
-from cvlab.models import Model
+from cvlab.models import Model, probabilities
 from cvlab.transforms import resize_logits
 
 
@@ -32,7 +32,7 @@ def mask_counts(
     for logits, mask in zip(chain.from_iterable(predict_views(model, views)), masks, strict=True):
         resized = resize_logits(logits[None], mask.shape[-2:])
         losses.append(F.binary_cross_entropy_with_logits(resized, mask[None].float()))
-        probs = resized.sigmoid()
+        probs = probabilities(model, resized)
         for each, threshold in zip(counts, thresholds, strict=True):
             each.append(metrics.segmentation_counts((probs > threshold)[0, :, None], mask[:, None]))
     return [torch.stack(each) for each in counts], torch.stack(losses)
@@ -41,6 +41,23 @@ def mask_counts(
 def iou(counts: Tensor) -> float:
     """Over all images of `segmentation_counts`."""
     return metrics.segmentation_scores(counts).iou
+
+
+def add_calibration(found: dict, model: Model, bare: Tensor, probs: Tensor, labels: Tensor) -> str:
+    """Adds the calibration error to what metrics.json holds, and returns the line of the report.
+
+    Args:
+        bare, probs: probabilities (N, C) by the logits as they are, and as the model shows them.
+        labels: (N,).
+    """
+    error, after = (metrics.expected_calibration_error(each, labels) for each in (bare, probs))
+    found["expected_calibration_error"] = error
+    if "temperature" not in model.config:
+        return f"\nExpected calibration error {error:.4f}. No temperature was fitted: train/calibrate.py does that."
+    found |= {"temperature": model.temperature, "expected_calibration_error_at_temperature": after}
+    return (
+        f"\nExpected calibration error {error:.4f}, at temperature {model.temperature:.3f} (fitted on val) {after:.4f}."
+    )
 
 
 def add_comparison(found: dict, other: str, score: str, ours: Tensor, theirs: Tensor, score_of: Callable) -> str:

@@ -24,8 +24,7 @@ FIXED_LENGTH = ("onecycle", "cosine")  # every rate of these schedules follows f
 def start_from(folder: Path | None, model: Model) -> None:
     """Gives a new model the weights of a trained one, but for other classes not those of its head.
 
-    Raises:
-        ValueError: it is another network.
+    ValueError if it is another network.
     """
     if folder is None:
         return

@@ -7,16 +7,11 @@ The best model by validation iou is kept in the run folder, which `python app.py
 """
 
 import argparse
-import sys
 from functools import partial
-from pathlib import Path
-
-import torch
-from accelerate.utils import set_seed
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import cli
+import torch
+from accelerate.utils import set_seed
 from resume import start_from
 from run import Run, open_run
 
@@ -68,7 +63,7 @@ def main() -> None:
     # Data: photos are decoded once; each epoch augments them anew.
     parts = segmentation_parts(args.data, args.split_seed, args.class_names, args.image_size)
     cache = Cache(args.cache_limit * 1e9, args.out)
-    augmentation = {"augment": args.augment, "zoom": args.zoom, "jitter": args.color_jitter}
+    augmentation = {"augment": args.augment, "zoom": args.zoom, "jitter": args.color_jitter, "erase": args.erase}
     train_set, val_set, val_masks = sets.segmentation_sets(parts, args.image_size, cache, args.seed, **augmentation)
     train_loader, val_loader = sets.loaders(train_set, val_set, args.batch_size)
     print(sets.summary(parts, cache))

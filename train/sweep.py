@@ -21,12 +21,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import cli
 import optuna
 from optuna.trial import TrialState
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
-
-import cli
 from run_queue import RunQueue, latest, open_study
 from sweep_plan import SCRIPTS, as_words, draw, find_script, make_plan
 from sweep_tables import best_run, kept_epoch, markdown, table, val_scores, write_tables

@@ -20,9 +20,9 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from cvlab.checkpoint import hub
-from cvlab.checkpoint.config import FORMAT, REQUIRED, CheckpointError, opened, read_config
-from cvlab.files import to_json, write_bytes, write_text
-from cvlab.models import Model, build
+from cvlab.checkpoint.config import FORMAT, CheckpointError, opened, read_config
+from cvlab.files import read_json, to_json, write_bytes, write_text
+from cvlab.models import Model, build, settings_in
 
 MAX_HEADER_BYTES = 8 * 2**20  # of model.safetensors: names and shapes
 MAX_PARAMETERS = hub.MAX_WEIGHTS_BYTES // 4  # with buffers, in float32
@@ -53,6 +53,22 @@ def save(model: Model, folder: str | Path, **facts: object) -> None:
     write_text(folder / "config.json", config)
 
 
+def annotate(folder: str | Path, **entries: object) -> None:
+    """Sets entries of ours in the config.json of a saved model, or takes out those that are None.
+
+    Raises:
+        CheckpointError: another library wrote the folder.
+    """
+    path = Path(folder) / "config.json"
+    config = read_json(path)
+    if "cvlab" not in config:
+        raise CheckpointError(f"{path} was not written by cvlab: save the model first with cvlab.checkpoint.save.")
+    config["cvlab"] |= entries
+    for name in (name for name, value in entries.items() if value is None):
+        del config["cvlab"][name]
+    write_text(path, to_json(config, indent=1) + "\n")
+
+
 def load(folder_or_id: str | Path) -> Model:
     """The model of a folder or of a Hub name "user/name[@revision]" or page, in eval mode, on the CPU.
 
@@ -80,7 +96,7 @@ def load(folder_or_id: str | Path) -> Model:
             raise hub.HubError(f"There is no folder {folder}, and the Hub has no answer: {error}") from error
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
     config = read_config(config_file)
-    arguments = {key: config[key] for key in (*REQUIRED, "interpolation", "crop_mode") if key != "task"}
+    arguments = settings_in(config)
     shapes = _measured(arguments, config["task"], config_file)
     with opened(weights_file, hub.MAX_WEIGHTS_BYTES) as file:
         start, found = _read_header(file, weights_file)
@@ -99,6 +115,7 @@ def load(folder_or_id: str | Path) -> Model:
         reason = misfit or str(error).split("\n")[0]
         raise CheckpointError(f"{weights_file} does not fit config.json: {reason}.") from error
     model.config = {**config, "stages": list(model.stages)}
+    model.temperature = config.get("temperature", 1.0)
     model.source = hub.source_of(folder)
     return model.eval()
 

@@ -42,6 +42,7 @@ def train_views(
     min_area: float = 0.35,
     jitter: float = 0.3,
     degrees: float = 15,
+    erase: float = 0.0,
 ) -> Tensor:
     """Random resized crop, rotation, horizontal flip and colour for a classifier.
 
@@ -51,6 +52,7 @@ def train_views(
         min_area: smallest share of a photo's area that a crop may show.
         jitter: of `change_colours`.
         degrees: largest rotation either way.
+        erase: of `erased`.
 
     Returns:
         (N, 3, S, S) float32 in [0, 1], where S is `image_size`.
@@ -69,7 +71,7 @@ def train_views(
         F.grid_sample(to_float(image[None]), grid[None], padding_mode="reflection", align_corners=False)
         for image, grid in zip(images, grids, strict=True)  # one by one: photos differ in size
     ]
-    return change_colours(torch.cat(views), u[:, 6:], jitter)
+    return erased(change_colours(torch.cat(views), u[:, 6:], jitter), u[:, 9], erase)
 
 
 def train_pairs(
@@ -79,16 +81,16 @@ def train_pairs(
     zoom: Sequence[float] = (1 / 1.4, 1.4),
     jitter: float = 0.3,
     degrees: float = 15.0,
+    erase: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Zoom in or out, shift, rotation and flip, the same for image and mask, and colour for the image.
 
     Args:
         images: (N, 3, S, S) uint8.
         masks: (N, C, S, S) bool.
-        u: (N, UNIFORMS_PER_IMAGE) in [0, 1), on the device of the images.
         zoom: smallest and largest factor; a photo that is made smaller is mirrored beyond its edges.
-        jitter: of `change_colours`.
-        degrees: largest rotation either way.
+        u, jitter, degrees: as in `train_views`.
+        erase: of `erased`; masks stay whole.
 
     Returns:
         images (N, 3, S, S) float32 in [0, 1] and masks (N, C, S, S) bool.
@@ -102,7 +104,7 @@ def train_pairs(
     grid = crop_grids(sizes, sizes, size, centre_x, centre_y, side, side, angles, flips=u[:, 5] < 0.5)
     moved = F.grid_sample(to_float(images), grid, padding_mode="reflection", align_corners=False)
     moved_masks = F.grid_sample(masks.float(), grid, mode="nearest", padding_mode="reflection", align_corners=False)
-    return change_colours(moved, u[:, 6:], jitter), moved_masks > 0.5
+    return erased(change_colours(moved, u[:, 6:], jitter), u[:, 9], erase), moved_masks > 0.5
 
 
 def mirrored(images: Tensor, u: Tensor) -> Tensor:
@@ -150,6 +152,19 @@ def change_colours(images: Tensor, u: Tensor, jitter: float = 0.3) -> Tensor:
     identity = torch.eye(3, device=images.device)
     matrix = contrast * brightness * (saturation * identity + (1 - saturation) / 3)  # (N, 3, 3)
     return torch.baddbmm(mean * (1 - contrast), matrix, images.flatten(2)).clamp_(0, 1).view_as(images)
+
+
+def erased(images: Tensor, u: Tensor, share: float) -> Tensor:
+    """Greys one cell of a 4 x 4 grid in a `share` of the images (N, 3, H, W); `u` (N,) in [0, 1) decides which.
+
+    For a model trained so, a picture with a cell hidden is nothing unusual, so hiding cells can test its heatmaps
+    (Hesse, Schaub-Meyer and Roth, "Benchmarking the Attribution Quality of Vision Models", 2024).
+    """
+    if not share:
+        return images
+    chosen = (u * 16 / share).floor()[:, None] == torch.arange(16, device=u.device)  # none where u >= share
+    hidden = F.interpolate(chosen.float().view(-1, 1, 4, 4), images.shape[-2:])
+    return torch.where(hidden > 0, 0.5, images)
 
 
 def mixing(mixup: float, cutmix: float, num_classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -183,13 +183,8 @@ def channels_last(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def onto_gpu(device: torch.device, *data_sets: EvaluationSet | AugmentedPairs) -> None:
-    """Keeps the decoded pictures on a GPU if they take at most half of its free memory; does nothing on a CPU."""
-    if device.type == "cuda":
-        to_device_if_small(device, torch.cuda.mem_get_info(device)[0] // 2, *data_sets)
-
-
-def to_device_if_small(device: torch.device, most: int, *data_sets: EvaluationSet | AugmentedPairs) -> None:
-    """Moves the pictures to a device if they take at most `most` bytes. Batches are then augmented there."""
-    if sum(image.nbytes for data_set in data_sets for image in data_set.images) <= most:
+    """Moves the pictures to a GPU if they take at most half of its free memory. Batches are then augmented there."""
+    size = sum(image.nbytes for data_set in data_sets for image in data_set.images)
+    if device.type == "cuda" and size <= torch.cuda.mem_get_info(device)[0] // 2:
         for data_set in data_sets:
             data_set.to(device)

@@ -5,6 +5,7 @@ One distractor may cover part of a shape. The mask has the visible pixels of the
 picture depends on the label. A scene depends on its seed alone.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,34 +50,49 @@ CLASS_NAMES = list(KINDS)
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture (RGB), its label (an index of CLASS_NAMES) and the pixels that show it, (H, W) bool."""
+    """A picture, its label (an index of CLASS_NAMES), the pixels that show it (H, W), and each object's (K, H, W)."""
 
     image: Image.Image
     label: int
     mask: np.ndarray
+    objects: np.ndarray
 
 
-def scene(seed: int, size: int = 64) -> Scene:
-    """The scene of a seed at `size` x `size` pixels. A seed gives the same scene at every size."""
+def scene(seed: int, size: int = 64, without: Collection[int] = (), repainted: Collection[int] = ()) -> Scene:
+    """The scene of a seed at `size` x `size` pixels. A seed gives the same scene at every size.
+
+    It can be drawn again with all else as it was, which shows what a thing is worth to a model: `without` some objects,
+    or with another texture on those `repainted`. They are indices of `Scene.objects`; -1 is the background.
+    """
     rng = np.random.default_rng(seed)
-    label = int(rng.integers(len(KINDS)))
-    pixels = _texture(rng, size)
-    evidence = np.zeros((size, size), dtype=bool)
+    shown: list[np.ndarray] = []
+
+    def texture(number: int) -> np.ndarray:
+        usual = _texture(rng, size)  # drawn in any case, so that `rng` goes on alike
+        return _texture(np.random.default_rng([seed, number + 1]), size) if number in repainted else usual
+
+    label, pixels = int(rng.integers(len(KINDS))), texture(-1)
     targets = int(rng.integers(1, 3))
     distractors = rng.choice(list(DISTRACTORS), size=int(rng.integers(2, 5)))
     centres = _apart(rng, targets + len(distractors))
+
+    def draw(corners: np.ndarray, centre: np.ndarray, radius: float) -> None:
+        nonlocal pixels
+        cover = _cover(rng, size, corners, centre, radius) * (len(shown) not in without)
+        pixels = pixels + cover[..., None] * (texture(len(shown)) - pixels)
+        shown[:] = [before & (cover <= 0.5) for before in shown] + [cover > 0.5]
+
     # First the distractors, then the labelled shapes, then perhaps a distractor that covers part of the first shape.
     for name, centre in zip(distractors, centres[targets:], strict=True):
-        pixels, _ = _draw(rng, pixels, DISTRACTORS[name], centre, rng.uniform(0.07, 0.13))
+        draw(DISTRACTORS[name], centre, rng.uniform(0.07, 0.13))
     for centre in centres[:targets]:
-        pixels, drawn = _draw(rng, pixels, KINDS[CLASS_NAMES[label]], centre, rng.uniform(0.16, 0.28))
-        evidence |= drawn
+        draw(KINDS[CLASS_NAMES[label]], centre, rng.uniform(0.16, 0.28))
     if rng.random() < 0.5:
         beside = centres[0] + rng.uniform(0.1, 0.15) * _regular_polygon(1, rng.random())[0]
-        pixels, drawn = _draw(rng, pixels, DISTRACTORS["bar"], beside, 0.11)
-        evidence &= ~drawn
+        draw(DISTRACTORS["bar"], beside, 0.11)
     pixels = np.clip(pixels + rng.normal(0, 0.02, (size, size, 1)), 0, 1)
-    return Scene(Image.fromarray(np.round(pixels * 255).astype(np.uint8)), label, evidence)
+    image = Image.fromarray(np.round(pixels * 255).astype(np.uint8))
+    return Scene(image, label, np.any(shown[len(distractors) :][:targets], axis=0), np.stack(shown))
 
 
 def _apart(rng: np.random.Generator, count: int) -> list[np.ndarray]:
@@ -89,19 +105,14 @@ def _apart(rng: np.random.Generator, count: int) -> list[np.ndarray]:
     return centres
 
 
-def _draw(
-    rng: np.random.Generator, pixels: np.ndarray, corners: np.ndarray, centre: np.ndarray, radius: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draws a textured shape on a picture (H, W, 3). Returns the new picture and the pixels (H, W) of the shape."""
-    size = len(pixels)
+def _cover(rng: np.random.Generator, size: int, corners: np.ndarray, centre: np.ndarray, radius: float) -> np.ndarray:
+    """How far a turned shape covers each pixel: (size, size) in [0, 1]."""
     angle = rng.uniform(0, 2 * np.pi)
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     corners = (centre + radius * corners @ rotation.T) * size * SUPERSAMPLING
     canvas = Image.new("L", (size * SUPERSAMPLING,) * 2)
     ImageDraw.Draw(canvas).polygon([tuple(corner) for corner in corners], fill=255)
-    cover = np.asarray(canvas.reduce(SUPERSAMPLING)) / 255
-    mixed = pixels + cover[..., None] * (_texture(rng, size) - pixels)
-    return mixed, cover > 0.5
+    return np.asarray(canvas.reduce(SUPERSAMPLING)) / 255
 
 
 def _texture(rng: np.random.Generator, size: int) -> np.ndarray:

@@ -83,13 +83,7 @@ def passes(
 
     The gradients are Captum's LayerGradientXActivation without its multiplication, which takes many layers at once.
 
-    Args:
-        images: (N, 3, S, S) in [0, 1].
-        score: logits to (N,), one number per image that depends on this image only.
-        modules: by any name.
-
-    Raises:
-        ValueError: the score has no gradient at all, or the images do not fit the model (see `forward`).
+    `images` and `score` are as in `explain`, `modules` are by any name. ValueError as for a `Recorder`.
     """
     with recorded(model, score, modules) as seen, differentiable(images) as images:
         method = LayerGradientXActivation(seen, list(modules.values()), multiply_by_inputs=False)
@@ -98,11 +92,7 @@ def passes(
 
 
 def forward(model: Model, images: Tensor) -> Tensor:
-    """The model's logits of images (N, 3, S, S) in [0, 1].
-
-    Raises:
-        ValueError: another shape or type, or an image size that the model cannot take.
-    """
+    """The model's logits of images (N, 3, S, S) in [0, 1]; ValueError if it cannot take their shape or type."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         found = f"{tuple(images.shape)} of {str(images.dtype).removeprefix('torch.')}"
         raise ValueError(f"images must be (N, 3, H, W) of floats in [0, 1], not {found}: see cvlab.transforms.view")

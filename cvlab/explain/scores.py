@@ -10,7 +10,7 @@ from functools import wraps
 import torch
 from torch import Tensor, nn
 
-from cvlab.models import Model
+from cvlab.models import Model, probabilities
 
 Score = Callable[[Tensor], Tensor]
 WRAPPED_AS = ("_orig_mod", "module")  # by torch.compile; by DataParallel, AveragedModel, ModelEma
@@ -107,7 +107,7 @@ def predicted_score(model: Model, class_idx: int | Tensor | None = None) -> Scor
 @takes_wrapped
 def predicted_masks(model: Model, logits: Tensor) -> Tensor:
     """Where the probability exceeds the model's threshold: (N, C, H, W) bool."""
-    return logits.detach().sigmoid() > model.threshold
+    return probabilities(model, logits.detach()) > model.threshold
 
 
 def _check_classes(indices: Sequence[int], logits: Tensor) -> None:

@@ -67,7 +67,10 @@ class _Follow(TorchDispatchMode):
                 for output in outputs:
                     self.padded[output] = before + args[1][0]
             elif operation is aten.convolution:
-                grid = self._behind_convolution(self.settled(first, first.shape[-1] - before), before, *args[1:])
+                weight, _, stride, padding, dilation, is_transposed = args[1:7]
+                behind = transposed if is_transposed else convolved
+                grid = self.settled(first, first.shape[-1] - before)
+                grid = behind(grid, weight.shape[-1], stride[-1], padding[-1] + before, dilation[-1])
             elif operation in POOLINGS:
                 strides, padding = args[2] if len(args) > 2 and args[2] else args[1], args[3] if len(args) > 3 else [0]
                 grid = self.settled(first, first.shape[-1] - before)
@@ -86,21 +89,6 @@ class _Follow(TorchDispatchMode):
         grid = self.grids[tensor]
         factor = cells * grid.stride / grid.side
         return resized(grid, factor) if factor < 0.75 else grid
-
-    def _behind_convolution(
-        self,
-        grid: Grid,
-        before: int,
-        weight: Tensor,
-        bias: object,
-        stride: list,
-        padding: list,
-        dilation: list,
-        is_transposed: bool,
-        *rest: object,
-    ) -> Grid:
-        behind = transposed if is_transposed else convolved
-        return behind(grid, weight.shape[-1], stride[-1], padding[-1] + before, dilation[-1])
 
 
 def locate(model: Model) -> None:

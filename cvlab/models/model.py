@@ -62,16 +62,6 @@ class Stage:
         """Where its cells look; None for a model that `cvlab.models.build` did not make."""
         return getattr(self.module, "grid", None)
 
-    @property
-    def offset(self) -> float | None:
-        """`Grid.offset` of its grid."""
-        return self.grid and self.grid.offset
-
-    @property
-    def stride(self) -> float | None:
-        """`Grid.stride` of its grid."""
-        return self.grid and self.grid.stride
-
 
 class Normalize(nn.Module):
     """(images - mean) / std per channel, as part of the model, so that training and serving cannot differ."""
@@ -89,9 +79,11 @@ class Normalize(nn.Module):
 class Model(nn.Module):
     """A network from images (N, 3, S, S) in [0, 1] to logits (N, C) or (N, C, H, W), with what is needed to use it.
 
-    A subclass sets `task`, normalises in `forward` and declares its `stages`; `cvlab.models.build` sets the rest.
+    A subclass sets `task`, normalises in `forward` and declares its `stages`; `cvlab.models.build` sets the rest. It is
+    made with `num_classes`, the number C of logits, and, where its layers depend on it, with `image_size`.
 
     Attributes:
+        normalize: (images - mean) / std per channel.
         task: "classification" or "segmentation".
         class_names: one name per class, in the order of the logits.
         image_size: S, side of the square view that the model sees, pixels.
@@ -99,6 +91,7 @@ class Model(nn.Module):
         crop_mode: "center", or "squash": then both sides are image_size / crop_pct, whatever the photo's shape.
         interpolation: how photos are resized, as in its training: Pillow's name in lower case.
         threshold: a segmenter's mask is where the probability exceeds it.
+        temperature: the logits divided by it give the probabilities, see `probabilities`; 1 where none was fitted.
         config: what is needed to build it again; config.json holds it under "cvlab".
         source: where it was loaded from: a folder, or user/name@commit on the Hub; empty for a model just built.
     """
@@ -111,9 +104,28 @@ class Model(nn.Module):
     interpolation: str
     threshold: float
     config: dict
+    temperature: float = 1.0
     source: str = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalize = nn.Identity()  # the first module; `build` puts Normalize in its place
 
     @property
     def stages(self) -> dict[str, Stage]:
         """The stages by name, in the order of the forward pass."""
         raise NotImplementedError
+
+
+def probabilities(model: Model, logits: Tensor) -> Tensor:
+    """What logits of a model mean as probabilities, in the same shape; of a classifier they add up to 1.
+
+    They are divided by the temperature that was fitted on val (Guo et al., "On Calibration of Modern Neural Networks",
+    2017), which changes how sure the model says it is, but never which class is the likeliest.
+
+    Args:
+        logits: (N, C) or (N, C, H, W).
+    """
+    scaled = logits / getattr(model, "temperature", 1.0)  # of any module with a task
+    # The softmax of a single logit would be 1 for ever: its probability is the sigmoid.
+    return scaled.softmax(1) if model.task == "classification" and logits.shape[1] > 1 else scaled.sigmoid()

@@ -88,8 +88,8 @@ def add_api(visits: Visits) -> None:
         with in_sentences():
             answer = visits.get(image, model).ask(Question(class_name=class_name, stage=stage))
             attribution, images = answer.attribution, answer.prediction.images
-        heat = heatmap_picture(attribution, images.shape[-2:])
-        three = to_picture(images), heat, overlay(images, attribution)
+        heat = heatmap_picture(attribution, images.shape[-2:], stage=answer.read_at)
+        three = to_picture(images), heat, overlay(images, attribution, stage=answer.read_at)
         return *(saved(enlarged(picture)) for picture in three), peak_of(attribution)
 
     def grad_cam_array(
@@ -120,7 +120,8 @@ def add_api(visits: Visits) -> None:
         for name, attribution in maps.items():
             height, width = attribution.shape[-2:]
             caption = f"{name}: {width} x {height}, peak {peak_of(attribution):.3g}. {answer.warning(attribution)}"
-            pictures.append((saved(enlarged(overlay(images, attribution))), caption))
+            drawn = overlay(images, attribution, stage=answer.model.stages[name])
+            pictures.append((saved(enlarged(drawn)), caption))
         mask = mask_of(answer.question, answer.model, answer.prediction.logits)
         return saved(enlarged(mask_overlay(to_picture(images), mask.numpy()))), pictures
 

@@ -10,9 +10,9 @@ from cvlab.data.masks import read_mask
 from cvlab.explain import METHODS, default_stage, explain, peak, predict, predicted_masks
 from cvlab.explain.paths import contributions, region_dependence
 from cvlab.explain.slow import integrated_gradients, occlusion
-from cvlab.models import Model
+from cvlab.models import Model, probabilities
 from cvlab.models.unet import UNet
-from cvlab.page.picture import MAX_SIDE, picture_url
+from cvlab.page.picture import MAX_SIDE, photo_style, picture_url
 from cvlab.page.question import SLOW_METHODS, Question, score_of, settled, settled_score
 from cvlab.transforms import view, whole_mask
 
@@ -71,7 +71,7 @@ class Prediction:
         images: the view of the model, (1, 3, S, S) in [0, 1].
         logits: (1, C) or (1, C, S, S).
         shares: by class name a classifier's probability, or the share of the view that a segmenter's mask covers.
-        photo: up to MAX_SIDE pixels a side, as the source of an <img>.
+        photo: up to MAX_SIDE pixels a side, as `photo_style`.
         size: of the photo as it was opened, (height, width).
         notes: what was done to open the photo.
         evidence: the answer to `Question()`; None where nothing was found.
@@ -102,13 +102,13 @@ def predict_photo(image: Image.Image, model: Model) -> Prediction:
         evidence, logits = None, predict(model, images)
     size, notes = (image.height, image.width), image.info.get("notes", [])
     if model.task == "classification":
-        values = logits.softmax(1)[0]
+        values = probabilities(model, logits)[0]
     else:
         values = predicted_masks(model, logits)[0].float().mean((1, 2))
     shares = dict(zip(model.class_names, values.tolist(), strict=True))
     photo = image.copy()
     photo.thumbnail((MAX_SIDE, MAX_SIDE))
-    return Prediction(images, logits, shares, picture_url(photo), size, notes, evidence)
+    return Prediction(images, logits, shares, photo_style(picture_url(photo), size), size, notes, evidence)
 
 
 def evidence_for(

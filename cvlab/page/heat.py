@@ -29,4 +29,5 @@ def draw_map(answer: Answer, stage: str = "", method: str = "", spot: bool = Tru
         top = max(top, *(peak_of(each, method) for each in others.values()))
         largest = top if method == "occlusion" else top / maps[stage][0, 0].numel()
     label = f"Heatmap: {answer.words} at {stage} by {METHOD_NAMES[method]}, over the photo"
-    return heated(maps[stage], answer.box, label, question.colormap, largest, spot), top
+    read_at = answer.model.stages.get(stage)
+    return heated(maps[stage], read_at, answer.box, label, question.colormap, largest, spot), top

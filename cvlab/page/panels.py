@@ -18,7 +18,7 @@ from cvlab.page.picture import CONTOURS, captioned, slider, with_photo
 from cvlab.page.question import settled_score, to_query
 from cvlab.page.record import record_panel
 from cvlab.page.snippet import as_python
-from cvlab.page.unet import contributions, errors, region_picker, stages
+from cvlab.page.unet import contributions, errors, region_picker, stages, three_stages
 from cvlab.page.visit import Answer
 from cvlab.page.words import place, plain, said, shares_of_evidence, verdict
 from cvlab.render import to_picture
@@ -46,7 +46,7 @@ def draw(answer: Answer, names: Iterable[str], *others: Answer) -> dict[str, str
         try:
             drawn[name] = PANELS[name](answer, *others)
         except (ValueError, OSError) as error:
-            drawn[name] = "" if name in SILENT else paragraph(sentence_of(error))
+            drawn[name] = paragraph(sentence_of(error)) if name in SPEAKING else ""
             if name == "sentence":
                 break
     return drawn
@@ -62,13 +62,17 @@ def look(answer: Answer) -> str:
     """The answer in one picture: the outline of the mask, or the heat for the class that is asked about."""
     if answer.segments:
         return region_picker(answer)
-    prediction, bar = answer.prediction, slider("Heat", answer.question.opacity)
     lines = "White line: the hottest tenth."
     if answer.question.colormap == CONTOURS:
         lines = "Lines at 20, 40, 60 and 80% of the maximum; the thickest is the highest."
     unseen = " Dark frame: not seen by the model." if answer.box[2:] != (1, 1) else ""
-    figure = captioned(draw_map(answer)[0], "", f"{lines}{unseen}", bar)
-    return with_photo(prediction.photo, prediction.size, figure, "main")
+    figure = captioned(draw_map(answer)[0], "", f"{lines}{unseen}", slider("Heat", answer.question.opacity))
+    return with_photo(figure, "main")
+
+
+def background(answer: Answer) -> str:
+    """The photo for the pictures of all panels, sent once."""
+    return f"<style>.photos {{{answer.prediction.photo}}}</style>"
 
 
 def side(answer: Answer) -> str:
@@ -77,7 +81,7 @@ def side(answer: Answer) -> str:
     if not answer.segments:
         return bars(shares, "Probability")
     drawn = bars(shares, "Share of the photo") if len(shares) > 1 else ""
-    lies = shares_of_evidence(answer.attribution, answer.evidence.region)
+    lies = shares_of_evidence(answer.attribution, answer.evidence.region, answer.read_at)
     return drawn + bars(lies, f"Where the evidence lies, read at {answer.stage}")
 
 
@@ -90,9 +94,9 @@ def why(answer: Answer) -> str:
     """The map that is asked for, large, and on demand its scale, peak and stage, and what the model sees."""
     question, attribution, prediction = answer.question, answer.attribution, answer.prediction
     drawn, top = draw_map(answer)
-    lies = place(attribution) or "nowhere"
+    lies = place(attribution, answer.read_at) or "nowhere"
     figure = captioned(drawn, answer.words, f"lies {lies}.", slider("Heat", question.opacity))
-    shown = with_photo(prediction.photo, prediction.size, figure, "main") + paragraph(answer.warning(attribution))
+    shown = with_photo(figure, "main") + paragraph(answer.warning(attribution))
     height, width = attribution.shape[-2:]
     peak, score = number(peak_of(attribution, question.method)), number(answer.evidence.score)
     figures = f"{METHOD_NAMES[question.method]} at {answer.stage}, {width} x {height} positions. "
@@ -162,7 +166,9 @@ def record(answer: Answer) -> str:
 
 PANELS: dict[str, Callable[..., str]] = {
     "sentence": sentence,
+    "background": background,
     "look": look,
+    "three": three_stages,
     "side": side,
     "facts": facts,
     "grad_cam": why,
@@ -178,4 +184,4 @@ PANELS: dict[str, Callable[..., str]] = {
     "compared": compare,
     "record": record,
 }
-SILENT = ("look", "side", "facts", "picker", "contributions", "link", *("chip", "reasons", "believe"))  # others say it
+SPEAKING = ("sentence", "grad_cam", "stages", "errors", "code", "compared", "record")  # of what went wrong

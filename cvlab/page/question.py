@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from torch import Tensor
 
 from cvlab.explain import METHODS, Score, against, class_score, contrast_score, region_score, regions
-from cvlab.models import Model
+from cvlab.models import Model, probabilities
 from cvlab.page.html import quoted
 from cvlab.page.picture import CONTOURS
 
@@ -170,7 +170,7 @@ def settled_score(class_idx: int, other: int | None, region: Tensor | None, nega
 def mask_of(question: Question, model: Model, logits: Tensor) -> Tensor:
     """The predicted mask (H, W) of the class that is asked about, at the question's threshold."""
     chosen, _ = class_indices(question, model, logits)
-    return logits.detach()[0, chosen].sigmoid() > (question.threshold or model.threshold)
+    return probabilities(model, logits.detach())[0, chosen] > (question.threshold or model.threshold)
 
 
 def region_of(question: Question, model: Model, logits: Tensor, true_mask: Tensor | None = None) -> Tensor:

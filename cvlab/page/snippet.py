@@ -30,6 +30,7 @@ PUBLIC = {
     "false_positives": "cvlab.explain.regions",
     "pixel": "cvlab.explain.regions",
     "whole": "cvlab.explain.regions",
+    "probabilities": "cvlab.models",
     "overlay": "cvlab.render",
     "open_image": "cvlab.transforms",
     "view": "cvlab.transforms",
@@ -66,7 +67,8 @@ def as_python(source: str, photo: str, model: Model, question: Question, true_ma
     lines.append(f"score = {score}")
     if question.against:
         lines.append("score = against(score)")
-    lines += [_attribution(question, model), "overlay(images, attribution).save('overlay.png')"]
+    read_at = f", stage=model.stages[{question.stage or default_stage(model)!r}]" if question.method in METHODS else ""
+    lines += [_attribution(question, model), f"overlay(images, attribution{read_at}).save('overlay.png')"]
     return "\n".join([*_imports(lines), "", *lines, ""])
 
 
@@ -88,7 +90,7 @@ def _region(question: Question, model: Model, true_mask: str) -> list[str]:
         }
         return [f"region = {asked[question.region]}"]
     threshold = question.threshold or "model.threshold"
-    lines = [f"mask = predict(model, images)[0, class_idx].sigmoid() > {threshold}"]
+    lines = [f"mask = probabilities(model, predict(model, images))[0, class_idx] > {threshold}"]
     if question.region == "mask":
         return [*lines, "region = whole(mask)"]
     if question.region == "part":

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from cvlab.explain import METHODS, default_stage
-from cvlab.models import Model
+from cvlab.models import Model, Stage
 from cvlab.page.cache import Cache
 from cvlab.page.evidence import (
     WHOLE_PICTURE,
@@ -163,6 +163,11 @@ class Answer:
         return stage
 
     @property
+    def read_at(self) -> Stage | None:
+        """The same as an object, which knows where its cells look; None for a slow method."""
+        return self.model.stages.get(self.stage)
+
+    @property
     def attribution(self) -> Tensor:
         """The map that is asked for, signed, (1, 1, h, w)."""
         return self.evidence.maps[self.question.method][self.stage]
@@ -181,7 +186,9 @@ class Answer:
         if self.question.method in SLOW_METHODS:
             return "" if attribution.max() > 0 else "Blank: all evidence speaks against the score."
         plain = self.evidence.other is None and not self.question.against
-        return diagnose(attribution, self.evidence.logits if plain else None, self.evidence.class_idx)
+        return diagnose(
+            attribution, self.evidence.logits if plain else None, self.evidence.class_idx, self.model.temperature
+        )
 
     @property
     def box(self) -> Box:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cvlab.explain import heatmap, predict, predicted_masks
 from cvlab.explain.scores import takes_wrapped
-from cvlab.models import Model
+from cvlab.models import Model, probabilities
 
 BORDER = 64  # this part of the picture's side is hidden around a region, because it still shows the region's edge
 PIXELS_AT_ONCE = 2**18  # in a forward pass: 5 views of 224 x 224; the next question waits for no more than these
@@ -185,10 +185,9 @@ def probability_of(
     """A function from logits to (N,) probabilities."""
     if model.task == "classification":
         chosen = int(logits.argmax()) if class_idx is None else class_idx
-        # The softmax of a single logit would be 1 for ever: its probability is the sigmoid.
-        return lambda logits: (logits.softmax(1) if logits.shape[1] > 1 else logits.sigmoid())[:, chosen]
+        return lambda logits: probabilities(model, logits)[:, chosen]
     chosen = class_idx or 0
     pixels = predicted_masks(model, logits)[0, chosen] if region is None else region
     if not pixels.any():
         raise ValueError("the mask is empty: there is no pixel whose probability could change")
-    return lambda logits: logits[:, chosen].sigmoid()[:, pixels].mean(1)
+    return lambda logits: probabilities(model, logits)[:, chosen][:, pixels].mean(1)

@@ -38,15 +38,16 @@ FLATTENING = (torch.flatten, torch.reshape, Tensor.flatten, Tensor.reshape, Tens
 FAITHFUL = 0.95  # correlation of Grad-CAM with HiResCAM from which Grad-CAM can be used under a flatten head
 
 
-def diagnose(attribution: Tensor, logits: Tensor | None = None, class_idx: int = 0) -> str:
+def diagnose(attribution: Tensor, logits: Tensor | None = None, class_idx: int = 0, temperature: float = 1.0) -> str:
     """A warning about a map in a sentence, or "" if there is nothing to warn of.
 
     Args:
         attribution: the signed map of one image, (1, 1, h, w).
         logits: (1, C) or (1, C, H, W); with them an unsure prediction, and a map that only repeats it, are recognised.
         class_idx: the class that was explained.
+        temperature: of the model.
     """
-    return next(_of_map(attribution, logits, class_idx), "")
+    return next(_of_map(attribution, logits, class_idx, temperature), "")
 
 
 @takes_wrapped
@@ -132,7 +133,7 @@ def _of_model(model: Model, images: Tensor, score: Callable, stage: str, method:
             # A layer norm ignores the length of its input, so its gradient is perpendicular to its input.
             why = f"A skip goes around {stage}, or a layer norm makes activation times gradient 0 there. Use grad_cam."
         yield f"Tiny: at most {largest.item():.1e} of a score of {seen.scores.item():.1e}. {why}"
-    yield from _of_map(attribution, logits, _explained_class(of_logits))
+    yield from _of_map(attribution, logits, _explained_class(of_logits), getattr(model, "temperature", 1.0))
     if logits.ndim == 2 and logits.shape[1] > 1 and activation.shape[1] > 1:
         others = logits[0].topk(min(5, logits.shape[1])).indices
         maps = explain(model, images.expand(len(others), -1, -1, -1), class_score(others), [stage], [method])
@@ -155,7 +156,7 @@ def _of_input(images: Tensor) -> Iterator[str]:
         yield "Constant image: every pixel has the same colour (or was divided by 255 twice)."
 
 
-def _of_map(attribution: Tensor, logits: Tensor | None, class_idx: int | None) -> Iterator[str]:
+def _of_map(attribution: Tensor, logits: Tensor | None, class_idx: int | None, temperature: float) -> Iterator[str]:
     """Reasons that the numbers of a map show. Without a class, those that depend on it are not checked."""
     if not attribution.isfinite().all():
         yield "Not finite: the map holds NaN or infinity."
@@ -182,7 +183,7 @@ def _of_map(attribution: Tensor, logits: Tensor | None, class_idx: int | None) -
             "Ask for the evidence against it (against)."
         )
     if logits is not None and logits.ndim == 2 and logits.shape[1] > 1 and class_idx is not None:
-        probs, likeliest = logits[0].softmax(0).topk(2)
+        probs, likeliest = (logits[0] / temperature).softmax(0).topk(2)
         if probs[0] - probs[1] < GAP and class_idx in likeliest.tolist():
             yield (
                 f"Unsure: class {likeliest[0]} ({probs[0]:.0%}) and class {likeliest[1]} ({probs[1]:.0%}) are almost "
