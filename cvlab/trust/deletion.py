@@ -1,89 +1,21 @@
 """Can a heatmap be trusted? Hide the area that it marks, and see whether the prediction changes.
 
-If hiding the hot area changes the probability no more than hiding the same shape at random places, the map is not
-evidence. Hidden pixels get the colours around them (`hide`), because a black or grey patch would be a new object with
-edges of its own.
+Hidden pixels get the colours around them (`hide`), because a black or grey patch would be a new object with edges of
+its own.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cvlab.explain import heatmap, predict, predicted_masks
+from cvlab.explain import predict, predicted_masks
 from cvlab.explain.scores import takes_wrapped
 from cvlab.models import Model, probabilities
 
 BORDER = 64  # this part of the picture's side is hidden around a region, because it still shows the region's edge
 PIXELS_AT_ONCE = 2**18  # in a forward pass: 5 views of 224 x 224; the next question waits for no more than these
-
-
-@dataclass(frozen=True)
-class Deletion:
-    """The probability of a class, or its mean over a segmenter's region, with parts of the picture hidden.
-
-    Attributes:
-        before: with nothing hidden.
-        hidden: with the hottest part of the map hidden.
-        random: with the same shape hidden at random places, one value for each.
-        share: of the picture that was hidden; smaller than the share asked for if the map has less evidence.
-        picture: (1, 3, H, W) with the hottest part hidden.
-    """
-
-    before: float
-    hidden: float
-    random: list[float]
-    share: float
-    picture: Tensor
-
-    @property
-    def telling(self) -> bool:
-        """Whether hiding the hottest part lowers the probability more than hiding any of the random places.
-
-        A map without meaning passes by chance one time in `len(random) + 1`: with 19 places one time in 20.
-        """
-        return self.hidden < min(self.random)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of nearly all of it."""
-        return self.picture.nbytes
-
-
-@takes_wrapped
-def deletion(
-    model: Model,
-    images: Tensor,
-    attribution: Tensor,
-    class_idx: int | None = None,
-    region: Tensor | None = None,
-    share: float = 0.1,
-    repeats: int = 19,
-    seed: int = 0,
-) -> Deletion:
-    """Hides the hottest `share` of a picture, then the same shape at `repeats` random places: 2 + repeats forwards.
-
-    For a random place the shape is moved right and down by random numbers of pixels; parts that leave the picture
-    enter on the other side. So all places have the same area, and every position is equally likely.
-
-    Args:
-        images: one image, (1, 3, H, W) in [0, 1].
-        attribution: its map, (1, 1, h, w); only positive values count.
-        class_idx: the class; by default a classifier's predicted class, or a segmenter's class 0.
-        region: pixels of a segmenter's output, (H, W) bool; by default the mask that it predicts with nothing hidden.
-
-    Raises:
-        ValueError: the map has no positive value or is the same everywhere, or the region or predicted mask no pixel.
-    """
-    hottest = hottest_part(heatmap(attribution, images.shape[-2:]), share)
-    generator = torch.Generator().manual_seed(seed)
-    moves = torch.stack([torch.randint(side, (repeats,), generator=generator) for side in hottest.shape[-2:]], 1)
-    hidden = torch.stack([hottest, *(hottest.roll(tuple(move), (0, 1)) for move in moves.tolist())])[:, None]
-    pictures = torch.cat([images, hide(images.expand(len(hidden), -1, -1, -1), hidden)])
-    before, after, *random = _probabilities(model, pictures, class_idx, region)
-    return Deletion(before, after, random, hottest.float().mean().item(), pictures[1:2])
 
 
 @takes_wrapped
@@ -100,7 +32,10 @@ def deletion_curves(
     Petsiuk, Das and Saenko, "RISE", 2018. For a good map the first curve falls early and the second rises early.
 
     Args:
-        images, attribution, class_idx, region: as in `deletion`; here negative values count as the coolest.
+        images: one image, (1, 3, H, W) in [0, 1].
+        attribution: its map, (1, 1, h, w), signed: negative values count as the coolest.
+        class_idx: by default a classifier's predicted class, or a segmenter's class 0.
+        region: pixels of a segmenter's output, (H, W) bool; by default the mask that it predicts with nothing hidden.
         steps: number of parts of equal area.
 
     Returns:
