@@ -2,8 +2,8 @@
 
 The model answers two questions, both about pictures of which parts are hidden:
 
-    hidden squares     is the map hot where hiding a square lowers the score? 16 squares, chosen without knowing the map,
-                       are painted over (`hide`), and then filled with what stands elsewhere in the picture
+    hidden parts       is the map hot where hiding parts that do not depend on it lowers the score? Each of 16 squares
+                       is painted over (`hide`), and then filled with what stands elsewhere in the picture
     shown and hidden   does the score stay high where only the hottest places are shown, and fall where they are hidden?
 
 The verdict is Pearson's correlation of the first plus CURVE_WEIGHT times the second, against two limits. They were
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from cvlab.explain import class_score, correlation, heatmap, predict, predicted_masks, region_score
 from cvlab.explain.scores import takes_wrapped
-from cvlab.models import Model, Stage
+from cvlab.models import Model
 from cvlab.trust.deletion import PIXELS_AT_ONCE, hide, probability_of
 
 SQUARES = 4  # a side
@@ -165,9 +165,8 @@ class Hiding:
             sentence = "The map marks no place: it is blank or the same everywhere, so there is nothing to test."
             return Judgement("doubtful", sentence, {"marked spot": Check(0.0, False, sentence)})
         checks = self.checks(heat)
-        limits = getattr(self.model, "config", {}).get("trust", {}).get("limits") or (
-            LIMITS if self.region is None else REGION_LIMITS
-        )
+        usual = LIMITS if self.region is None else REGION_LIMITS
+        limits = getattr(self.model, "config", {}).get("limits", usual)
         value = evidence(checks)
         level = "believable" if value > limits[0] else "not believable" if value < limits[1] else "doubtful"
         empty = checks["empty picture"]
@@ -192,7 +191,7 @@ class Hiding:
                 f"With the hottest {SHARES[0]:.0%} of the picture hidden, the probability is {spot:.0%} instead of "
                 f"{before:.0%}; with squares of that size hidden, {low:.0%} to {high:.0%}.",
             ),
-            "hidden squares": (
+            "hidden parts": (
                 agrees,
                 agrees > AGREES,
                 f"Hiding squares lowers the score {'' if agrees > AGREES else 'not '}where the map is hot "
@@ -231,14 +230,14 @@ class Hiding:
 def evidence(checks: dict[str, Check]) -> float:
     """The number that decides on a map: how far interventions confirm it."""
     curve = checks["shown and hidden"].value if "shown and hidden" in checks else 0.0
-    return checks["hidden squares"].value + CURVE_WEIGHT * curve
+    return checks["hidden parts"].value + CURVE_WEIGHT * curve
 
 
 def importance(hidden: Tensor, falls: Sequence[Tensor]) -> Tensor:
     """How far a score falls where each cell of a grid is hidden, (1, 1, 8, 8), by ridge regression.
 
-    (X'X + v (0.05 I + L)) b = X'y, where v is the mean of the diagonal of X'X, and L the Laplacian of the grid, by which
-    neighbours are alike. Each filling is centred, so that how much was hidden does not count.
+    (X'X + v (0.05 I + L)) b = X'y, where v is the mean of the diagonal of X'X, and L the Laplacian of the grid, which
+    makes neighbours alike. Each filling is centred, so that how much was hidden does not count.
 
     Args:
         hidden: (N, 1, S, S) bool.
