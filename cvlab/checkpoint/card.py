@@ -151,12 +151,10 @@ def _scores(folder: Path) -> Section:
 def _trust(folder: Path) -> Section:
     trust = _read_json(folder / "trust.json")
     if not trust:
-        return Section(
-            "Trust", sentences=["Nobody measured how far its heatmaps can be believed: train/evaluate.py --trust."]
-        )
+        return Section("Trust", sentences=["Nobody tested its heatmaps: train/evaluate.py --trust does that."])
     sentences = [
-        f"Grad-CAM of {trust['pictures']} pictures of val, each tested by hiding 228 parts of the picture. A map is "
-        "confirmed where hiding lowers the score at the marked places, refuted where it does not.",
+        f"Grad-CAM of {trust['pictures']} pictures of val was tested by hiding 228 parts of each. A map is confirmed "
+        "if the score falls where it is hot, and refuted if the score falls elsewhere as much.",
         f"Recommended stage: {trust['recommended']}.",
     ]
     stages = [("stage", "confirmed", "undecided", "refuted")]
