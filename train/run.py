@@ -34,7 +34,16 @@ from cvlab.learning.calibration import calibrate
 from cvlab.models import Model
 
 # The record of when the test part was read is none of these: it stays.
-REPLACED = ("state", "report", "config.json", "model.safetensors", "history.jsonl", "manifest.json", "metrics.json")
+REPLACED = (
+    "state",
+    "report",
+    "config.json",
+    "model.safetensors",
+    "history.jsonl",
+    "manifest.json",
+    "metrics.json",
+    "trust.json",
+)
 
 
 def open_run(args: Namespace) -> Path | None:

@@ -1,6 +1,4 @@
-"""Can a heatmap be trusted? Tests that hide parts of the picture, and reasons why a map may mislead."""
+"""Can a heatmap be trusted? A verdict from hiding parts of the picture, and reasons why a map may mislead."""
 
-from cvlab.trust.deletion import Deletion, deletion, deletion_curves, hide, hottest_part
+from cvlab.trust.hiding import hide, hottest_part
 from cvlab.trust.judge import Check, Judgement, judge
-
-__all__ = ["Check", "Deletion", "Judgement", "deletion", "deletion_curves", "hide", "hottest_part", "judge"]
