@@ -24,9 +24,10 @@ def main() -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="folder of a model")
     parser.add_argument("--data", type=Path, help="data folder, or torchvision:NAME; by default synthetic scenes")
+    parser.add_argument("--others", type=Path, metavar="DIR", help="photos of anything else, for a classifier")
     args = parser.parse_args()
     parts, _ = parts_of(checkpoint.load(args.checkpoint), args.data, "val")
-    for sentence in calibrate(args.checkpoint, parts):
+    for sentence in calibrate(args.checkpoint, parts, args.others):
         print(sentence)
     card.write(args.checkpoint)
 

@@ -42,7 +42,14 @@ ALLOWED_ARGUMENTS = {
     "decoder_channels": list,
 }
 OPTIONAL = {"interpolation": str, "crop_mode": str, "stages": list}
-OPTIONAL |= {"temperature": float, "data": dict, "options": dict, "precision": str, "versions": dict}
+OPTIONAL |= {
+    "temperature": float,
+    "familiarity": str,
+    "data": dict,
+    "options": dict,
+    "precision": str,
+    "versions": dict,
+}
 TEMPERATURES = (0.05, 20.0)
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash")

@@ -1,6 +1,7 @@
 """The data that a trained model is measured on: its own parts, as the model sees them."""
 
 import json
+import random
 import sys
 import time
 from pathlib import Path
@@ -8,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cvlab.data.folders import existing, pictures_in
 from cvlab.data.parts import PARTS, SHAPES, Parts, classification_parts, segmentation_parts
 from cvlab.files import write_text
 from cvlab.models import Model
-from cvlab.transforms import square_view, to_uint8
+from cvlab.transforms import open_image, square_view, to_uint8
 
 
 def parts_of(model: Model, data: Path | None, part: str) -> tuple[Parts, int]:
@@ -51,6 +53,18 @@ def read_views(parts: Parts, part: str, model: Model) -> tuple[Tensor, list]:
     """The pictures of a part as the model sees them, (N, 3, S, S) uint8, and their labels or masks."""
     views, labels = parts.read(part, lambda image: to_uint8(square_view(image, model)))
     return torch.stack(views), labels
+
+
+def foreign_views(folder: Path, model: Model, most: int | None = None) -> Tensor:
+    """Pictures of anything in a folder and its subfolders, as the model sees them, (N, 3, S, S) uint8.
+
+    `most` of them are drawn at random if there are more. Raises DataError if none can be opened.
+    """
+    paths = pictures_in(existing(folder), {})
+    if most and len(paths) > most:
+        paths = random.Random(0).sample(paths, most)
+    parts = Parts(folder.name, [], {"others": paths}, lambda path, at_least=None: (open_image(path, at_least), 0))
+    return read_views(parts, "others", model)[0]
 
 
 def note_test_read(folder: Path, data: str) -> None:

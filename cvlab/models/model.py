@@ -92,6 +92,7 @@ class Model(nn.Module):
         interpolation: how photos are resized, as in its training: Pillow's name in lower case.
         threshold: a segmenter's mask is where the probability exceeds it.
         temperature: the logits divided by it give the probabilities, see `probabilities`; 1 where none was fitted.
+        statistics: of its photos, for `cvlab.trust.familiarity`; None where none were fitted.
         config: what is needed to build it again; config.json holds it under "cvlab".
         source: where it was loaded from: a folder, or user/name@commit on the Hub; empty for a model just built.
     """
@@ -105,6 +106,7 @@ class Model(nn.Module):
     threshold: float
     config: dict
     temperature: float = 1.0
+    statistics: dict[str, Tensor] | None = None
     source: str = ""
 
     def __init__(self) -> None:
@@ -115,6 +117,25 @@ class Model(nn.Module):
     def stages(self) -> dict[str, Stage]:
         """The stages by name, in the order of the forward pass."""
         raise NotImplementedError
+
+
+def class_sets(model: Model, logits: Tensor) -> list[list[str]]:
+    """The classes that each image may be of, the likeliest first; 95% of the sets of photos like val hold the true one.
+
+    Args:
+        logits: (N, C).
+
+    Raises:
+        ValueError: no threshold was fitted, as val had too few photos or the model is older.
+    """
+    threshold = model.config.get("set_threshold")
+    if threshold is None:
+        raise ValueError("no sets of classes were fitted for this model: train/calibrate.py does it, from 19 photos on")
+    sets = []
+    for row in probabilities(model, logits).tolist():
+        ranked = sorted(range(len(row)), key=lambda class_idx: -row[class_idx])
+        sets.append([model.class_names[i] for i in ranked if row[i] >= min(threshold, row[ranked[0]])])
+    return sets
 
 
 def probabilities(model: Model, logits: Tensor) -> Tensor:
