@@ -142,6 +142,19 @@ def reliability_picture(bins: np.ndarray, before: np.ndarray) -> Image.Image:
     return as_picture(figure)
 
 
+def roc_picture(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Image.Image:
+    """ROC curves by name: the share of own pictures refused, and of others, both (N,), as the threshold moves."""
+    figure = Figure(figsize=(4.4, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, (own, others) in curves.items():
+        axes.plot(own, others, label=name)
+    axes.axvline(0.05, color="#7a7a7a", linestyle="--", label="in use: 5% of own")
+    axes.set(xlabel="share of own pictures refused", ylabel="share of others refused", xlim=(0, 1), ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return as_picture(figure)
+
+
 def threshold_picture(thresholds: Sequence[float], ious: Sequence[float], chosen: float) -> Image.Image:
     """The iou on val at each threshold of the mask."""
     figure = Figure(figsize=(4.6, 3.4), layout="constrained")

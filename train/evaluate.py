@@ -28,7 +28,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import cli
-from measure import add_calibration, add_comparison, iou, mask_counts, mean_loss
+from measure import add_calibration, add_comparison, add_sets, add_unknown, iou, mask_counts, mean_loss
 
 from cvlab import checkpoint, metrics, plots, render
 from cvlab.checkpoint import card
@@ -54,6 +54,7 @@ def main() -> None:
         "six pictures from first to last, or at random ten, or two of each of five classes"
     ))  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the random choice of pictures to explain")
+    parser.add_argument("--unknown", type=Path, nargs="+", metavar="DIR", help="photos of anything else: refused?")
     parser.add_argument("--images", type=Path, nargs="+", help="explain these; without --data nothing is measured")
     parser.add_argument("--stage", help="stage at which a classifier is explained, by default its last")
     parser.add_argument("--colormap", choices=("inferno", "viridis", "jet"), default=render.COLORMAP)
@@ -128,6 +129,7 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
     lines.append(card.table(rows))
     bare = logits.softmax(1)
     lines.append(add_calibration(found, model, bare, probs, labels))
+    lines.append(add_sets(found, model, logits, labels))
     found["classes"] = {name: table[name] for name in names}
     if other:
         other_views, _ = read_views(parts, args.part, other)
@@ -143,6 +145,10 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
             *(metrics.reliability(each, labels) for each in (probs, bare))
         ),
     }
+    if args.unknown:
+        table_of_unknown, curves = add_unknown(found, model, views, args.unknown)
+        lines.append(table_of_unknown)
+        pictures["unknown.png"] = lambda: curves
     if not right.all():
         if len(names) > plots.MOST_NUMBERED:
             pictures["confused_pairs.png"] = lambda: plots.confused_pairs_picture(matrix, names)

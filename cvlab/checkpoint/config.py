@@ -45,6 +45,7 @@ OPTIONAL = {"interpolation": str, "crop_mode": str, "stages": list}
 OPTIONAL |= {
     "temperature": float,
     "familiarity": str,
+    "set_threshold": float,
     "data": dict,
     "options": dict,
     "precision": str,
@@ -208,6 +209,8 @@ def _check_numbers(block: dict, path: Path) -> None:
         raise CheckpointError(f"{path}: crop_pct, threshold or std is outside its range.")
     if not TEMPERATURES[0] <= block.get("temperature", 1.0) <= TEMPERATURES[1]:
         raise CheckpointError(f"{path}: the temperature {block['temperature']} is not between 0.05 and 20.")
+    if not 0 <= block.get("set_threshold", 0.5) <= 1:
+        raise CheckpointError(f"{path}: the set_threshold {block['set_threshold']} is not between 0 and 1.")
     if block["interpolation"] not in INTERPOLATIONS:
         raise CheckpointError(f"{path}: the interpolation {block['interpolation'][:60]!a} is not known.")
     if block["crop_mode"] not in CROP_MODES:
