@@ -18,7 +18,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,18 +33,18 @@ except ValueError as error:
 import gradio as gr
 
 from cvlab.checkpoint import hub
-from cvlab.explain import METHODS, default_stage
+from cvlab.explain import METHODS
 from cvlab.memory import share_arenas
 from cvlab.models import Model
-from cvlab.page.api import Page, add_api, in_sentences
+from cvlab.page.api import ONE_AT_A_TIME, Page, add_api, in_sentences
 from cvlab.page.examples import example_files
 from cvlab.page.gallery import ROWS, explain_files
 from cvlab.page.heat import METHOD_NAMES
 from cvlab.page.host import sentence_of
 from cvlab.page.html import paragraph
 from cvlab.page.models import Models, offered_models
-from cvlab.page.panels import draw
-from cvlab.page.question import COLORMAPS, REGIONS, Question, from_query, picked
+from cvlab.page.panels import CHECKED, FOLLOWING, ON_REQUEST, REDRAWN, draw
+from cvlab.page.question import COLORMAPS, REGIONS, Question, from_query, picked, settings_of
 from cvlab.page.upload import MAX_UPLOAD_MB, UPLOADS, photo_input
 from cvlab.page.visit import Answer, Visits
 
@@ -52,11 +52,6 @@ ROOT = Path(__file__).resolve().parent
 CSS, SCRIPT = ROOT / "cvlab/page/page.css", (ROOT / "cvlab/page/page.js").read_text("utf-8")
 COLOURS = ("colormap", "common_scale")  # the settings that need no other map
 KEPT = ("method", "opacity", *COLOURS)  # of the settings, when another photo or model is chosen
-REDRAWN = (  # the panels that a question changes, the sentence first
-    *("sentence", "look", "side", "three", "grad_cam", "picker", "stages", "contributions", "errors", "link", "code"),
-)
-FOLLOWING = ("three", "stages", "contributions")  # of a segmenter: they take more passes, and are drawn once more
-CHECKED = ("chip", "reasons", "believe")  # what hiding the hottest tenth does: many passes, so they come later
 METHOD_CHOICES = [(name + (" (slow)" if key not in METHODS else ""), key) for key, name in METHOD_NAMES.items()]
 REGION_CHOICES = [(label, region) for region, label in REGIONS.items()]
 COLORMAP_HINTS = {"jet": " (as in older reports)", "contours": " (lines in place of colour)"}
@@ -171,14 +166,6 @@ def choice(choices: Sequence, value: str | None = "", **options: object) -> gr.D
     return gr.Dropdown(choices, value=value, allow_custom_value=True, **options)
 
 
-def settings_of(model: Model, question: Question) -> dict[str, object]:
-    """What the settings show of a question, where the model can be asked so."""
-    first, other = (name if name in model.class_names else "" for name in (question.class_name, question.rather_than))
-    stage = question.stage if question.stage in model.stages else default_stage(model)
-    threshold = question.threshold or model.threshold
-    return asdict(replace(question, class_name=first, rather_than=other, stage=stage, threshold=threshold))
-
-
 def lists_of(model: Model, values: dict[str, object]) -> dict[str, gr.Component]:
     """The widgets whose choices depend on the model, with their values."""
     names, segments = model.class_names, model.task == "segmentation"
@@ -194,9 +181,8 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     """Connects the widgets of `layout`: every event asks one question of one visit and draws panels of the answer."""
     settings = {field.name: getattr(at, field.name) for field in fields(Question)}
     asked = [at.photo, at.model, at.mask, *settings.values()]
-    redrawn = [getattr(at, name) for name in (*REDRAWN, *CHECKED)]
-    everything = [at.shown, at.background, at.facts, at.model, at.asking, *redrawn, *settings.values()]
-    unknown = dict.fromkeys(CHECKED, "")
+    changed = [getattr(at, name) for name in {**dict.fromkeys(REDRAWN), **dict.fromkeys(CHECKED)}]
+    everything = [at.shown, at.background, at.facts, at.model, at.asking, *changed, *settings.values()]
 
     def by_widget(shown: dict[str, object]) -> dict:
         return {getattr(at, name): value for name, value in shown.items()}
@@ -223,20 +209,29 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
                 changed = {key: value for key, value in wanted.items() if getattr(before, key) != value}
             else:
                 changed = {"shown": name} | wanted | lists_of(answer.model, wanted)
-        panels = (*REDRAWN, "background") if name == shown else (*REDRAWN, "background", "facts")
-        return by_widget(linked | unknown | changed | draw(answer, panels))
+        panels = ("background",) if name == shown else ("background", "facts")
+        return redrawn(request, answer, *panels) | by_widget(linked | changed)
 
-    def drawing(*names: str, **shown: object) -> Callable:
-        """The function of an event that draws panels, and shows what else is given."""
-        return lambda *inputs: by_widget(draw(answer_of(*inputs), names) | shown)
+    def redrawn(request: gr.Request, answer: Answer, *more: str) -> dict:
+        key = None
+        with suppress(ValueError, OSError):  # the sentence says it
+            key = answer.key
+        visits.note(request.session_hash, key)
+        return by_widget(dict.fromkeys(CHECKED, "") | draw(answer, (*REDRAWN, *more)))
 
-    def pick(event: gr.EventData, photo: str | None, name: str, mask: str | None, *values: object) -> dict:
+    def redraw(request: gr.Request, *inputs: object) -> dict:
+        return redrawn(request, answer_of(*inputs))
+
+    def drawing(*names: str) -> Callable:
+        return lambda *inputs: by_widget(draw(answer_of(*inputs), names))
+
+    def pick(event: gr.EventData, request: gr.Request, photo: str | None, name: str, mask: str | None, *values) -> dict:
         answer = answer_of(photo, name, mask, *values)
         with suppress(ValueError, OSError):  # the panels say it
             question = picked(answer.question, answer.model, answer.prediction.logits, event.points)
             answer = answer_to(photo, name, mask, question)
         chosen = {"region": answer.given.region, "points": answer.given.points}
-        return by_widget(chosen | unknown | draw(answer, REDRAWN))
+        return redrawn(request, answer) | by_widget(chosen)
 
     def follow(*inputs: object) -> dict:
         answer = answer_of(*inputs)
@@ -245,6 +240,23 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
                 answer.work_out_paths()
                 return by_widget(draw(answer, FOLLOWING))
         return {at.three: gr.skip()}
+
+    def check(request: gr.Request, *inputs: object) -> dict:
+        answer = answer_of(*inputs)
+        with suppress(ValueError, OSError):
+            busy = visits.others_ask(request.session_hash) or not answer.quick
+            if busy and answer.testable and not answer.verdict:
+                return {at.chip: ON_REQUEST}
+        return check_now(request, *inputs)
+
+    def check_now(request: gr.Request, *inputs: object) -> dict:
+        answer, last = answer_of(*inputs), partial(visits.is_last, request.session_hash)
+        with suppress(ValueError, OSError):
+            if last(answer.key):
+                answer.work_out_verdict()
+            if not last(answer.key):  # another question was asked meanwhile
+                return {at.chip: gr.skip()}
+        return by_widget(draw(answer, CHECKED))
 
     def show_compared(other: str, second: str | None, photo: str | None, name: str, *values: object) -> dict:
         beside = answer_of(second or photo, other or name, None, *values)
@@ -261,23 +273,19 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
         # "always_last": the last choice made while an answer is on its way is not lost.
         return gr.on(triggers, make, inputs, outputs, trigger_mode="always_last", api_visibility="private", **options)
 
-    quietly = {"api_visibility": "private", "show_progress": "hidden"}
+    quietly = {"trigger_mode": "always_last", "api_visibility": "private", "show_progress": "hidden"}
     begun = [page.load, at.photo.change, at.model.input]
     waiting = {"show_progress_on": [at.look, at.grad_cam, at.stages]}
-    others = [widget.input for name, widget in settings.items() if name not in ("points", "opacity", *COLOURS)]
-    others += [at.points.submit, at.mask.change]
+    touched = [widget.input for name, widget in settings.items() if name not in ("points", "opacity", *COLOURS)]
     answers = [
         when(begun, begin, [at.shown, *asked], everything, **waiting),
-        when(others, drawing(*REDRAWN, **unknown), asked, redrawn),
-        when([at.picker.select, at.look.select], pick, asked, [at.region, at.points, *redrawn]),
+        when([*touched, at.points.submit, at.mask.change], redraw, asked, changed),
+        when([at.picker.select, at.look.select], pick, asked, [at.region, at.points, *changed]),
     ]
     following, checked, drawn = ([getattr(at, name) for name in names] for names in (FOLLOWING, CHECKED, REDRAWN))
-    later = []
     for each in answers:  # what takes more passes follows
-        later.append(each.then(follow, asked, following, **quietly))
-        later.append(later[-1].then(drawing(*CHECKED), asked, checked, concurrency_limit=1, **quietly))
-    # Of no more use once another question is asked.
-    gr.on([*begun, *others, at.picker.select, at.look.select], None, cancels=later, api_visibility="private")
+        each.then(follow, asked, following, **quietly).then(check, asked, checked, **ONE_AT_A_TIME, **quietly)
+    at.chip.select(check_now, asked, checked, **ONE_AT_A_TIME, **quietly)
     when([getattr(at, name).input for name in COLOURS], drawing(*REDRAWN), asked, drawn)  # the check stays as it is
     # In the browser alone: what was chosen or taken becomes the photo.
     at.upload.upload(None, at.upload, at.photo, js="file => file", api_visibility="private")

@@ -7,10 +7,7 @@ train/evaluate.py measures on test what it is worth.
 """
 
 import argparse
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import cli
 

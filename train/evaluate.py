@@ -162,7 +162,7 @@ def evaluate_segmenter(model: Model, other: Model | None, parts: Parts, args: ar
     views, masks = read_views(parts, args.part, model)
     (by_class,), losses = mask_counts(model, views, masks, [model.threshold])
     counts = by_class.sum(1)
-    scores, intervals = vars(metrics.segmentation_scores(counts)), metrics.bootstrap_intervals(counts)
+    scores, intervals = metrics.segmentation_scores(counts), metrics.bootstrap_intervals(counts)
     found = {"part": args.part, "n": len(masks), "threshold": model.threshold, "loss": mean_loss(losses)}
     found |= {name: metrics.interval(value, intervals[name]) for name, value in scores.items()}
     how = f"{len(masks)} pictures at their own resolution, threshold {model.threshold:g}; 95% intervals by bootstrap."

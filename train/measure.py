@@ -47,7 +47,7 @@ def mask_counts(
 
 def iou(counts: Tensor) -> float:
     """Over all images of `segmentation_counts`."""
-    return metrics.segmentation_scores(counts).iou
+    return metrics.segmentation_scores(counts)["iou"]
 
 
 def add_calibration(found: dict, model: Model, bare: Tensor, probs: Tensor, labels: Tensor) -> str:

@@ -66,6 +66,9 @@ def masked(photo: Image.Image, answer: Answer) -> tuple[Image.Image, dict[str, f
     return mask_overlay(photo, shown.numpy()), shares, sentence
 
 
+ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "verdict"}  # verdicts have a queue of their own
+
+
 def add_api(visits: Visits) -> None:
     """Adds the endpoints to the page that is being built."""
 
@@ -125,6 +128,16 @@ def add_api(visits: Visits) -> None:
         mask = mask_of(answer.question, answer.model, answer.prediction.logits)
         return saved(enlarged(mask_overlay(to_picture(images), mask.numpy()))), pictures
 
+    def judge(
+        image: str, model: str, class_name: str | None = None, stage: str | None = None
+    ) -> tuple[str, str, dict[str, dict]]:
+        """Whether the map of `grad_cam` can be believed: level, a sentence, and the checks that it rests on."""
+        with in_sentences():
+            answer = visits.get(image, model).ask(Question(class_name=class_name, stage=stage))
+            answer.work_out_verdict()
+            verdict = answer.verdict
+        return verdict.level, verdict.sentence, {name: check._asdict() for name, check in verdict.checks.items()}
+
     image = photo_input(visible=False, label="a photo, in any format")
     model = gr.Textbox(visible=False, label="a model by its name on the page, or on the Hub: user/name")
     class_name = gr.Textbox(visible=False, label="a class by its name; empty: the predicted one")
@@ -136,4 +149,6 @@ def add_api(visits: Visits) -> None:
     trigger.click(predict, [image, model], answer, api_name="predict")
     trigger.click(grad_cam, [image, model, class_name, stage], [*shown[:3], number], api_name="grad_cam")
     trigger.click(grad_cam_array, [image, model, class_name, stage, method], answer, api_name="grad_cam_array")
+    told = [gr.Textbox(visible=False), gr.Textbox(visible=False), answer]
+    trigger.click(judge, [image, model, class_name, stage], told, api_name="judge", **ONE_AT_A_TIME)
     trigger.click(stages, [image, model], [shown[3], gallery], api_name="stages")

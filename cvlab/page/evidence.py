@@ -1,5 +1,6 @@
 """What the page computes for a photo: the prediction, the maps that explain it, and how they depend on the question."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -60,7 +61,6 @@ class Paths:
 
     dependence: dict[str, dict[str, float]]
     contributions: dict[str, float]
-    nbytes: int = 2**12  # a few hundred numbers at most
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class Prediction:
         shares: by class name a classifier's probability, or the share of the view that a segmenter's mask covers.
         photo: up to MAX_SIDE pixels a side, as `photo_style`.
         size: of the photo as it was opened, (height, width).
+        seconds: that the pass took.
         notes: what was done to open the photo.
         evidence: the answer to `Question()`; None where nothing was found.
     """
@@ -82,6 +83,7 @@ class Prediction:
     shares: dict[str, float]
     photo: str
     size: tuple[int, int]
+    seconds: float
     notes: list[str] = field(default_factory=list)
     evidence: Evidence | None = None
 
@@ -94,12 +96,13 @@ class Prediction:
 
 def predict_photo(image: Image.Image, model: Model) -> Prediction:
     """The prediction for a photo and the evidence for it, in one forward and one backward pass."""
-    images = view(image, model)
+    images, begun = view(image, model), time.perf_counter()
     try:
         evidence = evidence_for(images, model, Question())
         logits = evidence.logits
     except ValueError:  # no pixel was found, so there is nothing to explain
         evidence, logits = None, predict(model, images)
+    seconds = time.perf_counter() - begun
     size, notes = (image.height, image.width), image.info.get("notes", [])
     if model.task == "classification":
         values = probabilities(model, logits)[0]
@@ -108,7 +111,7 @@ def predict_photo(image: Image.Image, model: Model) -> Prediction:
     shares = dict(zip(model.class_names, values.tolist(), strict=True))
     photo = image.copy()
     photo.thumbnail((MAX_SIDE, MAX_SIDE))
-    return Prediction(images, logits, shares, photo_style(picture_url(photo), size), size, notes, evidence)
+    return Prediction(images, logits, shares, photo_style(picture_url(photo), size), size, seconds, notes, evidence)
 
 
 def evidence_for(
@@ -154,7 +157,7 @@ def paths_of(images: Tensor, model: Model, evidence: Evidence, against: bool) ->
     parts = {}
     if isinstance(model, UNet):
         score = settled_score(evidence.class_idx, evidence.other, evidence.region, against)
-        parts = contributions(model, images, score).parts
+        parts = contributions(model, images, score)
     return Paths(dependence, {name: value.item() for name, value in parts.items()})
 
 

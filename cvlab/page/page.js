@@ -69,6 +69,12 @@ element.addEventListener('change', event => {
   gallery.append(...event.target.value.split(',').map(i => gallery.asDrawn[i]));
 });
 
+element.addEventListener('click', event => {
+  if (!event.target.closest('.ask')) return;
+  event.target.textContent = 'Checking …';
+  trigger('select');
+});
+
 // A button that copies the text that follows it; outside https only the older way works.
 element.addEventListener('click', async event => {
   const button = event.target.closest('.copy');

@@ -7,12 +7,12 @@ import html
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from cvlab.explain import METHODS
+from cvlab.explain import METHODS, heatmap
 from cvlab.page.evidence import peak_of
 from cvlab.page.gallery import compare
 from cvlab.page.heat import METHOD_NAMES, UNIT, draw_map
 from cvlab.page.host import sentence_of
-from cvlab.page.html import Figure, as_html, bars, code_block, folded, number, paragraph, scale_bar, table
+from cvlab.page.html import Figure, as_html, bars, code_block, folded, number, paragraph, scale_bar
 from cvlab.page.models import model_facts
 from cvlab.page.picture import CONTOURS, captioned, slider, with_photo
 from cvlab.page.question import settled_score, to_query
@@ -20,15 +20,25 @@ from cvlab.page.record import record_panel
 from cvlab.page.snippet import as_python
 from cvlab.page.unet import contributions, errors, region_picker, stages, three_stages
 from cvlab.page.visit import Answer
-from cvlab.page.words import place, plain, said, shares_of_evidence, verdict
+from cvlab.page.words import place, said, shares_of_evidence
 from cvlab.render import to_picture
+from cvlab.trust import hide, hottest_part
 from cvlab.trust.diagnosis import diagnose_model
+from cvlab.trust.judge import SHARES
 
 SAME_MAP = (
     "These lines compute the map that is shown, equal to within a thousandth of its largest value: the page runs a "
     "faster copy of the model, which rounds differently."
 )
-ICONS = {True: "M4 9l3 3 7-7", False: "M9 4v6M9 13.5v.5"}
+ICONS = {"believable": "M4 9l3 3 7-7", "doubtful": "M9 4v6M9 13.5v.5", "not believable": "M5 5l8 8M13 5l-8 8"}
+CHECKING = '<p class="chip">Checking whether the marked spot mattered …</p>'
+ON_REQUEST = '<button class="chip ask">Check whether the marked spot mattered</button>'
+REDRAWN = (  # what a question changes, the sentence first
+    *("sentence", "chip", "look", "side", "three", "grad_cam"),
+    *("picker", "stages", "contributions", "errors", "link", "code"),
+)
+FOLLOWING = ("three", "stages", "contributions")  # of a segmenter: they take more passes, and are drawn once more
+CHECKED = ("chip", "reasons", "believe")  # whether the map can be believed: many passes, so they come last
 HUB_HINT = "Another model: type its name on the Hugging Face Hub, user/name, into the list of models."
 
 
@@ -110,37 +120,39 @@ def why(answer: Answer) -> str:
 
 def chip(answer: Answer) -> str:
     """Whether the marked spot mattered, told by words, icon and fill, not by a colour."""
-    good, words, _ = verdict(answer)
-    icon = f'<svg viewBox="0 0 18 18" aria-hidden="true"><path d="{ICONS[bool(good)]}"/></svg>'
-    return f'<p class="chip{" good" if good else ""}">{icon}{words}</p>' if words else ""
+    if not answer.testable:
+        return ""
+    if not (verdict := answer.verdict):
+        return CHECKING
+    icon = f'<svg viewBox="0 0 18 18" aria-hidden="true"><path d="{ICONS[verdict.level]}"/></svg>'
+    good = " good" if verdict.level == "believable" else ""
+    return f'<p class="chip{good}">{icon}{verdict.sentence.split(":")[0].rstrip(".")}</p>'
 
 
 def reasons(answer: Answer) -> str:
-    """Why the spot is said to matter or not."""
-    _, words, because = verdict(answer)
-    lead = f"<b>{words}.</b> " if words else ""
-    return f'<p class="note">{lead}{html.escape(because)}</p>'
+    """Why the spot is said to matter or not; on demand what was hidden, and the figures."""
+    if not (verdict := answer.verdict):
+        return ""
+    first, *others = (check.sentence for check in verdict.checks.values())
+    hidden = ""
+    if others:  # else the map marks no place
+        images = answer.prediction.images
+        spot = hottest_part(heatmap(answer.attribution, images.shape[-2:], answer.read_at), SHARES[0])
+        hidden = as_html(
+            [Figure(to_picture(hide(images, spot[None, None])), "The spot hidden", "As the model saw it.")]
+        )
+    more = hidden + folded("Details", "".join(map(paragraph, others)), "checks") if others else ""
+    return f'<p class="note">{verdict.sentence}</p>' + folded("Why?", paragraph(first) + more, "reasons")
 
 
 def believe(answer: Answer) -> str:
-    """What hiding the hottest tenth of the picture does to the probability, and what speaks against the map."""
+    """The same for the tab of the map, with what the map itself says against believing it."""
     evidence, question, images = answer.evidence, answer.question, answer.prediction.images
     reason = ""
     if question.method in METHODS:
         score = settled_score(evidence.class_idx, evidence.other, evidence.region, question.against)
         reason = paragraph(diagnose_model(answer.model, images, score, answer.stage, question.method))
-    if reason and answer.attribution.max() <= 0:
-        return reason  # there is no hottest part to hide
-    check, name = answer.check, plain(answer.model.class_names[evidence.class_idx])
-    rows = [
-        ("whole picture", f"{check.before:.1%}"),
-        (f"hottest {check.share:.0%} hidden", f"{check.hidden:.1%}"),
-        (f"{len(check.random)} random places hidden, mean", f"{sum(check.random) / len(check.random):.1%}"),
-        ("random places, from and to", f"{min(check.random):.1%} to {max(check.random):.1%}"),
-    ]
-    shown = Figure(to_picture(check.picture), "The hottest part hidden", f"As the model saw it: {answer.stage}.")
-    details = table(("shown to the model", f"probability of {name}"), rows) + as_html([shown])
-    return reasons(answer) + reason + folded("Details of the check", details, "check")
+    return reasons(answer) + reason
 
 
 def link(answer: Answer) -> str:

@@ -1,4 +1,4 @@
-"""The answer in plain sentences: what the model thinks, where it looked, and whether that spot mattered."""
+"""The answer in plain sentences: what the model thinks, and where it looked."""
 
 import numpy as np
 import torch.nn.functional as F
@@ -104,23 +104,6 @@ def place(attribution: Tensor, stage: Stage | None = None) -> str:
     if row:
         return "above the middle" if row == "upper" else "below the middle"
     return f"{column} of the middle" if column else "at the middle"
-
-
-def verdict(answer: Answer) -> tuple[bool | None, str, str]:
-    """Whether the marked spot mattered, that in words, and why. Of the spot alone: the answer may still be wrong.
-
-    None and no words where the question is such that hiding the spot need not lower anything.
-    """
-    check, evidence = answer.check, answer.evidence
-    places, name = len(check.random), plain(answer.model.class_names[evidence.class_idx])
-    where = "" if evidence.region is None else " on average in what was asked about"
-    why = (
-        f"With the spot hidden, {name} gets {percent(check.hidden)} instead of {percent(check.before)}{where}; with as "
-        f"much hidden at {places} other places, {percent(min(check.random))} to {percent(max(check.random))}."
-    )
-    if answer.question.against or evidence.other is not None:
-        return None, "", why
-    return check.telling, f"The marked spot mattered {'' if check.telling else 'no '}more than {places} others", why
 
 
 def percent(share: float) -> str:
