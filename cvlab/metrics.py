@@ -161,37 +161,11 @@ def expected_calibration_error(probs: Tensor, labels: Tensor, bins: int = 15) ->
     return float((count * np.abs(confidence - accuracy)).sum() / count.sum())
 
 
-def set_threshold(probs: Tensor, labels: Tensor, coverage: float = 0.95) -> float:
-    """The probability from which on classes belong to a set that holds the true class with at least this coverage.
-
-    The promise is for photos like these, of all classes together (split conformal prediction; Sadinle et al., "Least
-    Ambiguous Set-Valued Classifiers with Bounded Error Levels", 2019).
-
-    Args:
-        probs: (N, C) of val.
-        labels: (N,).
-
-    Raises:
-        ValueError: there are too few images for such a promise.
-    """
-    left_out = math.floor((1 - coverage) * (len(labels) + 1) + 1e-9)  # of so many the true class may be missing
-    if left_out < 1:
-        least = math.ceil(1 / (1 - coverage) - 1 - 1e-9)
-        raise ValueError(f"val has {len(labels)} photos, and a promise of {coverage:.0%} needs {least}")
-    return probs.gather(1, labels[:, None])[:, 0].sort().values[left_out - 1].item()
-
-
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature T for which softmax(logits / T) has the lowest cross-entropy (Guo et al., section 4.2).
 
-    Fit it on val. It changes the probabilities, but never which class is predicted.
-
-    Args:
-        logits: (N, C), or (N,) of pixels, whose probability is sigmoid(logits / T).
-        labels: (N,), the classes, or whether each pixel is in the mask.
-
-    Raises:
-        ValueError: there is no lowest cross-entropy between exp(-3) and exp(3), as where every prediction is right.
+    Fit it on val. It changes the probabilities, but never which class is predicted. For logits (N,) of pixels it is
+    sigmoid(logits / T). Raises ValueError where no T between exp(-3) and exp(3) is best, as if every answer is right.
     """
     from scipy.optimize import minimize_scalar  # imported here: the page starts without scipy
 

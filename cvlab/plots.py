@@ -142,26 +142,14 @@ def reliability_picture(bins: np.ndarray, before: np.ndarray) -> Image.Image:
     return as_picture(figure)
 
 
-def roc_picture(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Image.Image:
-    """ROC curves by name: the share of own pictures refused, and of others, both (N,), as the threshold moves."""
-    figure = Figure(figsize=(4.4, 4), layout="constrained")
-    axes = figure.subplots()
-    for name, (own, others) in curves.items():
-        axes.plot(own, others, label=name)
-    axes.axvline(0.05, color="#7a7a7a", linestyle="--", label="in use: 5% of own")
-    axes.set(xlabel="share of own pictures refused", ylabel="share of others refused", xlim=(0, 1), ylim=(0, 1))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return as_picture(figure)
-
-
-def threshold_picture(thresholds: Sequence[float], ious: Sequence[float], chosen: float) -> Image.Image:
-    """The iou on val at each threshold of the mask."""
+def lines_picture(lines: dict[str, tuple], at: float, label: str, xlabel: str, ylabel: str) -> Image.Image:
+    """Lines by name, each its x and y, with a dashed vertical one at `at`, named `label`."""
     figure = Figure(figsize=(4.6, 3.4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(thresholds, ious, color="#0072b2")
-    axes.axvline(chosen, color="#7a7a7a", linestyle="--", label=f"in use: {chosen:g}")
-    axes.set(xlabel="threshold", ylabel="iou on val")
+    for name, (xs, ys) in lines.items():
+        axes.plot(xs, ys, label=name)
+    axes.axvline(at, color="#7a7a7a", linestyle="--", label=label)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
     axes.legend()
     return as_picture(figure)

@@ -28,7 +28,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import cli
-from measure import add_calibration, add_comparison, add_sets, add_unknown, iou, mask_counts, mean_loss
+from measure import add_calibration, add_comparison, add_unknown, iou, mask_counts, mean_loss
 
 from cvlab import checkpoint, metrics, plots, render
 from cvlab.checkpoint import card
@@ -36,7 +36,7 @@ from cvlab.data.evaluation import is_own_test_part, note_test_read, parts_of, re
 from cvlab.data.parts import SHAPES, Parts
 from cvlab.explain.many import predict_views
 from cvlab.files import to_json, write_text
-from cvlab.learning.calibration import answers
+from cvlab.learning.calibration import answers, calibrate
 from cvlab.models import Model, probabilities
 from cvlab.transforms import open_image, square_view, to_uint8
 
@@ -55,6 +55,8 @@ def main() -> None:
     ))  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the random choice of pictures to explain")
     parser.add_argument("--unknown", type=Path, nargs="+", metavar="DIR", help="photos of anything else: refused?")
+    parser.add_argument("--calibrate", action="store_true", help="first fit temperature and familiarity on val")
+    parser.add_argument("--others", type=Path, metavar="DIR", help="for --calibrate: photos of anything else")
     parser.add_argument("--images", type=Path, nargs="+", help="explain these; without --data nothing is measured")
     parser.add_argument("--stage", help="stage at which a classifier is explained, by default its last")
     parser.add_argument("--colormap", choices=("inferno", "viridis", "jet"), default=render.COLORMAP)
@@ -64,6 +66,8 @@ def main() -> None:
     if args.checkpoint is None:
         parser.error("which model? Give the folder of a checkpoint, or a name on the Hub.")
     model = checkpoint.load(args.checkpoint)
+    if args.calibrate:
+        model = calibrate(args.checkpoint, parts_of(model, args.data, "val")[0], args.others)
     other = checkpoint.load(args.compare) if args.compare else None
     folder = Path(args.checkpoint)
     out = args.out or (folder if folder.is_dir() else "runs/hub" / folder)  # USER/NAME would hide the Hub's model
@@ -129,7 +133,6 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
     lines.append(card.table(rows))
     bare = logits.softmax(1)
     lines.append(add_calibration(found, model, bare, probs, labels))
-    lines.append(add_sets(found, model, logits, labels))
     found["classes"] = {name: table[name] for name in names}
     if other:
         other_views, _ = read_views(parts, args.part, other)
@@ -146,9 +149,7 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
         ),
     }
     if args.unknown:
-        table_of_unknown, curves = add_unknown(found, model, views, args.unknown)
-        lines.append(table_of_unknown)
-        pictures["unknown.png"] = lambda: curves
+        lines.append(add_unknown(found, pictures, model, views, args.unknown))
     if not right.all():
         if len(names) > plots.MOST_NUMBERED:
             pictures["confused_pairs.png"] = lambda: plots.confused_pairs_picture(matrix, names)
@@ -188,7 +189,8 @@ def evaluate_segmenter(model: Model, other: Model | None, parts: Parts, args: ar
         ious = [iou(each.sum(1)) for each in found_on_val]
         found["threshold_curve_on_val"] = dict(zip(map(str, thresholds), ious, strict=True))
         lines.append(f"\nOn val the threshold {thresholds[np.argmax(ious)]:g} gives the highest iou, {max(ious):.4f}.")
-        pictures["threshold.png"] = lambda: plots.threshold_picture(thresholds, ious, model.threshold)
+        curve, used = {"iou on val": (thresholds, ious)}, f"in use: {model.threshold:g}"
+        pictures["threshold.png"] = lambda: plots.lines_picture(curve, model.threshold, used, "threshold", "iou")
     per_image = np.array([iou(row[None]) for row in counts])
     order = np.argsort(per_image, kind="stable").tolist()
     for name, chosen in (("worst", order[:4]), ("best", order[::-1][:4])):

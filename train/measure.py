@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
@@ -15,10 +14,9 @@ from cvlab import metrics, plots
 from cvlab.checkpoint import card
 from cvlab.data.evaluation import foreign_views
 from cvlab.explain.many import predict_views
-from cvlab.learning.calibration import features_of
-from cvlab.models import Model, class_sets, probabilities
+from cvlab.models import Model, probabilities
 from cvlab.transforms import resize_logits
-from cvlab.trust.familiarity import FOREIGN, foreignness, share_of_val
+from cvlab.trust.familiarity import FOREIGN, familiarity
 
 
 def mean_loss(losses: Tensor) -> dict:
@@ -51,67 +49,36 @@ def iou(counts: Tensor) -> float:
 
 
 def add_calibration(found: dict, model: Model, bare: Tensor, probs: Tensor, labels: Tensor) -> str:
-    """Adds the calibration error to what metrics.json holds, and returns the line of the report.
-
-    Args:
-        bare, probs: probabilities (N, C) by the logits as they are, and as the model shows them.
-        labels: (N,).
-    """
+    """Adds the calibration error of probabilities (N, C), by bare logits and as shown; returns the report's line."""
     error, after = (metrics.expected_calibration_error(each, labels) for each in (bare, probs))
     found["expected_calibration_error"] = error
     if "temperature" not in model.config:
-        return f"\nExpected calibration error {error:.4f}. No temperature was fitted: train/calibrate.py does that."
+        return f"\nExpected calibration error {error:.4f}; --calibrate fits a temperature that may mend it."
     found |= {"temperature": model.temperature, "expected_calibration_error_at_temperature": after}
     return (
         f"\nExpected calibration error {error:.4f}, at temperature {model.temperature:.3f} (fitted on val) {after:.4f}."
     )
 
 
-def add_sets(found: dict, model: Model, logits: Tensor, labels: Tensor) -> str:
-    """Adds how often the sets of classes (`cvlab.models.class_sets`) hold the true one; returns the report's line."""
-    if "set_threshold" not in model.config:
-        return ""
-    sets = class_sets(model, logits)
-    held = np.array([model.class_names[label] in each for label, each in zip(labels, sets, strict=True)])
-    coverage = metrics.interval(held.mean(), metrics.wilson_interval(int(held.sum()), len(held)))
-    by_class = {name: held[labels == i].mean() for i, name in enumerate(model.class_names) if (labels == i).any()}
-    size = float(np.mean([len(each) for each in sets]))
-    found["sets"] = {"coverage": coverage, "size": size, "coverage_by_class": by_class}
-    each = ", ".join(f"{name} {share:.2f}" for name, share in by_class.items())
-    return (
-        f"\nSets of {size:.2f} classes on average hold the true class of {coverage['value']:.4f} of the pictures "
-        f"(95% interval {coverage['low']:.4f} to {coverage['high']:.4f}; promised .95); by class: {card.escaped(each)}."
-    )
+def add_unknown(found: dict, pictures: dict, model: Model, views: Tensor, folders: Sequence[Path]) -> str:
+    """Adds how many own views (N, 3, S, S), and pictures of anything else in folders, are refused; returns a table."""
 
+    def strange(some: Tensor) -> np.ndarray:
+        return np.concatenate([1 - familiarity(model, batch / 255).numpy() for batch in some.split(32)])
 
-def add_unknown(found: dict, model: Model, views: Tensor, folders: Sequence[Path]) -> tuple[str, Image.Image]:
-    """Adds how many own pictures and pictures of anything else are refused (`cvlab.trust.familiarity`).
-
-    Args:
-        views: of the own pictures, (N, 3, S, S) uint8.
-        folders: of pictures of anything else.
-
-    Returns:
-        The table of the report, and the picture of the ROC curves.
-    """
-    statistics, curves = model.statistics or {}, {}
-    own = foreignness(statistics, features_of(model, views))
+    own, curves, found["unknown"] = strange(views), {}, {}
     rows = [("pictures", "number", "refused", "95% interval", "area under ROC")]
-    found["unknown"] = {}
-    for folder in (None, *folders):
-        name = folder.name if folder else "own"
-        foreign = foreignness(statistics, features_of(model, foreign_views(folder, model))) if folder else own
-        refused = int((share_of_val(statistics, foreign) < FOREIGN).sum())
-        share = metrics.interval(refused / len(foreign), metrics.wilson_interval(refused, len(foreign)))
-        found["unknown"][name] = {"n": len(foreign), "refused": share}
-        area = ""
-        if folder:
-            truth, scores = [0] * len(own) + [1] * len(foreign), torch.cat([own, foreign]).numpy()
-            found["unknown"][name]["roc_area"] = roc_auc_score(truth, scores)
-            area, curves[name] = f"{found['unknown'][name]['roc_area']:.3f}", roc_curve(truth, scores)[:2]
-        interval = f"{share['low']:.3f} to {share['high']:.3f}"
-        rows.append((name, str(len(foreign)), f"{share['value']:.3f}", interval, area))
-    return "\n" + card.table(rows), plots.roc_picture(curves)
+    for name, scores in {"own": own, **{path.name: strange(foreign_views(path, model)) for path in folders}}.items():
+        truth, both, refused = [0] * len(own) + [1] * len(scores), np.append(own, scores), scores > 1 - FOREIGN
+        share = metrics.interval(refused.mean(), metrics.wilson_interval(int(refused.sum()), len(scores)))
+        area, curves[name] = roc_auc_score(truth, both), roc_curve(truth, both)[:2]
+        found["unknown"][name] = {"n": len(scores), "refused": share, "roc_area": area}
+        cells = ("{value:.3f}", "{low:.3f} to {high:.3f}")
+        rows.append((name, str(len(scores)), *(cell.format(**share) for cell in cells), f"{area:.3f}"))
+    pictures["unknown.png"] = lambda: plots.lines_picture(
+        curves, FOREIGN, "in use", "share of own refused", "of others"
+    )
+    return "\n" + card.table(rows)
 
 
 def add_comparison(found: dict, other: str, score: str, ours: Tensor, theirs: Tensor, score_of: Callable) -> str:

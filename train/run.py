@@ -27,7 +27,6 @@ from tqdm import tqdm
 
 from cvlab import checkpoint, plots, render
 from cvlab.checkpoint import card, hub, manifest
-from cvlab.data.folders import existing
 from cvlab.data.parts import Parts
 from cvlab.files import read_json, to_json, write_text
 from cvlab.learning.accelerator import save_state
@@ -35,22 +34,11 @@ from cvlab.learning.calibration import calibrate
 from cvlab.models import Model
 
 # The record of when the test part was read is none of these: it stays.
-REPLACED = (
-    "state",
-    "report",
-    "config.json",
-    "model.safetensors",
-    "familiarity.safetensors",
-    "history.jsonl",
-    "manifest.json",
-    "metrics.json",
-)
+REPLACED = ("state", "report", *(name for name in hub.FILES if name != "README.md"))
 
 
 def open_run(args: Namespace) -> Path | None:
     """Makes the run folder. Returns the saved state that --resume continues from; None to start at the beginning."""
-    if vars(args).get("others"):
-        existing(args.others)
     args.out.mkdir(parents=True, exist_ok=True)
     states = sorted((args.out / "state").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
     has_model = (args.out / "model.safetensors").is_file()
@@ -209,8 +197,7 @@ class Run:
             raise ValueError("The loss on val was not a number in any epoch, so no model was kept: use a smaller --lr.")
         if frames := sorted(self.frames.glob("*.png")):
             render.save_animation(frames, self.frames.with_name("attribution.webp"))
-        for sentence in calibrate(self.out, self.parts, vars(self.args).get("others")):
-            print(sentence)
+        calibrate(self.out, self.parts, vars(self.args).get("others"))
         manifest.write(self.out, vars(self.args), model, self.history, self.best_epoch, self.precision)
         card.write(self.out)
         data = f" --data {shlex.quote(str(self.args.data))}" if self.args.data else ""

@@ -41,17 +41,8 @@ ALLOWED_ARGUMENTS = {
     "encoder": str,
     "decoder_channels": list,
 }
-OPTIONAL = {"interpolation": str, "crop_mode": str, "stages": list}
-OPTIONAL |= {
-    "temperature": float,
-    "familiarity": str,
-    "set_threshold": float,
-    "data": dict,
-    "options": dict,
-    "precision": str,
-    "versions": dict,
-}
-TEMPERATURES = (0.05, 20.0)
+OPTIONAL = {"interpolation": str, "crop_mode": str, "stages": list, "familiarity": str}
+OPTIONAL |= {"temperature": float, "data": dict, "options": dict, "precision": str, "versions": dict}
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash")
 MAX_CONFIG_BYTES = 4 * 2**20
@@ -207,10 +198,8 @@ def _check_numbers(block: dict, path: Path) -> None:
             raise CheckpointError(f"{path}: {key} must be three numbers below 1000, one per channel.")
     if not 0 < block["crop_pct"] <= 1 or not 0 < block["threshold"] < 1 or min(block["std"]) <= 0:
         raise CheckpointError(f"{path}: crop_pct, threshold or std is outside its range.")
-    if not TEMPERATURES[0] <= block.get("temperature", 1.0) <= TEMPERATURES[1]:
+    if not 0.05 <= block.get("temperature", 1.0) <= 20:
         raise CheckpointError(f"{path}: the temperature {block['temperature']} is not between 0.05 and 20.")
-    if not 0 <= block.get("set_threshold", 0.5) <= 1:
-        raise CheckpointError(f"{path}: the set_threshold {block['set_threshold']} is not between 0 and 1.")
     if block["interpolation"] not in INTERPOLATIONS:
         raise CheckpointError(f"{path}: the interpolation {block['interpolation'][:60]!a} is not known.")
     if block["crop_mode"] not in CROP_MODES:

@@ -15,6 +15,8 @@ from cvlab.files import write_text
 from cvlab.models import Model
 from cvlab.transforms import open_image, square_view, to_uint8
 
+MOST = 2000  # pictures that say what a model's photos look like, or what others do
+
 
 def parts_of(model: Model, data: Path | None, part: str) -> tuple[Parts, int]:
     """The parts as they were when the model was trained, and how many of the pictures it was trained on.
@@ -55,15 +57,11 @@ def read_views(parts: Parts, part: str, model: Model) -> tuple[Tensor, list]:
     return torch.stack(views), labels
 
 
-def foreign_views(folder: Path, model: Model, most: int | None = None) -> Tensor:
-    """Pictures of anything in a folder and its subfolders, as the model sees them, (N, 3, S, S) uint8.
-
-    `most` of them are drawn at random if there are more. Raises DataError if none can be opened.
-    """
+def foreign_views(folder: Path, model: Model) -> Tensor:
+    """At most MOST pictures of anything in a folder and its subfolders, as the model sees them, (N, 3, S, S) uint8."""
     paths = pictures_in(existing(folder), {})
-    if most and len(paths) > most:
-        paths = random.Random(0).sample(paths, most)
-    parts = Parts(folder.name, [], {"others": paths}, lambda path, at_least=None: (open_image(path, at_least), 0))
+    samples = {"others": random.Random(0).sample(paths, min(MOST, len(paths)))}
+    parts = Parts(folder.name, [], samples, lambda path, at_least=None: (open_image(path, at_least), 0))
     return read_views(parts, "others", model)[0]
 
 

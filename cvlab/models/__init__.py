@@ -7,7 +7,7 @@ from importlib import import_module
 import torch
 
 from cvlab.models.geometry import locate
-from cvlab.models.model import Grid, Model, Normalize, Stage, class_sets, probabilities
+from cvlab.models.model import Grid, Model, Normalize, Stage, probabilities
 
 # Module and class. Each is imported when it is first built: importing timm and torchvision, which the last four need,
 # takes as long as importing torch itself.

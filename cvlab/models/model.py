@@ -129,33 +129,10 @@ class Model(nn.Module):
         raise NotImplementedError
 
 
-def class_sets(model: Model, logits: Tensor) -> list[list[str]]:
-    """The classes that each image may be of, the likeliest first; 95% of the sets of photos like val hold the true one.
-
-    Args:
-        logits: (N, C).
-
-    Raises:
-        ValueError: no threshold was fitted, as val had too few photos or the model is older.
-    """
-    threshold = model.config.get("set_threshold")
-    if threshold is None:
-        raise ValueError("no sets of classes were fitted for this model: train/calibrate.py does it, from 19 photos on")
-    sets = []
-    for row in probabilities(model, logits).tolist():
-        ranked = sorted(range(len(row)), key=lambda class_idx: -row[class_idx])
-        sets.append([model.class_names[i] for i in ranked if row[i] >= min(threshold, row[ranked[0]])])
-    return sets
-
-
 def probabilities(model: Model, logits: Tensor) -> Tensor:
-    """What logits of a model mean as probabilities, in the same shape; of a classifier they add up to 1.
+    """The probabilities of logits (N, C) or (N, C, H, W), calibrated by the model's temperature, in the same shape.
 
-    They are divided by the temperature that was fitted on val (Guo et al., "On Calibration of Modern Neural Networks",
-    2017), which changes how sure the model says it is, but never which class is the likeliest.
-
-    Args:
-        logits: (N, C) or (N, C, H, W).
+    Guo et al., "On Calibration of Modern Neural Networks", 2017, section 4.2.
     """
     scaled = logits / getattr(model, "temperature", 1.0)  # of any module with a task
     # The softmax of a single logit would be 1 for ever: its probability is the sigmoid.

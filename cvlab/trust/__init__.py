@@ -3,15 +3,3 @@
 from cvlab.trust.deletion import Deletion, deletion, deletion_curves, hide, hottest_part
 from cvlab.trust.familiarity import familiarity
 from cvlab.trust.judge import Check, Judgement, judge
-
-__all__ = [
-    "Check",
-    "Deletion",
-    "Judgement",
-    "deletion",
-    "deletion_curves",
-    "familiarity",
-    "hide",
-    "hottest_part",
-    "judge",
-]

@@ -5,13 +5,14 @@ The answer comes from statistics in the model's folder, which cvlab/learning/cal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cvlab.explain.hooks import alone_with, forward
 from cvlab.explain.scores import takes_wrapped
 from cvlab.models import Model
 
-FOREIGN = 0.05  # less familiar than this is called foreign: it happens to so many of the photos of val
+PRETRAINED = ("timm", "timm_head")
+FOREIGN = 0.05  # less familiar than this is called foreign: so are this share of the photos of val
 
 
 @takes_wrapped
@@ -22,62 +23,50 @@ def familiarity(model: Model, images: Tensor) -> Tensor:
         images: (N, 3, S, S) in [0, 1].
 
     Raises:
-        ValueError: the model's folder has no statistics for it, or they do not fit the model.
+        ValueError: the model's folder has no statistics for it, or they are of another network.
     """
-    if not model.statistics:
-        raise ValueError("this model's folder has no statistics of its photos: train/calibrate.py fits them")
-    return share_of_val(model.statistics, foreignness(model.statistics, features(model, images)))
-
-
-def share_of_val(statistics: dict[str, Tensor], foreign: Tensor) -> Tensor:
-    """The share of val whose foreignness is at least each of these (N,), which come from `foreignness`: (N,)."""
-    return (statistics["val"] >= foreign[:, None]).float().mean(1)
+    statistics = model.statistics or {}
+    try:
+        foreign = foreignness(statistics, features(model, images))
+        return (statistics["val"] >= foreign[:, None]).float().mean(1)
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(
+            "this model's folder has no statistics of its photos: train/evaluate.py --calibrate fits them"
+        ) from error
 
 
 def features(model: Model, images: Tensor) -> Tensor:
-    """What a network holds of each image (N, 3, S, S), as one row of numbers, (N, D).
+    """What a network holds of each image (N, 3, S, S), as numbers, (N, D).
 
-    Of a network of timm what enters its head, since it was trained on more than the model's own classes; of others
-    mean and standard deviation of each channel at every stage.
+    Of a network of timm what enters its head, as it was trained on more than the model's own classes; of others mean
+    and standard deviation of each channel at every stage.
     """
+    rows: list[Tensor] = []
+
+    def read(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        rows.extend(torch.std_mean(output.float(), (2, 3), correction=0))
+
     with alone_with(model), torch.no_grad():
-        if model.config["network"] == "timm":
-            return model.backbone.forward_head(
-                model.backbone.forward_features(model.normalize(images)), pre_logits=True
-            ).float()
-        if model.config["network"] == "timm_head":
-            found = model.backbone(model.normalize(images)).float()
+        if model.config["network"] in PRETRAINED:
+            network = model.backbone
+            found = network.forward_head(network.forward_features(model.normalize(images)), pre_logits=True).float()
             return found.flatten(2).mean(2) if found.ndim == 4 else found
-        rows: list[Tensor] = []
-
-        def keep(to_map: object) -> object:
-            return lambda module, inputs, output: rows.extend(
-                torch.std_mean(to_map(output).float(), (2, 3), correction=0)
-            )
-
-        handles = [stage.module.register_forward_hook(keep(stage.to_map)) for stage in model.stages.values()]
+        handles = [stage.module.register_forward_hook(read) for stage in model.stages.values()]
         try:
             forward(model, images)
         finally:
             for handle in handles:
                 handle.remove()
-        return torch.cat(rows, 1)
+    return torch.cat(rows, 1)
 
 
 def foreignness(statistics: dict[str, Tensor], found: Tensor) -> Tensor:
-    """How little the features (N, D) of images look like those of the photos of training; higher is more foreign, (N,).
+    """How little features (N, D) look like those of the photos of training: (N,), higher for more foreign ones.
 
     Args:
-        statistics: "basis" (D, k), the directions in which most of the own features lie: what remains of an image's
-            features, scaled to length 1, is their part outside. Or "weight" (D,) and "bias" (1,) of a logistic
-            regression that tells own photos from others.
-
-    Raises:
-        ValueError: they are of another network.
+        statistics: "basis" (D, k), directions in which the own features lie, scaled to length 1: what counts is the
+            part outside them. Or "weight" (D,) and "bias" (1,) of a logistic regression: own photos against others.
     """
-    first = statistics.get("basis", statistics.get("weight"))
-    if first is None or "val" not in statistics or len(first) != found.shape[1]:
-        raise ValueError("familiarity.safetensors does not fit this model: train/calibrate.py fits it anew")
     if "basis" in statistics:
-        return 1 - (F.normalize(found, dim=1) @ first.float()).norm(dim=1)
-    return found @ first.float() + statistics["bias"]
+        return 1 - (F.normalize(found, dim=1) @ statistics["basis"].float()).norm(dim=1)
+    return found @ statistics["weight"] + statistics["bias"]
