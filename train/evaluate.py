@@ -3,6 +3,7 @@
     python train/evaluate.py checkpoints/flowers --data DIR --part test
     python train/evaluate.py runs/a --data DIR --part val --compare runs/b
     python train/evaluate.py checkpoints/horses --images photo1.jpg photo2.jpg          Grad-CAM only, no scores
+    python train/evaluate.py checkpoints/flowers --data DIR --trust     how far its heatmaps can be believed, by val
     python train/evaluate.py --recipe vgg16-grad-cam --images photo.jpg                 as published
 
 The parts are cut with the seed of the training, so nothing in test was trained on. Every reading of test is noted in
@@ -28,7 +29,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import cli
-from measure import add_calibration, add_comparison, add_unknown, iou, mask_counts, mean_loss
+from measure import add_calibration, add_comparison, add_unknown, iou, mask_counts, mean_loss, measure_trust
 
 from cvlab import checkpoint, metrics, plots, render
 from cvlab.checkpoint import card
@@ -62,6 +63,7 @@ def main() -> None:
     parser.add_argument("--colormap", choices=("inferno", "viridis", "jet"), default=render.COLORMAP)
     parser.add_argument("--opacity", type=float, default=0.7, help="of an overlay where the evidence is strongest")
     parser.add_argument("--out", type=Path, help="where the report goes, by default the model's folder")
+    parser.add_argument("--trust", type=int, nargs="?", const=30, metavar="N", help="test the maps of N val pictures")
     args = parser.parse_args()
     if args.checkpoint is None:
         parser.error("which model? Give the folder of a checkpoint, or a name on the Hub.")
@@ -75,6 +77,10 @@ def main() -> None:
     if args.images and args.data is None:
         render.save_png(explanations(model, *opened(args.images, model), args), report / "photos" / "explained.png")
         print(f"Written: {report / 'photos' / 'explained.png'}")
+        return
+    if args.trust:
+        measure_trust(model, parts_of(model, args.data, "val")[0], args.trust, folder)
+        print(f"Written: {folder / 'trust.json'} and {folder / 'README.md'}")
         return
     parts, trained_on = parts_of(model, args.data, args.part)
     if args.part == "test":

@@ -1,5 +1,6 @@
 """Scores of a trained model on pictures, as metrics.json holds them."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -9,14 +10,19 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
+from tqdm import tqdm
 
 from cvlab import metrics, plots
-from cvlab.checkpoint import card
-from cvlab.data.evaluation import foreign_views
+from cvlab.checkpoint import annotate, card
+from cvlab.data.evaluation import foreign_views, read_views
+from cvlab.data.parts import Parts
 from cvlab.explain.many import predict_views
+from cvlab.files import read_json, to_json, write_text
 from cvlab.models import Model, probabilities
+from cvlab.models.fused import for_serving
 from cvlab.transforms import resize_logits
 from cvlab.trust.familiarity import FOREIGN, familiarity
+from cvlab.trust.reliability import examine, summary
 
 
 def mean_loss(losses: Tensor) -> dict:
@@ -86,3 +92,24 @@ def add_comparison(found: dict, other: str, score: str, ours: Tensor, theirs: Te
     value, low, high = metrics.paired_interval(ours.numpy(), theirs.numpy(), score_of)
     found["compared"] = {"with": other, "score": score, "difference": metrics.interval(value, (low, high))}
     return f"\n{score} minus that of {other}, same pictures: {value:+.4f} (95% interval {low:+.4f} to {high:+.4f})."
+
+
+def measure_trust(model: Model, parts: Parts, most: int, folder: Path) -> None:
+    """Examines the maps of `most` pictures of val; writes trust.json, the model's limits and its card into its folder.
+
+    trust.json is written after every picture: a run that was stopped goes on there if the weights are the same.
+    """
+    views, _ = read_views(parts, "val", model)
+    views = views[torch.randperm(len(views), generator=torch.Generator().manual_seed(0))[:most]] / 255
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    known = read_json(folder / "trust.json")
+    pictures = known["maps"][:most] if known.get("weights") == weights else []
+    served = for_serving(model)
+    for i in tqdm(range(len(pictures), len(views)), "trust", len(views), initial=len(pictures)):
+        others = torch.cat([views[i + 1 :], views[:i]])[:12]
+        pictures.append(examine(served, views[i : i + 1], others))
+        write_text(folder / "trust.json", to_json({"weights": weights, "maps": pictures}) + "\n")
+    found = {"weights": weights, **summary(model, pictures), "maps": pictures}
+    write_text(folder / "trust.json", to_json(found) + "\n")
+    annotate(folder, limits=found["limits"])
+    card.write(folder)

@@ -148,6 +148,23 @@ def _scores(folder: Path) -> Section:
     return Section("Scores", sentences=sentences, tables=[table for table in (scores, classes, ious) if len(table) > 1])
 
 
+def _trust(folder: Path) -> Section:
+    trust = _read_json(folder / "trust.json")
+    if not trust:
+        return Section("Trust", sentences=["Nobody tested its heatmaps: train/evaluate.py --trust does that."])
+    sentences = [
+        f"Grad-CAM of {trust['pictures']} pictures of val was tested by hiding 228 parts of each. A map is confirmed "
+        "if the score falls where it is hot, and refuted if the score falls elsewhere as much.",
+        f"Recommended stage: {trust['recommended']}.",
+    ]
+    stages = [("stage", "confirmed", "undecided", "refuted")]
+    for name, counts in trust["stages"].items():
+        stages.append((name, *(str(counts[kind]) for kind in stages[0][1:])))
+    verdicts = [("verdict on maps of pictures held out", "believable", "doubtful", "not believable")]
+    verdicts += [(f"{kind} maps", *map(str, counts)) for kind, counts in trust["verdicts"].items()]
+    return Section("Trust", sentences=sentences, tables=[stages, verdicts])
+
+
 def _data(folder: Path) -> Section:
     data = read_config(folder / "config.json").get("data")
     if not data:
@@ -207,7 +224,7 @@ def _limits(folder: Path) -> Section:
     return Section("Limits", sentences=sentences, tables=[rows] if measured else [])
 
 
-SECTIONS: tuple[Callable[[Path], Section], ...] = (_model, _scores, _data, _training, _pictures, _limits)
+SECTIONS: tuple[Callable[[Path], Section], ...] = (_model, _scores, _trust, _data, _training, _pictures, _limits)
 
 
 def title_and_alt_text(picture: Path) -> tuple[str, str]:

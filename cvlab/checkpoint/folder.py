@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cvlab.checkpoint import hub
 from cvlab.checkpoint.config import FORMAT, CheckpointError, opened, read_config
-from cvlab.files import to_json, write_bytes, write_text
+from cvlab.files import read_json, to_json, write_bytes, write_text
 from cvlab.models import Model, build, settings_in
 
 MAX_HEADER_BYTES = 8 * 2**20  # of model.safetensors: names and shapes
@@ -57,6 +57,22 @@ def save(model: Model, folder: str | Path, **facts: object) -> None:
     else:
         (folder / STATISTICS).unlink(missing_ok=True)  # of the model that was there before
     write_text(folder / "config.json", config)
+
+
+def annotate(folder: str | Path, **entries: object) -> None:
+    """Sets entries of ours in the config.json of a saved model, or takes out those that are None.
+
+    Raises:
+        CheckpointError: another library wrote the folder.
+    """
+    path = Path(folder) / "config.json"
+    config = read_json(path)
+    if "cvlab" not in config:
+        raise CheckpointError(f"{path} was not written by cvlab: save the model first with cvlab.checkpoint.save.")
+    config["cvlab"] |= entries
+    for name in (name for name, value in entries.items() if value is None):
+        del config["cvlab"][name]
+    write_text(path, to_json(config, indent=1) + "\n")
 
 
 def load(folder_or_id: str | Path) -> Model:

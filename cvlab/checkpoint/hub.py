@@ -24,7 +24,15 @@ from cvlab.files import write_text
 
 NEEDED = ["config.json", "model.safetensors"]
 # At the root of the repository.
-FILES = [*NEEDED, "familiarity.safetensors", "README.md", "metrics.json", "history.jsonl", "manifest.json"]
+FILES = [
+    *NEEDED,
+    "README.md",
+    "metrics.json",
+    "trust.json",
+    "history.jsonl",
+    "manifest.json",
+    "familiarity.safetensors",
+]
 MAX_WEIGHTS_BYTES = 2 * 2**30  # model.safetensors
 MAX_TEXT_BYTES = 4 * 2**20  # each of the others
 AROUND = " \t\n\"'“”\u2018\u2019`\u00a0\u200b\u200e\u200f\u2060\ufeff"  # characters that are copied along with a name
