@@ -142,14 +142,14 @@ def reliability_picture(bins: np.ndarray, before: np.ndarray) -> Image.Image:
     return as_picture(figure)
 
 
-def lines_picture(lines: dict[str, tuple], at: float, label: str, xlabel: str, ylabel: str) -> Image.Image:
-    """Lines by name, each its x and y, with a dashed vertical one at `at`, named `label`."""
+def lines_picture(lines: dict[str, tuple], at: float, xlabel: str) -> Image.Image:
+    """Lines by name, each its x and y, and a dashed one at the x in use."""
     figure = Figure(figsize=(4.6, 3.4), layout="constrained")
     axes = figure.subplots()
     for name, (xs, ys) in lines.items():
         axes.plot(xs, ys, label=name)
-    axes.axvline(at, color="#7a7a7a", linestyle="--", label=label)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.axvline(at, color="#7a7a7a", linestyle="--", label=f"in use: {at:g}")
+    axes.set(xlabel=xlabel)
     axes.grid(alpha=0.3)
     axes.legend()
     return as_picture(figure)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from cvlab.data.evaluation import foreign_views, read_views
 from cvlab.data.parts import Parts
 from cvlab.explain.many import predict_views
 from cvlab.files import read_json, to_json, write_text
+from cvlab.learning.calibration import features_of
 from cvlab.models import Model, probabilities
 from cvlab.models.fused import for_serving
 from cvlab.transforms import resize_logits
-from cvlab.trust.familiarity import FOREIGN, familiarity
+from cvlab.trust.familiarity import FOREIGN, familiarity, foreignness
 from cvlab.trust.reliability import examine, summary
 
 
@@ -54,9 +56,16 @@ def iou(counts: Tensor) -> float:
     return metrics.segmentation_scores(counts)["iou"]
 
 
-def add_calibration(found: dict, model: Model, bare: Tensor, probs: Tensor, labels: Tensor) -> str:
-    """Adds the calibration error of probabilities (N, C), by bare logits and as shown; returns the report's line."""
-    error, after = (metrics.expected_calibration_error(each, labels) for each in (bare, probs))
+def add_calibration(found: dict, model: Model, logits: Tensor, labels: Tensor) -> str:
+    """Adds the calibration error of logits, as they are and at the model's temperature; returns the report's line.
+
+    Args:
+        logits: (N, C), or (N,) of pixels.
+        labels: (N,), as for `cvlab.metrics.fit_temperature`.
+    """
+    both = logits if logits.ndim == 2 else torch.stack([-logits / 2, logits / 2], 1)
+    bare, shown = (both.softmax(1), (both / model.temperature).softmax(1))
+    error, after = (metrics.expected_calibration_error(each, labels.long()) for each in (bare, shown))
     found["expected_calibration_error"] = error
     if "temperature" not in model.config:
         return f"\nExpected calibration error {error:.4f}; --calibrate fits a temperature that may mend it."
@@ -68,22 +77,25 @@ def add_calibration(found: dict, model: Model, bare: Tensor, probs: Tensor, labe
 
 def add_unknown(found: dict, pictures: dict, model: Model, views: Tensor, folders: Sequence[Path]) -> str:
     """Adds how many own views (N, 3, S, S), and pictures of anything else in folders, are refused; returns a table."""
+    if not folders:
+        return ""
 
-    def strange(some: Tensor) -> np.ndarray:
-        return np.concatenate([1 - familiarity(model, batch / 255).numpy() for batch in some.split(32)])
+    familiarity(model, views[:1] / 255)  # says what is missing
+
+    def strange(some: Tensor) -> Tensor:
+        return foreignness(model.statistics, features_of(model, some))
 
     own, curves, found["unknown"] = strange(views), {}, {}
     rows = [("pictures", "number", "refused", "95% interval", "area under ROC")]
     for name, scores in {"own": own, **{path.name: strange(foreign_views(path, model)) for path in folders}}.items():
-        truth, both, refused = [0] * len(own) + [1] * len(scores), np.append(own, scores), scores > 1 - FOREIGN
-        share = metrics.interval(refused.mean(), metrics.wilson_interval(int(refused.sum()), len(scores)))
+        refused = int(((model.statistics["val"] >= scores[:, None]).float().mean(1) < FOREIGN).sum())
+        share = metrics.interval(refused / len(scores), metrics.wilson_interval(refused, len(scores)))
+        truth, both = [0] * len(own) + [1] * len(scores), torch.cat([own, scores])
         area, curves[name] = roc_auc_score(truth, both), roc_curve(truth, both)[:2]
         found["unknown"][name] = {"n": len(scores), "refused": share, "roc_area": area}
         cells = ("{value:.3f}", "{low:.3f} to {high:.3f}")
         rows.append((name, str(len(scores)), *(cell.format(**share) for cell in cells), f"{area:.3f}"))
-    pictures["unknown.png"] = lambda: plots.lines_picture(
-        curves, FOREIGN, "in use", "share of own refused", "of others"
-    )
+    pictures["unknown.png"] = partial(plots.lines_picture, curves, FOREIGN, "share of own pictures refused")
     return "\n" + card.table(rows)
 
 
