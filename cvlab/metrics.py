@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -57,8 +56,7 @@ def _balanced(labels: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
 def segmentation_counts(predicted: Tensor, masks: Tensor) -> Tensor:
     """The true positive, false positive, false negative and true negative pixels of each image, (N, 4) int64.
 
-    Args:
-        predicted, masks: (N, C, H, W) bool; the pixels of all channels are counted together.
+    Both arguments are (N, C, H, W) bool; the pixels of all channels are counted together.
     """
     tp = (predicted & masks).flatten(1).sum(1)
     fp = (predicted & ~masks).flatten(1).sum(1)
@@ -67,39 +65,30 @@ def segmentation_counts(predicted: Tensor, masks: Tensor) -> Tensor:
     return torch.stack([tp, fp, fn, tn], dim=1)
 
 
-@dataclass(frozen=True)
-class SegmentationScores:
-    """Scores over all pixels, and the mean of the images' own iou. An empty mask that is predicted empty scores 1."""
+def segmentation_scores(counts: Tensor | np.ndarray) -> dict[str, float]:
+    """Scores over all pixels, from the (N, 4) counts of `segmentation_counts`, and the mean of the images' own iou.
 
-    iou: float
-    iou_per_image: float
-    dice: float
-    precision: float
-    recall: float
-    accuracy: float
-
-
-def segmentation_scores(counts: Tensor | np.ndarray) -> SegmentationScores:
-    """Scores from the (N, 4) counts of `segmentation_counts`."""
+    An empty mask that is predicted empty scores 1.
+    """
     counts = np.asarray(counts, dtype=np.float64)
     tp, fp, fn, tn = counts.sum(axis=0)
     undefined = 0.0 if fp + fn else 1.0  # 0/0 counts as 0 if there were errors, else as 1
     union = counts[:, :3].sum(axis=1)
     per_image = np.divide(counts[:, 0], union, out=np.ones(len(counts)), where=union > 0)
-    return SegmentationScores(
-        iou=tp / (tp + fp + fn) if tp + fp + fn else undefined,
-        iou_per_image=per_image.mean(),
-        dice=2 * tp / (2 * tp + fp + fn) if tp + fp + fn else undefined,
-        precision=tp / (tp + fp) if tp + fp else undefined,
-        recall=tp / (tp + fn) if tp + fn else undefined,
-        accuracy=(tp + tn) / (tp + fp + fn + tn),
-    )
+    return {
+        "iou": tp / (tp + fp + fn) if tp + fp + fn else undefined,
+        "iou_per_image": per_image.mean(),
+        "dice": 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else undefined,
+        "precision": tp / (tp + fp) if tp + fp else undefined,
+        "recall": tp / (tp + fn) if tp + fn else undefined,
+        "accuracy": (tp + tn) / (tp + fp + fn + tn),
+    }
 
 
 def bootstrap_intervals(counts: Tensor) -> dict[str, tuple[float, float]]:
     """95% intervals of every score of `segmentation_scores`: percentiles over images drawn with replacement."""
     counts = np.asarray(counts)
-    scores = [vars(segmentation_scores(counts[rows])) for rows in _resampled(len(counts))]
+    scores = [segmentation_scores(counts[rows]) for rows in _resampled(len(counts))]
     return {name: _middle_95([score[name] for score in scores]) for name in scores[0]}
 
 
@@ -152,10 +141,7 @@ def _middle_95(values: list[float]) -> tuple[float, float]:
 def reliability(probs: Tensor, labels: Tensor, bins: int = 15) -> np.ndarray:
     """Mean confidence, accuracy and number of the images whose confidence is in each bin, (bins, 3).
 
-    Args:
-        probs: (N, C), each row adding up to 1.
-        labels: (N,).
-        bins: number of bins of equal width over the probability of the predicted class; an empty bin has zeros.
+    The bins have equal width over the probability of the predicted class; an empty one has zeros. `probs` are (N, C).
     """
     confidence, predicted = probs.double().max(1)
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1  # (0, 1/bins] is the first, as in Guo et al.
@@ -178,14 +164,8 @@ def expected_calibration_error(probs: Tensor, labels: Tensor, bins: int = 15) ->
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature T for which softmax(logits / T) has the lowest cross-entropy (Guo et al., section 4.2).
 
-    Fit it on val. It changes the probabilities, but never which class is predicted.
-
-    Args:
-        logits: (N, C), or (N,) of pixels, whose probability is sigmoid(logits / T).
-        labels: (N,), the classes, or whether each pixel is in the mask.
-
-    Raises:
-        ValueError: there is no lowest cross-entropy between exp(-3) and exp(3), as where every prediction is right.
+    Fit it on val. It changes the probabilities, but never which class is predicted. For logits (N,) of pixels it is
+    sigmoid(logits / T). Raises ValueError where no T between exp(-3) and exp(3) is best, as if every answer is right.
     """
     from scipy.optimize import minimize_scalar  # imported here: the page starts without scipy
 

@@ -481,7 +481,7 @@ def test_a_true_mask_gives_iou_and_where_it_is_wrong(unet: Page, scene: Path, tm
         predict(model, view(open_image(scene), model)), (256, 256), mode="bilinear"
     )
     scores = segmentation_scores(segmentation_counts(logits > 0, torch.from_numpy(true)[None, None]))
-    expect(unet.get_by_text(f"iou {scores.iou:.3f}").filter(visible=True)).to_be_visible()
+    expect(unet.get_by_text(f"iou {scores['iou']:.3f}").filter(visible=True)).to_be_visible()
     expect(unet.locator("figure", has_text="Why missed").filter(visible=True)).to_contain_text("Evidence against")
     choose(unet, "Ask about", "what was wrongly found (needs the true mask)")
     expect(unet.get_by_text("in what was wrongly found; score").filter(visible=True)).to_be_visible()

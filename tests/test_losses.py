@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
-from cvlab.learning.losses import SEGMENTATION_LOSSES, bce, bce_dice, cross_entropy, dice, focal
+from cvlab.learning.losses import SEGMENTATION_LOSSES, bce, cross_entropy, dice, focal
 
 SURE = 40.0  # sigmoid(40) is 1 in float32
 
@@ -90,7 +90,7 @@ def test_focal_of_an_undecided_pixel() -> None:
 
 def test_the_sum_of_two() -> None:
     logits, masks = random_pair()
-    torch.testing.assert_close(bce_dice(logits, masks), bce(logits, masks) + dice(logits, masks))
+    torch.testing.assert_close(SEGMENTATION_LOSSES["bce+dice"](logits, masks), bce(logits, masks) + dice(logits, masks))
 
 
 @pytest.mark.parametrize("name", SEGMENTATION_LOSSES)

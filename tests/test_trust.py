@@ -1,4 +1,4 @@
-"""cvlab.trust: what is hidden, and that hiding evidence moves the answer."""
+"""cvlab.trust: what is hidden, and that verdicts follow evidence whose place is known."""
 
 from pathlib import Path
 
@@ -6,11 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cvlab import checkpoint
-from cvlab.data import shapes
-from cvlab.explain import predict
-from cvlab.transforms import view
-from cvlab.trust import deletion_curves, hide, hottest_part, judge
+from cvlab.trust import hide, hottest_part, judge
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -71,59 +67,10 @@ def test_the_hottest_part_has_the_area_that_was_asked_for_and_never_cold_pixels(
         hottest_part(torch.zeros(1, 1, 10, 10), 0.1)
 
 
-@pytest.mark.parametrize("attribution", [torch.rand(1, 1, 1, 1), torch.full((1, 1, 4, 4), 0.7)])
-def test_a_map_that_is_the_same_everywhere_gets_no_verdict(attribution: Tensor) -> None:
-    """It has no hottest tenth: any tenth of it would be an arbitrary one."""
+def test_a_map_that_is_the_same_everywhere_has_no_hottest_part() -> None:
+    """Any tenth of it would be an arbitrary one."""
     with pytest.raises(ValueError, match="same everywhere"):
-        deletion_curves(Brightness("classification"), bright_quarter(), attribution + 0.1)
-
-
-def test_the_probability_of_a_single_logit_is_its_sigmoid() -> None:
-    class OneLogit(Brightness):
-        def forward(self, images: Tensor) -> Tensor:
-            return super().forward(images)[:, :1]
-
-    _, hidden, _ = deletion_curves(OneLogit("classification"), bright_quarter(), square(slice(2, 14), slice(2, 14)))
-    before = torch.sigmoid(torch.tensor(8 * (0.2 + 0.8 * 144 / 256) - 4))
-    assert hidden[0] == pytest.approx(before.item(), abs=1e-5)
-
-
-def test_another_class_and_another_region_are_asked_for() -> None:
-    images, heat = bright_quarter(), square(slice(2, 14), slice(2, 14))
-    bright, dark = (deletion_curves(Brightness("classification"), images, heat, each)[1] for each in (0, 1))
-    assert dark == pytest.approx([1 - value for value in bright], abs=1e-6)
-    nothing = torch.zeros(32, 32, dtype=torch.bool)
-    with pytest.raises(ValueError, match="empty"):
-        deletion_curves(Brightness("segmentation"), images, heat, region=nothing)
-
-
-def test_curves_begin_and_end_with_the_whole_and_the_empty_picture() -> None:
-    model, images = Brightness("classification"), bright_quarter()
-    shares, hidden, shown = deletion_curves(model, images, square(slice(2, 14), slice(2, 14)), steps=4)
-    whole = predict(model, images).softmax(1)[0, 0].item()
-    empty = predict(model, images.mean((2, 3), keepdim=True).expand_as(images)).softmax(1)[0, 0].item()
-    assert shares == [0, 0.25, 0.5, 0.75, 1]
-    assert [hidden[0], shown[-1]] == pytest.approx([whole, whole], abs=1e-6)
-    assert [hidden[-1], shown[0]] == pytest.approx([empty, empty], abs=1e-6)
-    assert hidden[1] < 0.1 < 0.5 < shown[1]  # the hottest quarter holds all that is bright
-
-
-def test_planted_evidence_moves_a_trained_model_and_random_places_hardly_do() -> None:
-    """Of scenes where the shape alone tells the class: without it the probability falls to about one in five."""
-    model = checkpoint.load(ROOT / "checkpoints" / "shapes-classifier")
-    before, without, elsewhere = [], [], []
-    for seed in range(5000, 5024):
-        scene = shapes.scene(seed, model.image_size)
-        evidence = torch.from_numpy(scene.mask)
-        moved = evidence.roll((seed * 7 % 64, seed * 13 % 64), (0, 1))
-        pictures = [hide(view(scene.image, model), part[None, None]) for part in (evidence & False, evidence, moved)]
-        values = predict(model, torch.cat(pictures)).softmax(1)[:, scene.label].tolist()
-        for each, value in zip((before, without, elsewhere), values, strict=True):
-            each.append(value)
-    before, without, elsewhere = (torch.tensor(values).mean().item() for values in (before, without, elsewhere))
-    assert before > 0.8
-    assert without < 0.35
-    assert elsewhere > before - 0.25
+        hottest_part(torch.full((1, 1, 4, 4), 0.7), 0.1)
 
 
 @pytest.mark.parametrize("task", ["classification", "segmentation"])

@@ -86,8 +86,7 @@ def main() -> None:
     model = model.to(memory_format=torch.channels_last)
     mix = mixing(args.mixup, args.cutmix, len(parts.class_names))
     criterion = cross_entropy(args.label_smoothing, args.class_weights, train_set.labels, len(parts.class_names))
-    batch, saved = next(iter(train_loader)), args.out / "state"
-    accelerator = accelerator_for(model, batch, criterion, args.precision, saved, args.resume, args.seed)
+    accelerator = accelerator_for(model, next(iter(train_loader)), criterion, args)
     sets.onto_gpu(accelerator.device, train_set, val_set)
     model = with_common_statistics(accelerator, model)
     gpu, steps = accelerator.device.type == "cuda", len(train_loader)

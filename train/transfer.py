@@ -121,8 +121,7 @@ def main() -> None:
     model = model.to(memory_format=torch.channels_last)
     frozen.freeze(model)
     frozen.train_mode(model)
-    batch, saved = train_set.__getitems__(list(range(batch_size))), args.out / "state"
-    accelerator = accelerator_for(model, batch, F.cross_entropy, args.precision, saved, args.resume, args.seed)
+    accelerator = accelerator_for(model, train_set.__getitems__(list(range(batch_size))), F.cross_entropy, args)
     sets.onto_gpu(accelerator.device, train_set, val_set)
     model = model.to(accelerator.device)
     run = Run(args, accelerator, state, parts)

@@ -146,14 +146,12 @@ def summary(parts: Parts, cache: Cache) -> str:
 
 
 def normalization(name: str, images: Sequence[Tensor]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation by a name of `NORMALIZATIONS`: of ImageNet, or of the images themselves."""
+    """Mean and standard deviation of each channel, in units of [0, 1], by a name of `NORMALIZATIONS`.
+
+    They are those of ImageNet, or those over all pixels of the images (3, h, w) uint8.
+    """
     if name == "imagenet":
         return list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
-    return channel_statistics(images)
-
-
-def channel_statistics(images: Sequence[Tensor]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel over all pixels, for images (3, h, w) uint8, in units of [0, 1]."""
     pixels = sum(image[0].numel() for image in images)
     mean = sum(image.flatten(1).double().sum(1) for image in images) / pixels
     square = sum(image.flatten(1).double().square().sum(1) for image in images) / pixels

@@ -90,8 +90,7 @@ def region_score(region: Tensor, class_idx: int = 0) -> Score:
 def predicted_score(model: Model, class_idx: int | Tensor | None = None) -> Score:
     """The model's own prediction: the logit of a class, or the mean logit over the predicted mask of a class.
 
-    Args:
-        class_idx: by default a classifier's predicted class, or a segmenter's class 0.
+    The class is by default a classifier's predicted one, or a segmenter's class 0.
     """
 
     def score(logits: Tensor) -> Tensor:

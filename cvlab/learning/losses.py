@@ -55,14 +55,9 @@ def focal(logits: Tensor, masks: Tensor, gamma: float = 2.0, alpha: float = 0.25
     return sigmoid_focal_loss(logits, masks.to(logits.dtype), alpha, gamma, reduction="mean")
 
 
-def bce_dice(logits: Tensor, masks: Tensor) -> Tensor:
-    """The sum of both: cross-entropy for single pixels, Dice for the overlap."""
-    return bce(logits, masks) + dice(logits, masks)
-
-
 SEGMENTATION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "bce": bce,
     "dice": dice,
     "focal": focal,
-    "bce+dice": bce_dice,
+    "bce+dice": lambda logits, masks: bce(logits, masks) + dice(logits, masks),  # single pixels, and the overlap
 }

@@ -50,11 +50,7 @@ class ConvNet(Model):
     task = "classification"
 
     def __init__(
-        self,
-        num_classes: int,
-        widths: Sequence[int] = (24, 48, 96, 192),
-        depth: int = 1,
-        dropout: float = 0.0,
+        self, num_classes: int, widths: Sequence[int] = (24, 48, 96, 192), depth: int = 1, dropout: float = 0.0
     ) -> None:
         super().__init__()
         # The stem halves the resolution: full-size feature maps cost the most time and add little.

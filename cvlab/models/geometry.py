@@ -7,6 +7,7 @@ Sim, "Computing Receptive Fields of Convolutional Neural Networks", 2019).
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -103,13 +104,10 @@ def locate(model: Model) -> None:
     images = torch.zeros(1, 3, model.image_size, model.image_size, device=weights.device)
     follow, stages, training = _Follow(images), model.stages.values(), model.training
 
-    def recorder(to_map: Callable) -> Callable:
-        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-            module.grid = follow.settled(output, to_map(output).shape[-1])
+    def record(to_map: Callable, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        module.grid = follow.settled(output, to_map(output).shape[-1])
 
-        return hook
-
-    handles = [stage.module.register_forward_hook(recorder(stage.to_map)) for stage in stages]
+    handles = [stage.module.register_forward_hook(partial(record, stage.to_map)) for stage in stages]
     try:
         with torch.no_grad(), follow, suppress(Exception):  # networks fail in many ways
             model.eval()(images)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cvlab.models.model import Model, Stage
-from cvlab.models.timm_stages import recorded
+from cvlab.models.timm_stages import module_outputs
 
 DECODER_CHANNELS = (256, 128, 64, 32, 16)  # smp's default
 DEPTHS = (3, 4, 5)
@@ -98,7 +98,7 @@ def feature_sources(encoder: nn.Module, images: Tensor) -> dict[int, str]:
         By level, from 1 on, the module's name; "" where no module returns exactly these features. Levels that the
         encoder leaves out (smp fills them with features of 0 channels) are not in it.
     """
-    features, outputs = recorded(encoder, images)
+    features, outputs = module_outputs(encoder, images)
     found = {}
     for level, feature in enumerate(features[1:], start=1):
         source = ""

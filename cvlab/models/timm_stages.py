@@ -46,7 +46,7 @@ def maps_of(backbone: nn.Module, images: Tensor) -> dict[str, ToMap]:
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_pre_hook(_check_patches)
-    _, outputs = recorded(backbone, images)
+    _, outputs = module_outputs(backbone, images)
     shapes = {name: output.shape for name, (output, _) in outputs.items()}
     image_size, channels_last = images.shape[-1], getattr(backbone, "output_fmt", "NCHW") == "NHWC"
     found: dict[str, ToMap] = {}
@@ -66,7 +66,7 @@ def maps_of(backbone: nn.Module, images: Tensor) -> dict[str, ToMap]:
     return found or _last_of_each_resolution(shapes)
 
 
-def recorded(network: nn.Module, images: Tensor) -> tuple[object, dict[str, tuple[Tensor, int]]]:
+def module_outputs(network: nn.Module, images: Tensor) -> tuple[object, dict[str, tuple[Tensor, int]]]:
     """What a network returns, and by the name of a module its output and the version that it had then.
 
     They are in the order of the forward pass, of the modules that run once and return a tensor. The network keeps the

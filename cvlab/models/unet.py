@@ -42,12 +42,7 @@ class UNet(Model):
     task = "segmentation"
 
     def __init__(
-        self,
-        num_classes: int,
-        width: int = 64,
-        depth: int = 3,
-        batch_norm: bool = True,
-        dropout: float = 0.0,
+        self, num_classes: int, width: int = 64, depth: int = 3, batch_norm: bool = True, dropout: float = 0.0
     ) -> None:
         super().__init__()
         widths = [width * 2**level for level in range(depth + 1)]

@@ -157,7 +157,7 @@ def paths_of(images: Tensor, model: Model, evidence: Evidence, against: bool) ->
     parts = {}
     if isinstance(model, UNet):
         score = settled_score(evidence.class_idx, evidence.other, evidence.region, against)
-        parts = contributions(model, images, score).parts
+        parts = contributions(model, images, score)
     return Paths(dependence, {name: value.item() for name, value in parts.items()})
 
 

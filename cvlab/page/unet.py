@@ -145,5 +145,5 @@ def errors(answer: Answer) -> str:
             drawn += captioned(draw_map(asked)[0], title, f"{asked.words} at {asked.stage}, {peak}.")
         except ValueError as error:  # there is no such error
             drawn += captioned(layers(title), title, sentence_of(error))
-    listed = ", ".join(f"{name} {getattr(scores, name):.3f}" for name in ("iou", "dice", "precision", "recall"))
+    listed = ", ".join(f"{name} {scores[name]:.3f}" for name in ("iou", "dice", "precision", "recall"))
     return paragraph(f"At threshold {question.threshold or model.threshold:g}: {listed}.") + with_photo(drawn, "three")

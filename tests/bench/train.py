@@ -218,9 +218,9 @@ def cvlab_epoch(task: Task, folder: Path, precision: str, cache: Cache) -> Calla
     train_set = cvlab_set(task, folder, cache)
     loader, model, criterion = cvlab_loader(train_set, task.batch), task.model(), task.criterion
     model = model.to(memory_format=torch.channels_last)
-    with tempfile.TemporaryDirectory() as state:
-        batch = next(iter(loader))
-        accelerator = accelerator_for(model, batch, criterion, precision, Path(state), resume=False, seed=0)
+    with tempfile.TemporaryDirectory() as out:
+        args = argparse.Namespace(precision=precision, out=Path(out), resume=False, seed=0)
+        accelerator = accelerator_for(model, next(iter(loader)), criterion, args)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 

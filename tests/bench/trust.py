@@ -41,8 +41,9 @@ MARK = "bench-trust"
 SHIPPED = [ROOT / "checkpoints" / "shapes-classifier", ROOT / "checkpoints" / "shapes-segmenter"]
 FIRST_SEED = 10_000  # these scenes are in no part that a model was trained, chosen or tested on
 SCENES, AT_ONCE = 500, 20
-SLOW = 100  # the slow methods are judged on the first scenes, a segmenter's by its whole mask alone
-SANITY = 4  # scenes of each batch, whose maps are compared with those of a network that learned nothing
+SLOW = 40  # the slow methods are judged on the first scenes, a segmenter's by its whole mask alone
+EXTRA = 100  # of the first scenes peers' maps, mosaics and infills too
+SANITY = 8  # of each batch of these, the maps are compared with those of a network that learned nothing
 MEASURES = ("mass", "its ceiling", "rank", "its ceiling", "part deletion", "per pixel", "single deletion")
 
 # --- truth ------------------------------------------------------------------------------------------------------------
@@ -125,13 +126,13 @@ def figures_of(model: Model, seeds: list[int]) -> Iterator[dict]:
     cells = [predict(model, greyed(image[None])) for image in images]
     number = seeds[0] - FIRST_SEED
     for asked, question in questions(model, images).items():
-        slow = number < SLOW and asked != "region"
-        maps = all_maps(model, images, question, slow) | {
-            (method, at): heat for method, at, heat in references(images, seeds)
-        }
-        fourth = question.at(slice(None, None, 4))
-        mosaics = all_maps(Mosaic(model), beside(images), fourth, slow and number == 0)
-        others = all_maps(unlearned(model, number), images[:SANITY], question.at(slice(SANITY)), False)
+        slow, extra = number < SLOW and asked != "region", number < EXTRA
+        maps = all_maps(model, images, question, extra, slow)
+        maps |= {(method, at): heat for method, at, heat in references(images, seeds)}
+        fourth, few = question.at(slice(None, None, 4)), slice(SANITY)
+        mosaics = all_maps(Mosaic(model), beside(images), fourth, with_slow=slow and number == 0) if extra else {}
+        others = all_maps(unlearned(model, number), images[few], question.at(few)) if extra else {}
+        raw = explain(model, images[:1], question.at(slice(1)).score).maps["grad_cam"]
         for i, seed in enumerate(seeds):
             one, objects = question.at(slice(i, i + 1)), scenes[i][0]
             scores = one.scores(subsets[i])
@@ -139,7 +140,7 @@ def figures_of(model: Model, seeds: list[int]) -> Iterator[dict]:
             worth = [float(scores[-1] - scores[-1 - 2**k]) for k in range(len(objects))]
             area = measures.what_matters(objects, importance)
             falls = (scores[-1] - one.scores(cells[i])).tolist()
-            ceilings = ceilings_of(model, images[:1], question.at(slice(1)), area)
+            ceilings = {at: measures.ceiling(area, each.shape[-1], model.stages[at]) for at, each in raw.items()}
             rows = {}
             for (method, at), heat in maps.items():
                 drawn_maps = (heat[i], ceilings.get(at, area.astype(float)))
@@ -148,18 +149,13 @@ def figures_of(model: Model, seeds: list[int]) -> Iterator[dict]:
                 found.append(measures.single_deletion(heat[i], falls))
                 rows[f"{method} | {at}"] = [round(each, 4) for each in found]
             line = {"asked": asked, "seed": seed, "area": float(area.mean()), "rows": rows}
-            line["infills"] = infills(model, images[i : i + 1], objects, one, worth, seed)
-            if i < SANITY:
+            if extra:
+                line["infills"] = infills(model, images[i : i + 1], objects, one, worth, seed)
+            if extra and i < SANITY:
                 line["alike"] = {" | ".join(key): alike(heat[i], maps[key][i]) for key, heat in others.items()}
-            if i % 4 == 0:
+            if extra and i % 4 == 0:
                 line["leaks"] = {" | ".join(key): measures.mosaic_leak(heat[i // 4]) for key, heat in mosaics.items()}
             yield line
-
-
-def ceilings_of(model: Model, image: Tensor, question: Question, area: np.ndarray) -> dict[str, np.ndarray]:
-    """By stage, what its resolution allows."""
-    maps = explain(model, image, question.score).maps["grad_cam"]
-    return {at: measures.ceiling(area, each.shape[-1], model.stages[at]) for at, each in maps.items()}
 
 
 def alike(a: np.ndarray, b: np.ndarray) -> float:
@@ -217,7 +213,7 @@ def infills_table(lines: list[dict]) -> str:
     """Three ways to hide a part of a picture, beside what drawing the scene without it does."""
     rows = []
     for kind in measures.INFILLS:
-        found = [line["infills"][kind] for line in lines]
+        found = [line["infills"][kind] for line in lines if "infills" in line]
         hidden, left_out = np.array([pair for each in found for pair in each["objects"]]).T
         background = np.array([each["background"] for each in found])
         chance = [float(np.mean(each["random"])) for each in found]

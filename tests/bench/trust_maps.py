@@ -21,7 +21,8 @@ from torchcam.methods import LayerCAM as TorchcamLayerCAM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository root: cvlab needs no installation
 
-from cvlab.explain import METHODS, class_score, default_stage, explain, heatmap, region_score
+from cvlab.explain import METHODS, class_score, default_stage, heatmap, region_score
+from cvlab.explain.hooks import passes
 from cvlab.explain.slow import integrated_gradients, occlusion
 from cvlab.models import Model, Stage
 from cvlab.models.model import identity
@@ -82,29 +83,35 @@ class Question:
 
 
 def ours(model: Model, images: Tensor, question: Question) -> Maps:
-    """cvlab's fast methods at every stage."""
-    maps = explain(model, images, question.score, methods=tuple(METHODS)).maps
-    for method, name in (("grad_cam", "Grad-CAM"), ("hires_cam", "HiResCAM")):
-        for stage, each in maps[method].items():
-            place = None if isinstance(model, Mosaic) else model.stages[stage]  # grids are those of a single picture
-            yield f"cvlab {name}", stage, heatmap(each, images.shape[-2:], place)[:, 0].numpy()
+    """cvlab's methods at every stage from one pass, and LayerCAM made and drawn in the same way."""
+    seen, gradients = passes(model, images, question.score, {name: at.module for name, at in model.stages.items()})
+    kinds = {"cvlab Grad-CAM": METHODS["grad_cam"], "cvlab HiResCAM": METHODS["hires_cam"], "LayerCAM": layer_cam}
+    for name, stage in model.stages.items():
+        activation, gradient = stage.to_map(seen.activations[name]), stage.to_map(gradients[name])
+        place = None if isinstance(model, Mosaic) else stage  # grids are those of a single picture
+        for kind, method in kinds.items():
+            yield kind, name, heatmap(method(activation, gradient), images.shape[-2:], place)[:, 0].numpy()
+
+
+def layer_cam(activation: Tensor, gradient: Tensor) -> Tensor:
+    """Activation times positive gradient at every pixel, summed over channels (Jiang et al., "LayerCAM", 2021)."""
+    return (gradient.relu() * activation).sum(1, keepdim=True)
 
 
 def by_grad_cam(model: Model, images: Tensor, question: Question) -> Maps:
-    """pytorch-grad-cam: the known methods at the default stage, LayerCAM at every stage, RefineCAM of all stages."""
-    last, stages = default_stage(model), list(model.stages)
-    kinds = [(kind, [last]) for kind in (GradCAM, GradCAMPlusPlus, HiResCAM)]
+    """pytorch-grad-cam: the known methods at the default stage, RefineCAM of all stages."""
+    last = default_stage(model)
+    kinds = [(kind, [last]) for kind in (GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM)] + [(RefineCAM, [*model.stages])]
     kinds += [(FinerCAM, [last])] * (question.regions is None)  # it compares classes
-    kinds += [(LayerCAM, [stage]) for stage in stages] + [(RefineCAM, stages)]
     for kind, at in kinds:
-        to_map = model.stages[at[0]].to_map
+        to_map = model.stages[last].to_map
         layers = [model.stages[stage].module for stage in at]
         cam = kind(model, layers, None if to_map is identity else to_map)
-        # FinerCAM chooses the classes to compare with only where none is given; the predicted one is what we ask for.
+        # FinerCAM chooses the classes to compare with only where none is given; the predicted one is what is asked.
         heat = cam(images, None if kind is FinerCAM else question.targets)
         for each in getattr(cam, "base_cam_per_layer", [getattr(cam, "base_cam", cam)]):
             each.activations_and_grads.release()
-        yield f"grad-cam {kind.__name__}", at[0] if len(at) == 1 else "all", heat
+        yield f"grad-cam {kind.__name__}", last if len(at) == 1 else "all", heat
 
 
 def by_torchcam(model: Model, images: Tensor, question: Question) -> Maps:
@@ -153,9 +160,11 @@ def references(images: Tensor, seeds: list[int]) -> Maps:
     yield "edges", "", np.stack([ndimage.gaussian_gradient_magnitude(each, 1.0) for each in grey])
 
 
-def all_maps(model: Model, images: Tensor, question: Question, with_slow: bool) -> dict[tuple[str, str], np.ndarray]:
-    """Every heatmap of a model, (N, H, W), by method and stage."""
-    makers = [ours, by_grad_cam, *[slow] * with_slow]
-    if not isinstance(model, Mosaic):  # whose stages these two cannot rearrange
+def all_maps(
+    model: Model, images: Tensor, question: Question, peers: bool = True, with_slow: bool = False
+) -> dict[tuple[str, str], np.ndarray]:
+    """The heatmaps of a model, (N, H, W), by method and stage."""
+    makers = [ours, *[by_grad_cam] * peers, *[slow] * with_slow]
+    if peers and not isinstance(model, Mosaic):  # whose stages these two cannot rearrange
         makers += [by_torchcam, by_captum]
     return {(method, at): heat for make in makers for method, at, heat in make(model, images, question)}
