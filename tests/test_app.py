@@ -202,7 +202,7 @@ def test_judge_gives_the_librarys_verdict(client: Client, scene: Path) -> None:
     verdict = judge(model, images, grad_cam(model, images, star, "stage3")[1], star, stage="stage3")
     assert (level, sentence, list(checks)) == (verdict.level, verdict.sentence, list(verdict.checks))
     for name, check in verdict.checks.items():
-        assert checks[name]["value"] == pytest.approx(check.value, abs=1e-3)
+        assert checks[name]["value"] == pytest.approx(float(check.value), abs=1e-3)
 
 
 def test_many_equal_questions_at_once_get_equal_pictures(client: Client, scene: Path) -> None:

@@ -104,7 +104,7 @@ class Visit:
         return self._cache.known((self.photo, self.name, *key))
 
 
-@dataclass
+@dataclass(eq=False)
 class Answer:
     """The answer to one question about one visit: what every panel of the page is drawn from."""
 
