@@ -257,12 +257,12 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=60, help="of each model")
     parser.add_argument("--json", type=Path, metavar="FILE", help="a line a picture; read first if there")
     parser.add_argument("--write", action="store_true", help="put the tables into tests/bench/README.md")
-    parser.add_argument("--quick", action="store_true", help="two scenes of each shipped model of scenes")
+    parser.add_argument("--quick", action="store_true", help="one scene for each shipped model of scenes")
     options = parser.parse_args()
     torch.set_num_threads(1)
     sets, count = options.sets, options.pictures
     if options.quick:
-        sets, count = [f"{name}={ROOT / where}" for name, where in QUICK.items()], 2
+        sets, count = [f"{name}={ROOT / where}" for name, where in QUICK.items()], 1
     lines = []
     if options.json and options.json.exists():
         lines = [json.loads(line) for line in options.json.read_text().splitlines()]
@@ -271,7 +271,7 @@ def main() -> None:
         if options.json:
             with options.json.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-    text = page(lines, measure_price(*(64, 2) if options.quick else (224, 15)))
+    text = page(lines, measure_price(*(64, 1) if options.quick else (224, 15)))
     if options.write:
         README.write_text(inserted(README.read_text(), MARK, text))
     print(text)
