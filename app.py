@@ -11,7 +11,6 @@ cvlab/page/panels.py, the endpoints for programs in cvlab/page/api.py.
 """
 
 import argparse
-import contextvars
 import os
 import secrets
 import signal
@@ -32,11 +31,10 @@ except ValueError as error:
 
 import gradio as gr
 
-from cvlab.checkpoint import hub
 from cvlab.explain import METHODS
 from cvlab.memory import share_arenas
 from cvlab.models import Model
-from cvlab.page.api import ONE_AT_A_TIME, Page, add_api, in_sentences
+from cvlab.page.api import ONE_AT_A_TIME, Page, add_api, fetch_with_progress, in_sentences
 from cvlab.page.examples import example_files
 from cvlab.page.gallery import ROWS, explain_files
 from cvlab.page.heat import METHOD_NAMES
@@ -296,17 +294,6 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     when([at.report.select, at.model.input], drawing("record"), asked, [at.record])
     many = [at.gallery, at.rows, at.table, at.maps]
     when([at.files.upload, at.again.click], explain_all, [at.files, *asked], many, concurrency_limit=1)
-
-
-def fetch_with_progress(model_id: str) -> Path:
-    """`hub.pull`, with the bytes counted on the page of the visitor who waits for them."""
-    progress, here = gr.Progress(), contextvars.copy_context()
-
-    def show(arrived: int, expected: int) -> None:
-        # The download calls this in threads of its own, which do not know whose page it is.
-        here.copy().run(progress, (arrived, expected), desc=f"Fetching {model_id}", unit="bytes")
-
-    return hub.pull(model_id, show)
 
 
 def launch(page: gr.Blocks, **options: object) -> None:

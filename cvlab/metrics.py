@@ -164,14 +164,8 @@ def expected_calibration_error(probs: Tensor, labels: Tensor, bins: int = 15) ->
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature T for which softmax(logits / T) has the lowest cross-entropy (Guo et al., section 4.2).
 
-    Fit it on val. It changes the probabilities, but never which class is predicted.
-
-    Args:
-        logits: (N, C), or (N,) of pixels, whose probability is sigmoid(logits / T).
-        labels: (N,), the classes, or whether each pixel is in the mask.
-
-    Raises:
-        ValueError: there is no lowest cross-entropy between exp(-3) and exp(3), as where every prediction is right.
+    Fit it on val. It changes the probabilities, but never which class is predicted. For logits (N,) of pixels it is
+    sigmoid(logits / T). Raises ValueError where no T between exp(-3) and exp(3) is best, as if every answer is right.
     """
     from scipy.optimize import minimize_scalar  # imported here: the page starts without scipy
 

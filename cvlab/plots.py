@@ -142,13 +142,14 @@ def reliability_picture(bins: np.ndarray, before: np.ndarray) -> Image.Image:
     return as_picture(figure)
 
 
-def threshold_picture(thresholds: Sequence[float], ious: Sequence[float], chosen: float) -> Image.Image:
-    """The iou on val at each threshold of the mask."""
+def lines_picture(lines: dict[str, tuple], at: float, xlabel: str) -> Image.Image:
+    """Lines by name, each its x and y, and a dashed one at the x in use."""
     figure = Figure(figsize=(4.6, 3.4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(thresholds, ious, color="#0072b2")
-    axes.axvline(chosen, color="#7a7a7a", linestyle="--", label=f"in use: {chosen:g}")
-    axes.set(xlabel="threshold", ylabel="iou on val")
+    for name, (xs, ys) in lines.items():
+        axes.plot(xs, ys, label=name)
+    axes.axvline(at, color="#7a7a7a", linestyle="--", label=f"in use: {at:g}")
+    axes.set(xlabel=xlabel)
     axes.grid(alpha=0.3)
     axes.legend()
     return as_picture(figure)

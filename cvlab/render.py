@@ -48,14 +48,10 @@ def relative_heat(
 
 
 def heatmap_picture(
-    attribution: Tensor,
-    size: Sequence[int],
-    colormap: str = COLORMAP,
-    maximum: float | None = None,
-    stage: Stage | None = None,
+    attribution: Tensor, size: Sequence[int], colormap: str = COLORMAP, stage: Stage | None = None
 ) -> Image.Image:
     """The map alone, coloured from zero to its maximum."""
-    return _coloured(_levels(relative_heat(attribution, size, maximum, stage)), colormap)
+    return _coloured(_levels(relative_heat(attribution, size, stage=stage)), colormap)
 
 
 def overlay(
@@ -63,14 +59,13 @@ def overlay(
     attribution: Tensor,
     colormap: str = COLORMAP,
     opacity: float = 0.7,
-    maximum: float | None = None,
     stage: Stage | None = None,
 ) -> Image.Image:
     """A map over the view the network saw: (1, 3, H, W) in [0, 1] and (1, 1, h, w) to PIL RGB.
 
     The colour's opacity grows with the evidence, so a blank map leaves the picture unchanged.
     """
-    levels = _levels(relative_heat(attribution, view.shape[-2:], maximum, stage))
+    levels = _levels(relative_heat(attribution, view.shape[-2:], stage=stage))
     alpha = levels.point([round(255 * opacity * (level / 255) ** 0.5) for level in range(256)])
     return Image.composite(_coloured(levels, colormap), to_picture(view), alpha)
 
@@ -139,12 +134,12 @@ def strip(images: Sequence[Image.Image], titles: Sequence[str], heading: str) ->
     return drawn
 
 
-def save_animation(frames: Sequence[Path], path: Path, seconds: float = 12) -> None:
-    """Pictures of one size as an animated WebP file that takes about `seconds` and stays on the last one for 2 s."""
+def save_animation(frames: Sequence[Path], path: Path) -> None:
+    """Pictures of one size as an animated WebP file that takes about 12 s and stays on the last one for 2 s."""
     opened = [Image.open(frame).convert("RGB") for frame in frames]
     if not opened:
         return
-    pace = max(40, min(600, int(1000 * seconds / len(opened))))
+    pace = max(40, min(600, int(12_000 / len(opened))))
     buffer = BytesIO()
     durations = [pace] * (len(opened) - 1) + [2000]
     opened[0].save(buffer, "WEBP", save_all=True, append_images=opened[1:], duration=durations, loop=0, quality=80)

@@ -29,7 +29,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import cli
-from measure import add_calibration, add_comparison, iou, mask_counts, mean_loss, measure_trust
+from measure import add_calibration, add_comparison, add_unknown, iou, mask_counts, mean_loss, measure_trust
 
 from cvlab import checkpoint, metrics, plots, render
 from cvlab.checkpoint import card
@@ -37,7 +37,7 @@ from cvlab.data.evaluation import is_own_test_part, note_test_read, parts_of, re
 from cvlab.data.parts import SHAPES, Parts
 from cvlab.explain.many import predict_views
 from cvlab.files import to_json, write_text
-from cvlab.learning.calibration import answers
+from cvlab.learning.calibration import answers, calibrate
 from cvlab.models import Model, probabilities
 from cvlab.transforms import open_image, square_view, to_uint8
 
@@ -51,10 +51,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="data folder, or torchvision:NAME; by default synthetic scenes")
     parser.add_argument("--part", choices=("test", "val", "train", "all"), default="test")
     parser.add_argument("--compare", metavar="CHECKPOINT", help="a second model, on the same pictures")
-    parser.add_argument("--explain", choices=render.SPREADS, default="six", help=(
-        "six pictures from first to last, or at random ten, or two of each of five classes"
-    ))  # fmt: skip
+    parser.add_argument("--explain", choices=render.SPREADS, default="six", help="which: in order, or at random")
     parser.add_argument("--seed", type=int, default=0, help="of the random choice of pictures to explain")
+    parser.add_argument("--unknown", type=Path, nargs="+", default=[], metavar="DIR", help="photos of anything else")
+    parser.add_argument("--calibrate", action="store_true", help="first fit temperature and familiarity on val")
+    parser.add_argument("--others", type=Path, metavar="DIR", help="for --calibrate: photos of anything else")
     parser.add_argument("--images", type=Path, nargs="+", help="explain these; without --data nothing is measured")
     parser.add_argument("--stage", help="stage at which a classifier is explained, by default its last")
     parser.add_argument("--colormap", choices=("inferno", "viridis", "jet"), default=render.COLORMAP)
@@ -65,6 +66,8 @@ def main() -> None:
     if args.checkpoint is None:
         parser.error("which model? Give the folder of a checkpoint, or a name on the Hub.")
     model = checkpoint.load(args.checkpoint)
+    if args.calibrate:
+        model = calibrate(args.checkpoint, parts_of(model, args.data, "val")[0], args.others)
     other = checkpoint.load(args.compare) if args.compare else None
     folder = Path(args.checkpoint)
     out = args.out or (folder if folder.is_dir() else "runs/hub" / folder)  # USER/NAME would hide the Hub's model
@@ -132,8 +135,7 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
         shares = (f"{table[name][score]:.3f}" for score in ("precision", "recall", "f1-score"))
         rows.append((name, *shares, f"{table[name]['support']:.0f}"))
     lines.append(card.table(rows))
-    bare = logits.softmax(1)
-    lines.append(add_calibration(found, model, bare, probs, labels))
+    lines.append(add_calibration(found, model, logits, labels))
     found["classes"] = {name: table[name] for name in names}
     if other:
         other_views, _ = read_views(parts, args.part, other)
@@ -143,12 +145,12 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
     chosen = render.spread(labels, args.explain, args.seed)
     chosen = opened(args.images, model) if args.images else (views[chosen], [names[i] for i in labels[chosen]])
     matrix = metrics.confusion_matrix(labels, predicted, len(names))
+    tables = [metrics.reliability(each, labels) for each in (probs, logits.softmax(1))]
     pictures = {
         "confusion_matrix.png": lambda: plots.confusion_picture(matrix, names),
-        "reliability.png": lambda: plots.reliability_picture(
-            *(metrics.reliability(each, labels) for each in (probs, bare))
-        ),
+        "reliability.png": partial(plots.reliability_picture, *tables),
     }
+    lines.append(add_unknown(found, pictures, model, views, args.unknown))
     if not right.all():
         if len(names) > plots.MOST_NUMBERED:
             pictures["confused_pairs.png"] = lambda: plots.confused_pairs_picture(matrix, names)
@@ -177,9 +179,7 @@ def evaluate_segmenter(model: Model, other: Model | None, parts: Parts, args: ar
         (other_counts,), _ = mask_counts(other, read_views(parts, args.part, other)[0], masks, [other.threshold])
         lines.append(add_comparison(found, args.compare, "iou", counts, other_counts.sum(1), iou))
 
-    pixels, truth = answers(model, views, masks)
-    shares = [torch.stack([1 - each, each], 1) for each in (pixels.sigmoid(), probabilities(model, pixels))]
-    lines.append(add_calibration(found, model, *shares, truth.long()))
+    lines.append(add_calibration(found, model, *answers(model, views, masks)))
 
     pictures = {}
     if args.part in ("test", "val") and parts.samples["val"]:
@@ -188,7 +188,8 @@ def evaluate_segmenter(model: Model, other: Model | None, parts: Parts, args: ar
         ious = [iou(each.sum(1)) for each in found_on_val]
         found["threshold_curve_on_val"] = dict(zip(map(str, thresholds), ious, strict=True))
         lines.append(f"\nOn val the threshold {thresholds[np.argmax(ious)]:g} gives the highest iou, {max(ious):.4f}.")
-        pictures["threshold.png"] = lambda: plots.threshold_picture(thresholds, ious, model.threshold)
+        curve = {"iou on val": (thresholds, ious)}
+        pictures["threshold.png"] = partial(plots.lines_picture, curve, model.threshold, "threshold")
     per_image = np.array([iou(row[None]) for row in counts])
     order = np.argsort(per_image, kind="stable").tolist()
     for name, chosen in (("worst", order[:4]), ("best", order[::-1][:4])):

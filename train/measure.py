@@ -1,25 +1,29 @@
 """Scores of a trained model on pictures, as metrics.json holds them."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 from tqdm import tqdm
 
-from cvlab import metrics
+from cvlab import metrics, plots
 from cvlab.checkpoint import annotate, card
-from cvlab.data.evaluation import read_views
+from cvlab.data.evaluation import foreign_views, read_views
 from cvlab.data.parts import Parts
 from cvlab.explain.many import predict_views
 from cvlab.files import read_json, to_json, write_text
+from cvlab.learning.calibration import features_of
 from cvlab.models import Model, probabilities
 from cvlab.models.fused import for_serving
 from cvlab.transforms import resize_logits
+from cvlab.trust.familiarity import FOREIGN, familiarity, foreignness
 from cvlab.trust.reliability import examine, summary
 
 
@@ -52,21 +56,47 @@ def iou(counts: Tensor) -> float:
     return metrics.segmentation_scores(counts)["iou"]
 
 
-def add_calibration(found: dict, model: Model, bare: Tensor, probs: Tensor, labels: Tensor) -> str:
-    """Adds the calibration error to what metrics.json holds, and returns the line of the report.
+def add_calibration(found: dict, model: Model, logits: Tensor, labels: Tensor) -> str:
+    """Adds the calibration error of logits, as they are and at the model's temperature; returns the report's line.
 
     Args:
-        bare, probs: probabilities (N, C) by the logits as they are, and as the model shows them.
-        labels: (N,).
+        logits: (N, C), or (N,) of pixels.
+        labels: (N,), as for `cvlab.metrics.fit_temperature`.
     """
-    error, after = (metrics.expected_calibration_error(each, labels) for each in (bare, probs))
+    both = logits if logits.ndim == 2 else torch.stack([-logits / 2, logits / 2], 1)
+    bare, shown = (both.softmax(1), (both / model.temperature).softmax(1))
+    error, after = (metrics.expected_calibration_error(each, labels.long()) for each in (bare, shown))
     found["expected_calibration_error"] = error
     if "temperature" not in model.config:
-        return f"\nExpected calibration error {error:.4f}. No temperature was fitted: train/calibrate.py does that."
+        return f"\nExpected calibration error {error:.4f}; --calibrate fits a temperature that may mend it."
     found |= {"temperature": model.temperature, "expected_calibration_error_at_temperature": after}
     return (
         f"\nExpected calibration error {error:.4f}, at temperature {model.temperature:.3f} (fitted on val) {after:.4f}."
     )
+
+
+def add_unknown(found: dict, pictures: dict, model: Model, views: Tensor, folders: Sequence[Path]) -> str:
+    """Adds how many own views (N, 3, S, S), and pictures of anything else in folders, are refused; returns a table."""
+    if not folders:
+        return ""
+
+    familiarity(model, views[:1] / 255)  # says what is missing
+
+    def strange(some: Tensor) -> Tensor:
+        return foreignness(model.statistics, features_of(model, some))
+
+    own, curves, found["unknown"] = strange(views), {}, {}
+    rows = [("pictures", "number", "refused", "95% interval", "area under ROC")]
+    for name, scores in {"own": own, **{path.name: strange(foreign_views(path, model)) for path in folders}}.items():
+        refused = int(((model.statistics["val"] >= scores[:, None]).float().mean(1) < FOREIGN).sum())
+        share = metrics.interval(refused / len(scores), metrics.wilson_interval(refused, len(scores)))
+        truth, both = [0] * len(own) + [1] * len(scores), torch.cat([own, scores])
+        area, curves[name] = roc_auc_score(truth, both), roc_curve(truth, both)[:2]
+        found["unknown"][name] = {"n": len(scores), "refused": share, "roc_area": area}
+        cells = ("{value:.3f}", "{low:.3f} to {high:.3f}")
+        rows.append((name, str(len(scores)), *(cell.format(**share) for cell in cells), f"{area:.3f}"))
+    pictures["unknown.png"] = partial(plots.lines_picture, curves, FOREIGN, "share of own pictures refused")
+    return "\n" + card.table(rows)
 
 
 def add_comparison(found: dict, other: str, score: str, ours: Tensor, theirs: Tensor, score_of: Callable) -> str:

@@ -34,16 +34,7 @@ from cvlab.learning.calibration import calibrate
 from cvlab.models import Model
 
 # The record of when the test part was read is none of these: it stays.
-REPLACED = (
-    "state",
-    "report",
-    "config.json",
-    "model.safetensors",
-    "history.jsonl",
-    "manifest.json",
-    "metrics.json",
-    "trust.json",
-)
+REPLACED = ("state", "report", *(name for name in hub.FILES if name != "README.md"))
 
 
 def open_run(args: Namespace) -> Path | None:
@@ -206,8 +197,7 @@ class Run:
             raise ValueError("The loss on val was not a number in any epoch, so no model was kept: use a smaller --lr.")
         if frames := sorted(self.frames.glob("*.png")):
             render.save_animation(frames, self.frames.with_name("attribution.webp"))
-        for sentence in calibrate(self.out, self.parts):
-            print(sentence)
+        calibrate(self.out, self.parts, vars(self.args).get("others"))
         manifest.write(self.out, vars(self.args), model, self.history, self.best_epoch, self.precision)
         card.write(self.out)
         data = f" --data {shlex.quote(str(self.args.data))}" if self.args.data else ""

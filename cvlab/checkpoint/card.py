@@ -39,7 +39,7 @@ LIMITS = {
     ),
 }
 RECORDED = ("epochs", "minutes", "hardware", "peak_memory_mb", "precision", "seed", "finished")  # in manifest.json
-BY_CLASS = ("classes", "iou_by_class")  # entries of metrics.json whose keys are names of classes
+BY_CLASS = ("classes", "iou_by_class", "unknown")  # entries of metrics.json whose keys are names of classes
 USE = """\
 from cvlab.checkpoint import load
 from cvlab.explain import grad_cam
@@ -211,7 +211,17 @@ def _pictures(folder: Path) -> Section:
 
 
 def _limits(folder: Path) -> Section:
-    return Section("Limits", sentences=[LIMITS[read_config(folder / "config.json")["task"]]])
+    config, measured = read_config(folder / "config.json"), _read_json(folder / "metrics.json").get("unknown", {})
+    sentences, rows = [LIMITS[config["task"]]], [("photos of", "number", "refused", "95% interval")]
+    for name, each in measured.items():
+        share = each["refused"]
+        rows.append((name, str(each["n"]), f"{share['value']:.3f}", f"{share['low']:.3f} to {share['high']:.3f}"))
+    missed = [name for name, each in measured.items() if name != "own" and each["refused"]["value"] < 0.8]
+    if config["task"] == "classification" and ("familiarity" not in config or missed):
+        sentences.append(
+            f"It cannot tell that a photo shows none of its classes: {', '.join(missed) or 'nothing fitted'}."
+        )
+    return Section("Limits", sentences=sentences, tables=[rows] if measured else [])
 
 
 SECTIONS: tuple[Callable[[Path], Section], ...] = (_model, _scores, _trust, _data, _training, _pictures, _limits)

@@ -41,9 +41,8 @@ ALLOWED_ARGUMENTS = {
     "encoder": str,
     "decoder_channels": list,
 }
-OPTIONAL = {"interpolation": str, "crop_mode": str, "stages": list}
+OPTIONAL = {"interpolation": str, "crop_mode": str, "stages": list, "familiarity": str}
 OPTIONAL |= {"temperature": float, "limits": list, "data": dict, "options": dict, "precision": str, "versions": dict}
-TEMPERATURES = (0.05, 20.0)
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash")
 MAX_CONFIG_BYTES = 4 * 2**20
@@ -199,7 +198,7 @@ def _check_numbers(block: dict, path: Path) -> None:
             raise CheckpointError(f"{path}: {key} must be three numbers below 1000, one per channel.")
     if not 0 < block["crop_pct"] <= 1 or not 0 < block["threshold"] < 1 or min(block["std"]) <= 0:
         raise CheckpointError(f"{path}: crop_pct, threshold or std is outside its range.")
-    if not TEMPERATURES[0] <= block.get("temperature", 1.0) <= TEMPERATURES[1]:
+    if not 0.05 <= block.get("temperature", 1.0) <= 20:
         raise CheckpointError(f"{path}: the temperature {block['temperature']} is not between 0.05 and 20.")
     limits = block.get("limits", [1, 0])  # of the verdict on a heatmap
     if len(limits) != 2 or not all(isinstance(each, int | float) and abs(each) < 1000 for each in limits):

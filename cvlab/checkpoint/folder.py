@@ -27,6 +27,8 @@ from cvlab.models import Model, build, settings_in
 MAX_HEADER_BYTES = 8 * 2**20  # of model.safetensors: names and shapes
 MAX_PARAMETERS = hub.MAX_WEIGHTS_BYTES // 4  # with buffers, in float32
 MAX_ACTIVATIONS = 2**31  # numbers in the outputs of all layers for one image: 8 GiB
+STATISTICS = "familiarity.safetensors"
+MAX_STATISTICS_BYTES = 300_000, 3_000  # at all, or for each class where that is more
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32")
 
 Shapes = dict[str, tuple[int, ...]]
@@ -50,6 +52,10 @@ def save(model: Model, folder: str | Path, **facts: object) -> None:
     config = to_json({**keys_of_timm, "cvlab": block}, indent=1) + "\n"  # first, because it may fail
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored(model).state_dict().items()}
     write_bytes(folder / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
+    if model.statistics:
+        write_bytes(folder / STATISTICS, to_safetensors(model.statistics))
+    else:
+        (folder / STATISTICS).unlink(missing_ok=True)  # of the model that was there before
     write_text(folder / "config.json", config)
 
 
@@ -115,6 +121,10 @@ def load(folder_or_id: str | Path) -> Model:
         reason = misfit or str(error).split("\n")[0]
         raise CheckpointError(f"{weights_file} does not fit config.json: {reason}.") from error
     model.config = {**config, "stages": list(model.stages)}
+    if (path := folder / STATISTICS).exists():
+        each = MAX_STATISTICS_BYTES[1] * len(model.class_names)
+        with opened(path, max(MAX_STATISTICS_BYTES[0], each)) as file:
+            model.statistics = _read_tensors(file, _read_header(file, path)[0], path)
     model.temperature = config.get("temperature", 1.0)
     model.source = hub.source_of(folder)
     return model.eval()

@@ -15,18 +15,6 @@ from cvlab.models.model import Model
 TOLERANCE = 1e-3  # of the largest logit: rounding stays far below it, a wrong fusion does not
 
 
-class To(nn.Module):
-    """Converts its input to a type, in channels-last memory format."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
-        return x.to(self.dtype, memory_format=torch.channels_last)
-
-
 def fused(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     """A copy in eval mode with batch normalisation fused into the convolutions, in channels-last memory format.
 
@@ -53,7 +41,9 @@ def fused(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     for name, child in copy.named_children():
         if name != "normalize":  # in float32, so that pixels keep their 256 values
             child.to(dtype)
-    copy.normalize = nn.Sequential(copy.normalize, To(dtype))
+    copy.normalize.register_forward_hook(
+        lambda module, inputs, images: images.to(dtype, memory_format=torch.channels_last)
+    )
     copy.register_forward_hook(lambda module, inputs, logits: logits.float())
     return copy
 

@@ -102,6 +102,7 @@ class Model(nn.Module):
         interpolation: how photos are resized, as in its training: Pillow's name in lower case.
         threshold: a segmenter's mask is where the probability exceeds it.
         temperature: the logits divided by it give the probabilities, see `probabilities`; 1 where none was fitted.
+        statistics: of its photos, for `cvlab.trust.familiarity`; None where none were fitted.
         config: what is needed to build it again; config.json holds it under "cvlab".
         source: where it was loaded from: a folder, or user/name@commit on the Hub; empty for a model just built.
     """
@@ -115,6 +116,7 @@ class Model(nn.Module):
     threshold: float
     config: dict
     temperature: float = 1.0
+    statistics: dict[str, Tensor] | None = None
     source: str = ""
 
     def __init__(self) -> None:
@@ -128,13 +130,9 @@ class Model(nn.Module):
 
 
 def probabilities(model: Model, logits: Tensor) -> Tensor:
-    """What logits of a model mean as probabilities, in the same shape; of a classifier they add up to 1.
+    """The probabilities of logits (N, C) or (N, C, H, W), calibrated by the model's temperature, in the same shape.
 
-    They are divided by the temperature that was fitted on val (Guo et al., "On Calibration of Modern Neural Networks",
-    2017), which changes how sure the model says it is, but never which class is the likeliest.
-
-    Args:
-        logits: (N, C) or (N, C, H, W).
+    Guo et al., "On Calibration of Modern Neural Networks", 2017, section 4.2.
     """
     scaled = logits / getattr(model, "temperature", 1.0)  # of any module with a task
     # The softmax of a single logit would be 1 for ever: its probability is the sigmoid.

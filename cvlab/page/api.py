@@ -1,12 +1,18 @@
-"""The endpoints of the page for programs. Their names and parameters are part of the contract with those programs."""
+"""The endpoints of the page for programs, and what they share with the page.
 
+Names and parameters of the endpoints are part of the contract with those programs.
+"""
+
+import contextvars
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import gradio as gr
 from PIL import Image
 
+from cvlab.checkpoint import hub
 from cvlab.explain import predicted_masks
 from cvlab.page.evidence import peak_of
 from cvlab.page.examples import example_files
@@ -42,6 +48,17 @@ def in_sentences() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         raise gr.Error(sentence_of(error)) from error
+
+
+def fetch_with_progress(model_id: str) -> Path:
+    """`hub.pull`, with the bytes counted on the page of the visitor who waits for them."""
+    progress, here = gr.Progress(), contextvars.copy_context()
+
+    def show(arrived: int, expected: int) -> None:
+        # The download calls this in threads of its own, which do not know whose page it is.
+        here.copy().run(progress, (arrived, expected), desc=f"Fetching {model_id}", unit="bytes")
+
+    return hub.pull(model_id, show)
 
 
 def saved(picture: Image.Image) -> str:

@@ -49,7 +49,7 @@ def compare(answer: Answer, second: Answer) -> str:
         attribution, question = each.attribution, each.question
         words = f"{each.words} at {each.stage}"
         peak = f"Peak {number(peak_of(attribution, question.method))} logits."
-        shown = heated(attribution, each.read_at, each.box, f"{title}: {words}", question.colormap)
+        shown = heated(attribution, each.read_at, each.box, f"{title}: {words}", question.colormap, None, True)
         caption = f"{' '.join(said(each))} {words}. {peak}"
         drawn += with_photo(captioned(shown, title, caption), style=each.prediction.photo)
     return (
@@ -141,7 +141,7 @@ def gallery(drawn: Sequence[Explained], model: Model, stage: str) -> str:
         found = row.prediction or "nothing found"
         label = f"{row.file}: evidence for {row.prediction or 'nothing'}"
         box = seen_part(model, (height, width))
-        picture = heated(each.attribution, model.stages[stage], box, label, COLORMAPS[0], spot=False)
+        picture = heated(each.attribution, model.stages[stage], box, label, COLORMAPS[0], None, False)
         figure = captioned(picture, f"{row.number}: {found}", f"{row.share:.1%}, peak {row.peak:.3g}")
         figures += with_photo(figure, style=photo_style(picture_url(each.photo), (height, width)))
     return f'<div class="figures">{figures}</div>'

@@ -113,7 +113,7 @@ def explain_many(
             class_idx = model.class_names.index(prediction) if prediction else 0
             share = line["share"] if "share" in line else probabilities(model, logits)[0, class_idx].item()
             nothing = f"No pixel reaches the threshold of {model.threshold:g}: the model finds nothing here."
-            warning = diagnose(attribution, logits, class_idx, model.temperature) if prediction else nothing
+            warning = diagnose(attribution, logits / model.temperature, class_idx) if prediction else nothing
             photo = photos.pop(id(picture))
             sentence = " ".join(filter(None, [warning, *photo.info["notes"]]))
             row = Row(number, picture.label, prediction, share, line["peak"][method][stage], sentence)

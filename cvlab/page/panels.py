@@ -12,7 +12,7 @@ from cvlab.page.evidence import peak_of
 from cvlab.page.gallery import compare
 from cvlab.page.heat import METHOD_NAMES, UNIT, draw_map
 from cvlab.page.host import sentence_of
-from cvlab.page.html import Figure, as_html, bars, code_block, folded, number, paragraph, scale_bar
+from cvlab.page.html import bars, code_block, figure, folded, in_grid, number, paragraph, scale_bar
 from cvlab.page.models import model_facts
 from cvlab.page.picture import CONTOURS, captioned, slider, with_photo
 from cvlab.page.question import settled_score, to_query
@@ -76,8 +76,8 @@ def look(answer: Answer) -> str:
     if answer.question.colormap == CONTOURS:
         lines = "Lines at 20, 40, 60 and 80% of the maximum; the thickest is the highest."
     unseen = " Dark frame: not seen by the model." if answer.box[2:] != (1, 1) else ""
-    figure = captioned(draw_map(answer)[0], "", f"{lines}{unseen}", slider("Heat", answer.question.opacity))
-    return with_photo(figure, "main")
+    shown = captioned(draw_map(answer)[0], "", f"{lines}{unseen}", slider("Heat", answer.question.opacity))
+    return with_photo(shown, "main")
 
 
 def background(answer: Answer) -> str:
@@ -105,16 +105,16 @@ def why(answer: Answer) -> str:
     question, attribution, prediction = answer.question, answer.attribution, answer.prediction
     drawn, top = draw_map(answer)
     lies = place(attribution, answer.read_at) or "nowhere"
-    figure = captioned(drawn, answer.words, f"lies {lies}.", slider("Heat", question.opacity))
-    shown = with_photo(figure, "main") + paragraph(answer.warning(attribution))
+    large = captioned(drawn, answer.words, f"lies {lies}.", slider("Heat", question.opacity))
+    shown = with_photo(large, "main") + paragraph(answer.warning(attribution))
     height, width = attribution.shape[-2:]
     peak, score = number(peak_of(attribution, question.method)), number(answer.evidence.score)
     figures = f"{METHOD_NAMES[question.method]} at {answer.stage}, {width} x {height} positions. "
     figures += f"Peak {peak} of a score of {score} {UNIT}."
     pixels = prediction.images.shape[-1]
-    seen = Figure(to_picture(prediction.images), "What the model sees", f"{pixels} x {pixels} pixels.")
+    seen = figure(to_picture(prediction.images), "What the model sees", f"{pixels} x {pixels} pixels.")
     return shown + folded(
-        "Details", scale_bar(top, UNIT, question.colormap) + paragraph(figures) + as_html([seen]), "why"
+        "Details", scale_bar(top, UNIT, question.colormap) + paragraph(figures) + in_grid([seen]), "why"
     )
 
 
@@ -138,9 +138,8 @@ def reasons(answer: Answer) -> str:
     if others:  # else the map marks no place
         images = answer.prediction.images
         spot = hottest_part(heatmap(answer.attribution, images.shape[-2:], answer.read_at), SHARES[0])
-        hidden = as_html(
-            [Figure(to_picture(hide(images, spot[None, None])), "The spot hidden", "As the model saw it.")]
-        )
+        picture = to_picture(hide(images, spot[None, None]))
+        hidden = in_grid([figure(picture, "The spot hidden", "As the model saw it.")])
     more = hidden + folded("Details", "".join(map(paragraph, others)), "checks") if others else ""
     return f'<p class="note">{verdict.sentence}</p>' + folded("Why?", paragraph(first) + more, "reasons")
 

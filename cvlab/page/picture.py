@@ -154,13 +154,7 @@ def cased(name: str, path: str) -> tuple[tuple[str, str], ...]:
 
 
 def heated(
-    attribution: Tensor,
-    stage: Stage | None,
-    box: Box,
-    label: str,
-    colormap: str,
-    maximum: float | None = None,
-    spot: bool = True,
+    attribution: Tensor, stage: Stage | None, box: Box, label: str, colormap: str, maximum: float | None, spot: bool
 ) -> str:
     """A heatmap over the part of the photo that the model saw, and with `spot` the edge of its hottest tenth.
 

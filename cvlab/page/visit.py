@@ -204,9 +204,8 @@ class Answer:
         if self.question.method in SLOW_METHODS:
             return "" if attribution.max() > 0 else "Blank: all evidence speaks against the score."
         plain = self.evidence.other is None and not self.question.against
-        return diagnose(
-            attribution, self.evidence.logits if plain else None, self.evidence.class_idx, self.model.temperature
-        )
+        logits = self.evidence.logits / self.model.temperature
+        return diagnose(attribution, logits if plain else None, self.evidence.class_idx)
 
     @property
     def box(self) -> Box:
