@@ -15,7 +15,10 @@ import conformance
 import explain
 import page
 import tables
+import torch
 import verdict
+
+from cvlab.models import build
 
 
 def run(script, *arguments):
@@ -75,6 +78,8 @@ def test_families_of_timm_are_examined(tmp_path):
     assert [row[0] for row in rows(first)[2:]] == ["selecsls", "pit"]
     assert all(row[-1] == "equal" for row in rows(first)[2:])
     assert "2 of 2** modules" in first
+    assert "Of 2 networks **" in first
+    assert all(float(row[5]) < 16 for row in rows(first)[2:])  # half a cell: as maps were stretched over the view
     path.write_text(path.read_text().splitlines()[0] + "\n")
     assert run("conformance.py", *arguments) == first  # goes on where it was stopped
     assert len(path.read_text().splitlines()) == 2
@@ -102,6 +107,17 @@ def test_the_page_is_timed(tmp_path):
     first = ["model", "---", *["shapes-classifier"] * len(ways), "model", "---", "shapes-classifier"]
     assert [row[0] for row in rows(text)] == [*first, "photos", "---", "MiB"]
     assert [row[1] for row in rows(text)[2 : 2 + len(ways)]] == ways
+
+
+def test_a_shift_is_found():
+    """A grid that is 5 pixels off, right and down, in a view of 64, is 5 * 224 / 64 pixels off at 224."""
+    torch.manual_seed(0)
+    model = conformance.positive(build("convnet", ["a", "b"], 64, {"widths": [4, 8]}).eval())
+    assert conformance.shift(model, 64) < conformance.AIM
+    module = model.stages["stage2"].module
+    module.grid = module.grid._replace(offset=module.grid.offset + 5)
+    off = conformance.shift(model, 64)
+    assert math.isclose(off, math.hypot(5, 5) * 224 / 64, abs_tol=conformance.AIM)
 
 
 def test_the_page_is_held_against_what_it_should_be():
