@@ -108,3 +108,16 @@ def test_the_page_is_held_against_what_it_should_be():
     ideal = [0.2 * (i + 1) for i in range(32)]
     assert math.isclose(page.crowd_ratio([ideal, ideal], 0.2), 1.0, rel_tol=0.02)
     assert math.isclose(page.crowd_ratio([[2 * each for each in ideal]], 0.2), 2.0, rel_tol=0.02)
+
+
+def test_refusing_the_unknown_is_measured(tmp_path):
+    text = run("unknown.py", "--quick", "--json", str(tmp_path / "figures.json"))
+    (found,) = json.loads((tmp_path / "figures.json").read_text()).values()
+    assert [row[0] for row in rows(text)[2:]] == list(found)
+    for by_group in found.values():
+        assert by_group.keys() == {"test", "noise"}
+        assert by_group["noise"]["n"] == 12
+        for each in by_group.values():
+            assert 0 <= each["low"] <= each["refused"] <= each["high"] <= 1
+        assert 0 <= by_group["noise"]["area"] <= 1
+    assert found["**kept in the folder**"]["noise"]["refused"] == 1
