@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cvlab.data.augment import mixing
+from cvlab.data.augment import erased, mixing
 from cvlab.data.sets import AugmentedImages, AugmentedPairs, EvaluationSet, channels_last, normalization
 
 
@@ -140,3 +140,13 @@ def test_targets_say_what_a_mixed_image_is_made_of(alphas: tuple[float, float]) 
         shares.append(targets[:, 1])
     mixed_at_all = any(((share > 0) & (share < 1)).any() for share in shares)
     assert mixed_at_all == any(alphas)
+
+
+def test_erasing_greys_one_cell_of_a_share_of_the_pictures() -> None:
+    images, u = torch.rand(400, 3, 16, 16), torch.arange(400) / 400
+    found = erased(images, u, 0.25)
+    cells = (found != images).any(1).unflatten(2, (4, 4)).unflatten(1, (4, 4)).any(4).any(2)  # (400, 4, 4)
+    assert torch.equal(cells.sum((1, 2)), (u < 0.25).long())
+    assert (found[found != images] == 0.5).all()
+    assert (cells[:100].sum(0) >= 6).all()  # every cell about equally often
+    assert erased(images, u, 0.0) is images

@@ -92,3 +92,41 @@ def test_the_label_cannot_be_read_off_where_or_how_large_the_evidence_is(scenes:
     error = positions.std(0) / np.sqrt(SEEDS / len(CLASS_NAMES))
     for label in range(len(CLASS_NAMES)):
         assert (np.abs(positions[labels == label].mean(0) - positions.mean(0)) < 4 * error).all()
+
+
+def test_a_scene_is_drawn_again_without_an_object(scenes: list[Scene]) -> None:
+    """What does not show the object stays as it was, to the last bit; what it covered is seen."""
+    for seed in range(20):
+        whole = scenes[seed]
+        for number, pixels in enumerate(whole.objects):
+            again = scene(seed, 48, without=[number])
+            changed = (np.asarray(again.image) != np.asarray(whole.image)).any(-1)
+            # Tips are thinner than a pixel and belong to no object.
+            assert (changed & ~ndimage.binary_dilation(pixels, iterations=2)).sum() <= 5
+            assert not pixels.any() or changed[pixels].mean() > 0.9
+            assert not again.objects[number].any()
+            others = np.arange(len(whole.objects)) != number
+            assert (again.objects[others] | ~whole.objects[others]).all()  # at least as visible as before
+            assert again.label == whole.label
+
+
+def test_objects_and_mask_fit_together(scenes: list[Scene]) -> None:
+    for each in scenes[:50]:
+        assert (each.objects.sum(0) <= 1).all()  # a pixel shows one object
+        inside = [(pixels & each.mask).any() for pixels in each.objects]
+        shown = each.objects[inside].any(0)
+        assert np.array_equal(shown, each.mask)
+
+
+def test_a_scene_is_drawn_again_with_another_texture(scenes: list[Scene]) -> None:
+    for seed in range(10):
+        whole = scenes[seed]
+        for number in range(-1, len(whole.objects)):
+            again = scene(seed, 48, repainted=[number])
+            changed = (np.asarray(again.image) != np.asarray(whole.image)).any(-1)
+            pixels = whole.objects[number] if number >= 0 else ~whole.objects.any(0)
+            if pixels.any():
+                assert changed[pixels].mean() > 0.9
+            assert (changed & ~ndimage.binary_dilation(pixels, iterations=2)).sum() <= 5
+            assert np.array_equal(again.objects, whole.objects)
+            assert np.array_equal(again.mask, whole.mask)

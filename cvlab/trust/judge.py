@@ -38,8 +38,8 @@ SHARES = (1 / 16, 0.15, 0.3, 0.5, 0.75)  # of the picture: the hottest; the firs
 CELLS = 8  # a side of the grid on which importance is estimated
 SHRINKAGE = 0.05  # of a cell's importance to 0, as a multiple of that to its neighbours' importance
 CURVE_WEIGHT = 0.35
-LIMITS = 0.45, 0.2  # above the first a map is believable, below the second it is not
-REGION_LIMITS = 0.45, 0.2
+LIMITS = 0.33, 0.05  # above the first a map is believable, below the second it is not
+REGION_LIMITS = 0.3, 0.15
 AGREES = 0.3  # a check passes above it
 LIKE = 0.6  # from this correlation on a map is like one that knows nothing of the model
 SENTENCES = {
@@ -155,7 +155,7 @@ class Verdicts(Hiding):
         is_empty = self.empty > self.probability / 2
         words = " So something missing may decide, which cannot be hidden." if is_empty else ""
         found["empty picture"] = self.empty, not is_empty, f"A picture of one colour gets {self.empty:.0%}.{words}"
-        for name, blind in _blind(self.images).items():
+        for name, blind in blind_maps(self.images).items():
             like = correlation(F.adaptive_avg_pool2d(heat, 2 * CELLS), blind).item()
             words = " So it may be right by accident." if like > LIKE else ""
             found[f"like the {name}"] = (
@@ -192,7 +192,7 @@ def importance(hidden: Tensor, falls: Sequence[Tensor]) -> Tensor:
     return torch.linalg.solve(gram + gram.diagonal().mean() * penalty.to(x), x.T @ y).view(1, 1, CELLS, CELLS).float()
 
 
-def _blind(images: Tensor) -> dict[str, Tensor]:
+def blind_maps(images: Tensor) -> dict[str, Tensor]:
     """Maps that know nothing of the model, (1, 1, 16, 16): how much the brightness changes, and a round spot."""
     grey, side = images.mean(1, keepdim=True), torch.linspace(-1, 1, 2 * CELLS).to(images)
     change = grey.diff(dim=2).abs()[..., :-1] + grey.diff(dim=3).abs()[..., :-1, :]

@@ -42,7 +42,7 @@ SHIPPED = [ROOT / "checkpoints" / "shapes-classifier", ROOT / "checkpoints" / "s
 FIRST_SEED = 10_000  # these scenes are in no part that a model was trained, chosen or tested on
 SCENES, AT_ONCE = 500, 20
 SLOW = 40  # the slow methods are judged on the first scenes, a segmenter's by its whole mask alone
-EXTRA = 100  # infills and mosaics on the first scenes
+EXTRA = 100  # of the first scenes peers' maps, mosaics and infills too
 SANITY = 8  # of each batch of these, the maps are compared with those of a network that learned nothing
 MEASURES = ("mass", "its ceiling", "rank", "its ceiling", "part deletion", "per pixel", "single deletion")
 
@@ -127,11 +127,11 @@ def figures_of(model: Model, seeds: list[int]) -> Iterator[dict]:
     number = seeds[0] - FIRST_SEED
     for asked, question in questions(model, images).items():
         slow, extra = number < SLOW and asked != "region", number < EXTRA
-        maps = all_maps(model, images, question, slow)
+        maps = all_maps(model, images, question, extra, slow)
         maps |= {(method, at): heat for method, at, heat in references(images, seeds)}
         fourth, few = question.at(slice(None, None, 4)), slice(SANITY)
-        mosaics = all_maps(Mosaic(model), beside(images), fourth, slow and number == 0) if extra else {}
-        others = all_maps(unlearned(model, number), images[few], question.at(few), False) if extra else {}
+        mosaics = all_maps(Mosaic(model), beside(images), fourth, with_slow=slow and number == 0) if extra else {}
+        others = all_maps(unlearned(model, number), images[few], question.at(few)) if extra else {}
         raw = explain(model, images[:1], question.at(slice(1)).score).maps["grad_cam"]
         for i, seed in enumerate(seeds):
             one, objects = question.at(slice(i, i + 1)), scenes[i][0]

@@ -160,9 +160,11 @@ def references(images: Tensor, seeds: list[int]) -> Maps:
     yield "edges", "", np.stack([ndimage.gaussian_gradient_magnitude(each, 1.0) for each in grey])
 
 
-def all_maps(model: Model, images: Tensor, question: Question, with_slow: bool) -> dict[tuple[str, str], np.ndarray]:
-    """Every heatmap of a model, (N, H, W), by method and stage."""
-    makers = [ours, by_grad_cam, *[slow] * with_slow]
-    if not isinstance(model, Mosaic):  # whose stages these two cannot rearrange
+def all_maps(
+    model: Model, images: Tensor, question: Question, peers: bool = True, with_slow: bool = False
+) -> dict[tuple[str, str], np.ndarray]:
+    """The heatmaps of a model, (N, H, W), by method and stage."""
+    makers = [ours, *[by_grad_cam] * peers, *[slow] * with_slow]
+    if peers and not isinstance(model, Mosaic):  # whose stages these two cannot rearrange
         makers += [by_torchcam, by_captum]
     return {(method, at): heat for make in makers for method, at, heat in make(model, images, question)}
