@@ -146,3 +146,16 @@ def test_shares_of_verdicts_are_counted_by_hand():
     assert verdict.share(rows, "refuted", "believable") == "100% (100% to 100%) of 1"
     assert verdict.share(rows, "confirmed", "doubtful", verdict.CLEARLY) == "100% (100% to 100%) of 1"
     assert verdict.area([0.5, 0.1, 0.3], [1.0, 0.0, 2.0]) == "1.000"
+
+
+def test_refusing_the_unknown_is_measured(tmp_path):
+    text = run("unknown.py", "--quick", "--json", str(tmp_path / "figures.json"))
+    (found,) = json.loads((tmp_path / "figures.json").read_text()).values()
+    assert [row[0] for row in rows(text)[2:]] == list(found)
+    for by_group in found.values():
+        assert by_group.keys() == {"test", "noise"}
+        assert by_group["noise"]["n"] == 12
+        for each in by_group.values():
+            assert 0 <= each["low"] <= each["refused"] <= each["high"] <= 1
+        assert 0 <= by_group["noise"]["area"] <= 1
+    assert found["**kept in the folder**"]["noise"]["refused"] == 1
