@@ -14,7 +14,6 @@ OUT/report/val/, report/NAME-test/    the same of other parts or other data, if 
 """
 
 import argparse
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,8 +24,6 @@ import torch.nn.functional as F
 from PIL import Image
 from sklearn.metrics import classification_report
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import cli
 from measure import add_calibration, add_comparison, add_unknown, iou, mask_counts, mean_loss, measure_trust
