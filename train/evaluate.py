@@ -18,15 +18,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import cli
 import numpy as np
 import torch
 import torch.nn.functional as F
+from measure import add_calibration, add_comparison, add_unknown, iou, mask_counts, mean_loss, measure_trust
 from PIL import Image
 from sklearn.metrics import classification_report
 from torch import Tensor
-
-import cli
-from measure import add_calibration, add_comparison, add_unknown, iou, mask_counts, mean_loss, measure_trust
 
 from cvlab import checkpoint, metrics, plots, render
 from cvlab.checkpoint import card
