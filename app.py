@@ -11,14 +11,13 @@ cvlab/page/panels.py, the endpoints for programs in cvlab/page/api.py.
 """
 
 import argparse
-import contextvars
 import os
 import secrets
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,19 +31,18 @@ except ValueError as error:
 
 import gradio as gr
 
-from cvlab.checkpoint import hub
-from cvlab.explain import METHODS, default_stage
+from cvlab.explain import METHODS
 from cvlab.memory import share_arenas
 from cvlab.models import Model
-from cvlab.page.api import Page, add_api, in_sentences
+from cvlab.page.api import ONE_AT_A_TIME, Page, add_api, fetch_with_progress, in_sentences
 from cvlab.page.examples import example_files
 from cvlab.page.gallery import ROWS, explain_files
 from cvlab.page.heat import METHOD_NAMES
 from cvlab.page.host import sentence_of
 from cvlab.page.html import paragraph
 from cvlab.page.models import Models, offered_models
-from cvlab.page.panels import draw
-from cvlab.page.question import COLORMAPS, REGIONS, Question, from_query, picked
+from cvlab.page.panels import CHECKED, FOLLOWING, ON_REQUEST, REDRAWN, draw
+from cvlab.page.question import COLORMAPS, REGIONS, Question, from_query, picked, settings_of
 from cvlab.page.upload import MAX_UPLOAD_MB, UPLOADS, photo_input
 from cvlab.page.visit import Answer, Visits
 
@@ -52,10 +50,6 @@ ROOT = Path(__file__).resolve().parent
 CSS, SCRIPT = ROOT / "cvlab/page/page.css", (ROOT / "cvlab/page/page.js").read_text("utf-8")
 COLOURS = ("colormap", "common_scale")  # the settings that need no other map
 KEPT = ("method", "opacity", *COLOURS)  # of the settings, when another photo or model is chosen
-REDRAWN = (  # the panels that a question changes, the sentence first
-    *("sentence", "look", "side", "grad_cam", "picker", "stages", "contributions", "errors", "link", "code"),
-)
-CHECKED = ("chip", "reasons", "believe")  # what hiding the hottest tenth does: many passes, so they come later
 METHOD_CHOICES = [(name + (" (slow)" if key not in METHODS else ""), key) for key, name in METHOD_NAMES.items()]
 REGION_CHOICES = [(label, region) for region, label in REGIONS.items()]
 COLORMAP_HINTS = {"jet": " (as in older reports)", "contours": " (lines in place of colour)"}
@@ -81,9 +75,9 @@ def build_page(models: Models) -> gr.Blocks:
 def layout(names: Sequence[str]) -> SimpleNamespace:
     """The widgets by the names of panels and settings; `names` are those of the models to choose from."""
     at, usual, examples = SimpleNamespace(), Question(), example_files()
-    at.fresh = gr.State(True)  # the first answer is to what the link asks
+    at.shown = gr.State("")  # the model that the widgets show; the first answer is to what the link asks
     at.opacity = gr.State(usual.opacity)  # where the sliders from photo to heat begin
-    at.photo = photo_input(value=next(iter(examples)), label="Photo", visible="hidden", alt_text="The chosen photo")
+    at.photo = photo_input(value=next(iter(examples)), label="Photo", visible="hidden", render=False)
     html = partial(gr.HTML, apply_default_css=False, js_on_load=SCRIPT)
     with gr.Row(elem_id="strip"):
         html(MARK, elem_id="mark")
@@ -99,14 +93,16 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
     with gr.Column(elem_id="camera"):
         at.camera = photo_input(label="Camera, or paste a picture", sources=["webcam", "clipboard"], height=320)
     with gr.Row(elem_id="answer"):
-        at.sentence = html(elem_id="sentence")
+        at.sentence = html("<h2><span>The model is looking …</span></h2>", elem_id="sentence")
         at.chip = html(elem_id="chip")
     with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):
-        with gr.Tab("Predict"), gr.Row(elem_id="first"):
-            with gr.Column(min_width=0):
-                at.look = html()
-            with gr.Column(min_width=0):
-                at.side, at.reasons, at.facts = html(), html(), html()
+        with gr.Tab("Predict"):
+            with gr.Row(elem_id="first"):
+                with gr.Column(min_width=0):
+                    at.look = html()
+                with gr.Column(min_width=0):
+                    at.side, at.reasons, at.facts = html(), html(), html()
+            at.three = html(elem_id="three")
         with gr.Tab("Grad-CAM"):
             with gr.Row():
                 at.class_name = choice([("", "")], label="Evidence for the class", min_width=150)
@@ -158,7 +154,8 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
         at.colormap = gr.Dropdown(COLORMAP_CHOICES, value=usual.colormap, label="Colour map")
         hint = "For all stages of a U-Net, or for a class beside the predicted one"
         at.common_scale = gr.Checkbox(label="One scale", info=hint)
-    at.link = html()
+    at.link, at.background = html(), html()
+    at.photo.render()  # after the strip, whose input for files is the first of the page
     return at
 
 
@@ -167,16 +164,13 @@ def choice(choices: Sequence, value: str | None = "", **options: object) -> gr.D
     return gr.Dropdown(choices, value=value, allow_custom_value=True, **options)
 
 
-def settings_for(model: Model, question: Question) -> dict[str, object]:
-    """The widgets of the settings as the question has them, where the model can be asked so."""
+def lists_of(model: Model, values: dict[str, object]) -> dict[str, gr.Component]:
+    """The widgets whose choices depend on the model, with their values."""
     names, segments = model.class_names, model.task == "segmentation"
-    first, other = (name if name in names else "" for name in (question.class_name, question.rather_than))
-    stage = question.stage if question.stage in model.stages else default_stage(model)
-    return asdict(question) | {
-        "class_name": choice([("(the first)" if segments else "(predicted)", ""), *names], first),
-        "rather_than": choice([("(nothing else)", ""), *names], other, visible=len(names) > 1),
-        "stage": choice(list(model.stages), stage),
-        "threshold": question.threshold or model.threshold,
+    return {
+        "class_name": choice([("(the first)" if segments else "(predicted)", ""), *names], values["class_name"]),
+        "rather_than": choice([("(nothing else)", ""), *names], values["rather_than"], visible=len(names) > 1),
+        "stage": choice(list(model.stages), values["stage"]),
         "asking": gr.Column(visible=segments),
     }
 
@@ -185,9 +179,8 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     """Connects the widgets of `layout`: every event asks one question of one visit and draws panels of the answer."""
     settings = {field.name: getattr(at, field.name) for field in fields(Question)}
     asked = [at.photo, at.model, at.mask, *settings.values()]
-    redrawn = [getattr(at, name) for name in (*REDRAWN, *CHECKED)]
-    everything = [at.facts, at.model, at.asking, *redrawn, *settings.values()]
-    unknown = dict.fromkeys(CHECKED, "")
+    changed = [getattr(at, name) for name in {**dict.fromkeys(REDRAWN), **dict.fromkeys(CHECKED)}]
+    everything = [at.shown, at.background, at.facts, at.model, at.asking, *changed, *settings.values()]
 
     def by_widget(shown: dict[str, object]) -> dict:
         return {getattr(at, name): value for name, value in shown.items()}
@@ -202,35 +195,66 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
         with in_sentences():
             return answer_to(photo, name, mask, Question(*values))
 
-    def begin(request: gr.Request, fresh: bool, photo: str | None, name: str, mask: str | None, *values) -> dict:
-        query, before = dict(request.query_params) if fresh else {}, answer_of(photo, name, mask, *values).given
-        question = from_query(query) if fresh else Question(**{key: getattr(before, key) for key in KEPT})
+    def begin(request: gr.Request, shown: str, photo: str | None, name: str, mask: str | None, *values) -> dict:
+        query, before = {} if shown else dict(request.query_params), answer_of(photo, name, mask, *values).given
+        question = Question(**{key: getattr(before, key) for key in KEPT}) if shown else from_query(query)
         linked = {"model": query["model"]} if query.get("model") else {}
-        answer = answer_to(photo, linked.get("model", name), mask, question)
-        shown = linked | unknown
+        name = linked.get("model", name)
+        answer, changed = answer_to(photo, name, mask, question), {"shown": "none"}
         with suppress(ValueError, OSError):  # the sentence says it
-            shown |= settings_for(answer.model, answer.given)
-        return {at.fresh: False} | by_widget(shown | draw(answer, (*REDRAWN, "facts")))
+            wanted = settings_of(answer.model, question)
+            if name == shown:  # what is there already need not be sent
+                changed = {key: value for key, value in wanted.items() if getattr(before, key) != value}
+            else:
+                changed = {"shown": name} | wanted | lists_of(answer.model, wanted)
+        panels = ("background",) if name == shown else ("background", "facts")
+        return redrawn(request, answer, *panels) | by_widget(linked | changed)
 
-    def drawing(*names: str, **shown: object) -> Callable:
-        """The function of an event that draws panels, and shows what else is given."""
-        return lambda *inputs: by_widget(draw(answer_of(*inputs), names) | shown)
+    def redrawn(request: gr.Request, answer: Answer, *more: str) -> dict:
+        key = None
+        with suppress(ValueError, OSError):  # the sentence says it
+            key = answer.key
+        visits.note(request.session_hash, key)
+        return by_widget(dict.fromkeys(CHECKED, "") | draw(answer, (*REDRAWN, *more)))
 
-    def pick(event: gr.EventData, photo: str | None, name: str, mask: str | None, *values: object) -> dict:
+    def redraw(request: gr.Request, *inputs: object) -> dict:
+        return redrawn(request, answer_of(*inputs))
+
+    def drawing(*names: str) -> Callable:
+        return lambda *inputs: by_widget(draw(answer_of(*inputs), names))
+
+    def pick(event: gr.EventData, request: gr.Request, photo: str | None, name: str, mask: str | None, *values) -> dict:
         answer = answer_of(photo, name, mask, *values)
         with suppress(ValueError, OSError):  # the panels say it
             question = picked(answer.question, answer.model, answer.prediction.logits, event.points)
             answer = answer_to(photo, name, mask, question)
         chosen = {"region": answer.given.region, "points": answer.given.points}
-        return by_widget(chosen | unknown | draw(answer, REDRAWN))
+        return redrawn(request, answer) | by_widget(chosen)
 
-    def work_out(*inputs: object) -> None:
-        with suppress(ValueError, OSError):  # the panel of the maps says it
-            answer_of(*inputs).work_out_paths()
+    def follow(*inputs: object) -> dict:
+        answer = answer_of(*inputs)
+        with suppress(ValueError, OSError):  # the panels of the answer say it
+            if answer.segments:
+                answer.work_out_paths()
+                return by_widget(draw(answer, FOLLOWING))
+        return {at.three: gr.skip()}
 
-    def check(*inputs: object) -> None:
+    def check(request: gr.Request, *inputs: object) -> dict:
+        answer = answer_of(*inputs)
         with suppress(ValueError, OSError):
-            _ = answer_of(*inputs).check
+            busy = visits.others_ask(request.session_hash) or not answer.quick
+            if busy and answer.testable and not answer.verdict:
+                return {at.chip: ON_REQUEST}
+        return check_now(request, *inputs)
+
+    def check_now(request: gr.Request, *inputs: object) -> dict:
+        answer, last = answer_of(*inputs), partial(visits.is_last, request.session_hash)
+        with suppress(ValueError, OSError):
+            if last(answer.key):
+                answer.work_out_verdict()
+            if not last(answer.key):  # another question was asked meanwhile
+                return {at.chip: gr.skip()}
+        return by_widget(draw(answer, CHECKED))
 
     def show_compared(other: str, second: str | None, photo: str | None, name: str, *values: object) -> dict:
         beside = answer_of(second or photo, other or name, None, *values)
@@ -247,22 +271,19 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
         # "always_last": the last choice made while an answer is on its way is not lost.
         return gr.on(triggers, make, inputs, outputs, trigger_mode="always_last", api_visibility="private", **options)
 
-    quietly = {"api_visibility": "private", "show_progress": "hidden"}
+    quietly = {"trigger_mode": "always_last", "api_visibility": "private", "show_progress": "hidden"}
     begun = [page.load, at.photo.change, at.model.input]
     waiting = {"show_progress_on": [at.look, at.grad_cam, at.stages]}
     touched = [widget.input for name, widget in settings.items() if name not in ("points", "opacity", *COLOURS)]
     answers = [
-        when(begun, begin, [at.fresh, *asked], [at.fresh, *everything], **waiting),
-        when([*touched, at.points.submit, at.mask.change], drawing(*REDRAWN, **unknown), asked, redrawn),
-        when([at.picker.select, at.look.select], pick, asked, [at.region, at.points, *redrawn]),
+        when(begun, begin, [at.shown, *asked], everything, **waiting),
+        when([*touched, at.points.submit, at.mask.change], redraw, asked, changed),
+        when([at.picker.select, at.look.select], pick, asked, [at.region, at.points, *changed]),
     ]
-    paths, checked = [at.stages, at.contributions], [getattr(at, name) for name in CHECKED]
-    for each in answers:  # what takes more passes follows, and is drawn apart: the question may have changed meanwhile
-        each = each.then(work_out, asked, None, **quietly).then(
-            drawing("stages", "contributions"), asked, paths, **quietly
-        )
-        each.then(check, asked, None, concurrency_limit=1, **quietly).then(drawing(*CHECKED), asked, checked, **quietly)
-    drawn = [getattr(at, name) for name in REDRAWN]
+    following, checked, drawn = ([getattr(at, name) for name in names] for names in (FOLLOWING, CHECKED, REDRAWN))
+    for each in answers:  # what takes more passes follows
+        each.then(follow, asked, following, **quietly).then(check, asked, checked, **ONE_AT_A_TIME, **quietly)
+    at.chip.select(check_now, asked, checked, **ONE_AT_A_TIME, **quietly)
     when([getattr(at, name).input for name in COLOURS], drawing(*REDRAWN), asked, drawn)  # the check stays as it is
     # In the browser alone: what was chosen or taken becomes the photo.
     at.upload.upload(None, at.upload, at.photo, js="file => file", api_visibility="private")
@@ -273,17 +294,6 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     when([at.report.select, at.model.input], drawing("record"), asked, [at.record])
     many = [at.gallery, at.rows, at.table, at.maps]
     when([at.files.upload, at.again.click], explain_all, [at.files, *asked], many, concurrency_limit=1)
-
-
-def fetch_with_progress(model_id: str) -> Path:
-    """`hub.pull`, with the bytes counted on the page of the visitor who waits for them."""
-    progress, here = gr.Progress(), contextvars.copy_context()
-
-    def show(arrived: int, expected: int) -> None:
-        # The download calls this in threads of its own, which do not know whose page it is.
-        here.copy().run(progress, (arrived, expected), desc=f"Fetching {model_id}", unit="bytes")
-
-    return hub.pull(model_id, show)
 
 
 def launch(page: gr.Blocks, **options: object) -> None:

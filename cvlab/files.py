@@ -59,11 +59,7 @@ def to_json(value: object, indent: int | None = None) -> str:
 
 
 def read_json(path: str | Path) -> dict:
-    """The object in a JSON file; {} where there is no file.
-
-    Raises:
-        ValueError: the file is not valid JSON; the message names it.
-    """
+    """The object in a JSON file; {} where there is no file, ValueError with its name where it is not valid."""
     path = Path(path)
     if not path.is_file():
         return {}

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+RESAMPLES = 1000  # of the images, for an interval by bootstrap
 
 
 def confusion_matrix(labels: Tensor, predictions: Tensor, num_classes: int) -> Tensor:
@@ -31,22 +32,17 @@ def interval(value: float, bounds: tuple[float, float]) -> dict[str, float]:
     return {"value": value, "low": bounds[0], "high": bounds[1]}
 
 
-def balanced_scores(labels: Tensor, predicted: Tensor, resamples: int = 1000, seed: int = 0) -> dict[str, dict]:
+def balanced_scores(labels: Tensor, predicted: Tensor) -> dict[str, dict]:
     """Scores in which every class counts the same, whatever its number of images, as scikit-learn defines them.
 
     "balanced_accuracy" is the mean recall of the classes among the labels (N,), "macro_f1" the mean F1 of the classes
     among labels and predictions (N,). Their intervals are percentiles over images drawn with replacement.
     """
     labels, predicted = labels.numpy(), predicted.numpy()
-    everything = np.arange(len(labels))
-    drawn = [
-        _balanced(labels[rows], predicted[rows]) for rows in (everything, *_resampled(len(labels), resamples, seed))
-    ]
-    names = ("balanced_accuracy", "macro_f1")
-    return {
-        name: interval(each[0], _middle_95(each[1:]))
-        for name, each in zip(names, zip(*drawn, strict=True), strict=True)
-    }
+    drawn = [_balanced(labels[rows], predicted[rows]) for rows in _resampled(len(labels))]
+    pairs = zip(_balanced(labels, predicted), zip(*drawn, strict=True), strict=True)
+    accuracy, f1 = (interval(value, _middle_95(values)) for value, values in pairs)
+    return {"balanced_accuracy": accuracy, "macro_f1": f1}
 
 
 def _balanced(labels: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
@@ -60,8 +56,7 @@ def _balanced(labels: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
 def segmentation_counts(predicted: Tensor, masks: Tensor) -> Tensor:
     """The true positive, false positive, false negative and true negative pixels of each image, (N, 4) int64.
 
-    Args:
-        predicted, masks: (N, C, H, W) bool; the pixels of all channels are counted together.
+    Both arguments are (N, C, H, W) bool; the pixels of all channels are counted together.
     """
     tp = (predicted & masks).flatten(1).sum(1)
     fp = (predicted & ~masks).flatten(1).sum(1)
@@ -70,39 +65,30 @@ def segmentation_counts(predicted: Tensor, masks: Tensor) -> Tensor:
     return torch.stack([tp, fp, fn, tn], dim=1)
 
 
-@dataclass(frozen=True)
-class SegmentationScores:
-    """Scores over all pixels, and the mean of the images' own iou. An empty mask that is predicted empty scores 1."""
+def segmentation_scores(counts: Tensor | np.ndarray) -> dict[str, float]:
+    """Scores over all pixels, from the (N, 4) counts of `segmentation_counts`, and the mean of the images' own iou.
 
-    iou: float
-    iou_per_image: float
-    dice: float
-    precision: float
-    recall: float
-    accuracy: float
-
-
-def segmentation_scores(counts: Tensor | np.ndarray) -> SegmentationScores:
-    """Scores from the (N, 4) counts of `segmentation_counts`."""
+    An empty mask that is predicted empty scores 1.
+    """
     counts = np.asarray(counts, dtype=np.float64)
     tp, fp, fn, tn = counts.sum(axis=0)
     undefined = 0.0 if fp + fn else 1.0  # 0/0 counts as 0 if there were errors, else as 1
     union = counts[:, :3].sum(axis=1)
     per_image = np.divide(counts[:, 0], union, out=np.ones(len(counts)), where=union > 0)
-    return SegmentationScores(
-        iou=tp / (tp + fp + fn) if tp + fp + fn else undefined,
-        iou_per_image=per_image.mean(),
-        dice=2 * tp / (2 * tp + fp + fn) if tp + fp + fn else undefined,
-        precision=tp / (tp + fp) if tp + fp else undefined,
-        recall=tp / (tp + fn) if tp + fn else undefined,
-        accuracy=(tp + tn) / (tp + fp + fn + tn),
-    )
+    return {
+        "iou": tp / (tp + fp + fn) if tp + fp + fn else undefined,
+        "iou_per_image": per_image.mean(),
+        "dice": 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else undefined,
+        "precision": tp / (tp + fp) if tp + fp else undefined,
+        "recall": tp / (tp + fn) if tp + fn else undefined,
+        "accuracy": (tp + tn) / (tp + fp + fn + tn),
+    }
 
 
-def bootstrap_intervals(counts: Tensor, resamples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
+def bootstrap_intervals(counts: Tensor) -> dict[str, tuple[float, float]]:
     """95% intervals of every score of `segmentation_scores`: percentiles over images drawn with replacement."""
     counts = np.asarray(counts)
-    scores = [vars(segmentation_scores(counts[rows])) for rows in _resampled(len(counts), resamples, seed)]
+    scores = [segmentation_scores(counts[rows]) for rows in _resampled(len(counts))]
     return {name: _middle_95([score[name] for score in scores]) for name in scores[0]}
 
 
@@ -117,18 +103,17 @@ def class_scores(counts: Tensor, class_names: Sequence[str]) -> dict:
         return np.divide(tp, union, out=np.full(len(tp), np.nan), where=union > 0)
 
     counts = np.asarray(counts, dtype=np.float64)
-    drawn = np.array([ious(counts[rows]) for rows in _resampled(len(counts), 1000, 0)])
-    low, high = _middle_95([row[~np.isnan(row)].mean() for row in drawn if not np.isnan(row).all()] or [1.0])
+    drawn = np.array([ious(counts[rows]) for rows in _resampled(len(counts))])
+    bounds = _middle_95([row[~np.isnan(row)].mean() for row in drawn if not np.isnan(row).all()] or [1.0])
     by_class = {
         name: None if np.isnan(iou) else iou for name, iou in zip(class_names, ious(counts).tolist(), strict=True)
     }
     there = [iou for iou in by_class.values() if iou is not None]
-    mean = {"value": float(np.mean(there)) if there else 1.0, "low": low, "high": high}
-    return {"mean_iou": mean, "iou_by_class": by_class}
+    return {"mean_iou": interval(float(np.mean(there)) if there else 1.0, bounds), "iou_by_class": by_class}
 
 
 def paired_interval(
-    first: np.ndarray, second: np.ndarray, score: Callable[[np.ndarray], float], resamples: int = 1000, seed: int = 0
+    first: np.ndarray, second: np.ndarray, score: Callable[[np.ndarray], float]
 ) -> tuple[float, float, float]:
     """Difference of a score between two models on the same images, with its 95% bootstrap interval.
 
@@ -139,12 +124,13 @@ def paired_interval(
     Returns:
         score(first) - score(second), and the bounds of the interval. The same images are drawn for both models.
     """
-    differences = [score(first[rows]) - score(second[rows]) for rows in _resampled(len(first), resamples, seed)]
+    differences = [score(first[rows]) - score(second[rows]) for rows in _resampled(len(first))]
     return float(score(first) - score(second)), *_middle_95(differences)
 
 
-def _resampled(n: int, resamples: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, n, size=(resamples, n))
+def _resampled(n: int) -> np.ndarray:
+    """Rows of n images drawn with replacement, the same in every call."""
+    return np.random.default_rng(0).integers(0, n, size=(RESAMPLES, n))
 
 
 def _middle_95(values: list[float]) -> tuple[float, float]:
@@ -155,10 +141,7 @@ def _middle_95(values: list[float]) -> tuple[float, float]:
 def reliability(probs: Tensor, labels: Tensor, bins: int = 15) -> np.ndarray:
     """Mean confidence, accuracy and number of the images whose confidence is in each bin, (bins, 3).
 
-    Args:
-        probs: (N, C), each row adding up to 1.
-        labels: (N,).
-        bins: number of bins of equal width over the probability of the predicted class; an empty bin has zeros.
+    The bins have equal width over the probability of the predicted class; an empty one has zeros. `probs` are (N, C).
     """
     confidence, predicted = probs.double().max(1)
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1  # (0, 1/bins] is the first, as in Guo et al.
@@ -181,12 +164,18 @@ def expected_calibration_error(probs: Tensor, labels: Tensor, bins: int = 15) ->
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature T for which softmax(logits / T) has the lowest cross-entropy (Guo et al., section 4.2).
 
-    Fit it on val. It changes the probabilities, but never which class is predicted.
+    Fit it on val. It changes the probabilities, but never which class is predicted. For logits (N,) of pixels it is
+    sigmoid(logits / T). Raises ValueError where no T between exp(-3) and exp(3) is best, as if every answer is right.
     """
     from scipy.optimize import minimize_scalar  # imported here: the page starts without scipy
 
     logits = logits.double()
-    found = minimize_scalar(
-        lambda log_t: F.cross_entropy(logits / math.exp(log_t), labels).item(), bounds=(-3.0, 3.0), method="bounded"
+    loss, labels = (
+        (F.cross_entropy, labels) if logits.ndim == 2 else (F.binary_cross_entropy_with_logits, labels.double())
     )
+    found = minimize_scalar(
+        lambda log_t: loss(logits / math.exp(log_t), labels).item(), bounds=(-3.0, 3.0), method="bounded"
+    )
+    if abs(found.x) > 2.99:
+        raise ValueError("no temperature fits: more or less of it would always be better")
     return math.exp(found.x)

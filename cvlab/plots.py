@@ -126,27 +126,30 @@ def _short(name: str, most: int = 28) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def reliability_picture(bins: np.ndarray) -> Image.Image:
-    """The rows of `cvlab.metrics.reliability` as bars; perfect calibration is the diagonal."""
+def reliability_picture(bins: np.ndarray, before: np.ndarray) -> Image.Image:
+    """The rows of `cvlab.metrics.reliability` as bars, before calibration as a line; perfect is the diagonal."""
     confidence, accuracy, count = bins[bins[:, 2] > 0].T
     figure = Figure(figsize=(4.4, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], "--", color="#7a7a7a", label="perfectly calibrated")
     colors = [(0, 0.45, 0.7, 0.25 + 0.75 * share) for share in count / count.max()]
     axes.bar(confidence, accuracy, width=0.9 / len(bins), color=colors)
+    confidence, accuracy, _ = before[before[:, 2] > 0].T
+    axes.plot(confidence, accuracy, ".-", color="#d55e00", label="logits as they are")
     axes.set(xlabel="confidence of the prediction", ylabel="share of right predictions")
     axes.set_title("reliability (darker: more images)")
     axes.legend()
     return as_picture(figure)
 
 
-def threshold_picture(thresholds: Sequence[float], ious: Sequence[float], chosen: float) -> Image.Image:
-    """The iou on val at each threshold of the mask."""
+def lines_picture(lines: dict[str, tuple], at: float, xlabel: str) -> Image.Image:
+    """Lines by name, each its x and y, and a dashed one at the x in use."""
     figure = Figure(figsize=(4.6, 3.4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(thresholds, ious, color="#0072b2")
-    axes.axvline(chosen, color="#7a7a7a", linestyle="--", label=f"in use: {chosen:g}")
-    axes.set(xlabel="threshold", ylabel="iou on val")
+    for name, (xs, ys) in lines.items():
+        axes.plot(xs, ys, label=name)
+    axes.axvline(at, color="#7a7a7a", linestyle="--", label=f"in use: {at:g}")
+    axes.set(xlabel=xlabel)
     axes.grid(alpha=0.3)
     axes.legend()
     return as_picture(figure)

@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from cvlab import fonts
-from cvlab.explain import explain, grad_cam, heatmap, predict, predicted_masks, region_score
+from cvlab.explain import default_stage, explain, grad_cam, heatmap, predict, predicted_masks, region_score
 from cvlab.files import write_bytes
-from cvlab.models import Model
+from cvlab.models import Model, Stage
 from cvlab.plots import as_picture
 from cvlab.transforms import to_float, whole_mask
 
@@ -32,22 +32,26 @@ def to_picture(images: Tensor) -> Image.Image:
     return Image.fromarray(np.round(pixels * 255).astype(np.uint8))
 
 
-def relative_heat(attribution: Tensor, size: Sequence[int], maximum: float | None = None) -> np.ndarray:
+def relative_heat(
+    attribution: Tensor, size: Sequence[int], maximum: float | None = None, stage: Stage | None = None
+) -> np.ndarray:
     """The positive part of a map (1, 1, h, w) at `size` (H, W), divided by its maximum: (H, W) in [0, 1].
 
     Args:
         maximum: divide by this number instead, to show several maps of one stage on a common scale.
+        stage: whose map it is; its cells are drawn where they look (`heatmap`).
     """
-    heat = heatmap(attribution.detach().reshape(1, 1, *attribution.shape[-2:]).float(), size)[0, 0].cpu().numpy()
+    attribution = attribution.detach().reshape(1, 1, *attribution.shape[-2:]).float()
+    heat = heatmap(attribution, size, stage)[0, 0].cpu().numpy()
     maximum = float(heat.max()) if maximum is None else maximum
     return np.clip(heat / maximum, 0, 1) if maximum > 0 else np.zeros_like(heat)
 
 
 def heatmap_picture(
-    attribution: Tensor, size: Sequence[int], colormap: str = COLORMAP, maximum: float | None = None
+    attribution: Tensor, size: Sequence[int], colormap: str = COLORMAP, stage: Stage | None = None
 ) -> Image.Image:
     """The map alone, coloured from zero to its maximum."""
-    return _coloured(_levels(relative_heat(attribution, size, maximum)), colormap)
+    return _coloured(_levels(relative_heat(attribution, size, stage=stage)), colormap)
 
 
 def overlay(
@@ -55,13 +59,13 @@ def overlay(
     attribution: Tensor,
     colormap: str = COLORMAP,
     opacity: float = 0.7,
-    maximum: float | None = None,
+    stage: Stage | None = None,
 ) -> Image.Image:
     """A map over the view the network saw: (1, 3, H, W) in [0, 1] and (1, 1, h, w) to PIL RGB.
 
     The colour's opacity grows with the evidence, so a blank map leaves the picture unchanged.
     """
-    levels = _levels(relative_heat(attribution, view.shape[-2:], maximum))
+    levels = _levels(relative_heat(attribution, view.shape[-2:], stage=stage))
     alpha = levels.point([round(255 * opacity * (level / 255) ** 0.5) for level in range(256)])
     return Image.composite(_coloured(levels, colormap), to_picture(view), alpha)
 
@@ -118,8 +122,9 @@ def grid(images: Sequence[Image.Image], titles: Sequence[str], columns: int) -> 
     return as_picture(figure)
 
 
-def strip(images: Sequence[Image.Image], titles: Sequence[str], heading: str, side: int = 160) -> Image.Image:
-    """Pictures side by side, each `side` pixels wide under its title. Plainer than `grid` and much faster."""
+def strip(images: Sequence[Image.Image], titles: Sequence[str], heading: str) -> Image.Image:
+    """Pictures side by side, each 160 pixels wide under its title. Plainer than `grid` and much faster."""
+    side = 160
     drawn = Image.new("RGB", (side * len(images), side + 34), "white")
     pen = ImageDraw.Draw(drawn)
     pen.text((4, 2), heading, fill="black")
@@ -129,12 +134,12 @@ def strip(images: Sequence[Image.Image], titles: Sequence[str], heading: str, si
     return drawn
 
 
-def save_animation(frames: Sequence[Path], path: Path, seconds: float = 12) -> None:
-    """Pictures of one size as an animated WebP file that takes about `seconds` and stays on the last one for 2 s."""
+def save_animation(frames: Sequence[Path], path: Path) -> None:
+    """Pictures of one size as an animated WebP file that takes about 12 s and stays on the last one for 2 s."""
     opened = [Image.open(frame).convert("RGB") for frame in frames]
     if not opened:
         return
-    pace = max(40, min(600, int(1000 * seconds / len(opened))))
+    pace = max(40, min(600, int(12_000 / len(opened))))
     buffer = BytesIO()
     durations = [pace] * (len(opened) - 1) + [2000]
     opened[0].save(buffer, "WEBP", save_all=True, append_images=opened[1:], duration=durations, loop=0, quality=80)
@@ -146,11 +151,11 @@ def save_animation(frames: Sequence[Path], path: Path, seconds: float = 12) -> N
 
 def misclassified(model: Model, views: Tensor, labels: Tensor, predicted: Tensor, most: int = 24) -> Image.Image:
     """The first `most` wrong images, each beside the evidence for the class that was wrongly predicted."""
-    drawn, titles = [], []
+    drawn, titles, last = [], [], model.stages[default_stage(model)]
     for i in (predicted != labels).nonzero()[:most, 0].tolist():
         images = to_float(views[i])[None]
         _, attribution = grad_cam(model, images, int(predicted[i]))
-        drawn += [to_picture(images), overlay(images, attribution)]
+        drawn += [to_picture(images), overlay(images, attribution, stage=last)]
         titles += [f"true: {model.class_names[labels[i]]}", f"predicted: {model.class_names[predicted[i]]}"]
     return grid(drawn, titles, 6)
 
@@ -164,12 +169,13 @@ def grad_cam_rows(
     opacity: float = 0.7,
 ) -> Image.Image:
     """Image, heatmap and overlay of the predicted class of each image, at a stage, by default the last."""
-    drawn, captions = [], []
+    drawn, captions, stage = [], [], stage or default_stage(model)
     for view, title in zip(views, titles, strict=True):
         images = to_float(view)[None]
         logits, attribution = grad_cam(model, images, stage=stage)
-        heat = heatmap_picture(attribution, images.shape[-2:], colormap)
-        drawn += [to_picture(images), heat, overlay(images, attribution, colormap, opacity)]
+        read_at = model.stages[stage]
+        heat = heatmap_picture(attribution, images.shape[-2:], colormap, stage=read_at)
+        drawn += [to_picture(images), heat, overlay(images, attribution, colormap, opacity, stage=read_at)]
         captions += [title, "heatmap", f"why {model.class_names[logits.argmax()]}"]
     return grid(drawn, captions, 6)
 
@@ -195,7 +201,7 @@ def stage_rows(model: Model, views: Tensor, colormap: str = COLORMAP, opacity: f
         drawn += [photo, mask_overlay(photo, mask[0].numpy())]
         if mask.any():
             maps = explain(model, images, region_score(mask)).maps["grad_cam"]
-            drawn += [overlay(images, attribution, colormap, opacity) for attribution in maps.values()]
+            drawn += [overlay(images, maps[name], colormap, opacity, stage=each) for name, each in model.stages.items()]
             titles += ["image", "predicted mask", *maps]
         else:
             drawn += [photo] * len(model.stages)
@@ -210,18 +216,19 @@ def training_frame(model: Model, views: Tensor, title: str, masks: Sequence[Tens
         masks: a segmenter's true masks, (C, H, W) bool each.
     """
     drawn, titles, device = [], [], next(model.parameters()).device
+    last = model.stages[default_stage(model)]
     for i, view in enumerate(views):
         images = to_float(view)[None].to(device)
         if model.task == "classification":
             logits, attribution = grad_cam(model, images)
-            drawn.append(overlay(images, attribution))
+            drawn.append(overlay(images, attribution, stage=last))
             titles.append(model.class_names[logits.argmax()])
             continue
         photo, mask = to_picture(images), predicted_masks(model, predict(model, images))[0].cpu()
         drawn.append(photo)
         for each in (whole_mask(masks[i], model.image_size), mask):
             drawn.append(mask_overlay(photo, each.any(0).numpy()))
-        drawn.append(overlay(images, grad_cam(model, images)[1]) if mask[0].any() else photo)
+        drawn.append(overlay(images, grad_cam(model, images)[1], stage=last) if mask[0].any() else photo)
         titles += ["image", "true mask", "predicted", "why" if mask[0].any() else "nothing found"]
     return strip(drawn, titles, title)
 

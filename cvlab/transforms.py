@@ -134,18 +134,15 @@ def centre_view(
 
 
 def resized(image: Image.Image, size: int, interpolation: str = "bilinear", crop_mode: str = "center") -> Image.Image:
-    """Shorter side to `size` pixels (`resize_shorter`), or with the crop_mode "squash" both sides."""
-    if crop_mode == "squash":
-        return image.resize((size, size), Image.Resampling[interpolation.upper()])
-    return resize_shorter(image, size, interpolation)
+    """Shorter side to `size` pixels, or with the crop_mode "squash" both sides.
 
-
-def resize_shorter(image: Image.Image, size: int, interpolation: str = "bilinear") -> Image.Image:
-    """Shorter side to `size` pixels. A panorama is first cropped to its middle, twice as long as wide.
+    A panorama is first cropped to its middle, twice as long as wide.
 
     Args:
         interpolation: a name of PIL.Image.Resampling in lower case.
     """
+    if crop_mode == "squash":
+        return image.resize((size, size), Image.Resampling[interpolation.upper()])
     width, height = image.size
     long, short = max(width, height), min(width, height)
     if long > 2 * short:

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ from cvlab.metrics import segmentation_counts, segmentation_scores
 from cvlab.models import build
 from cvlab.page.models import Models, offered_models
 from cvlab.transforms import open_image, view
-from cvlab.trust import deletion
+from cvlab.trust import Judgement, judge
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
@@ -192,6 +193,18 @@ def test_grad_cam_array_is_the_raw_map(client: Client, scene: Path) -> None:
     assert (given["class_name"], given["stage"], given["method"]) == ("star", "stage3", "grad_cam")
 
 
+def test_judge_gives_the_librarys_verdict(client: Client, scene: Path) -> None:
+    level, sentence, checks = client.predict(
+        image=handle_file(scene), model=CLASSIFIER, class_name="star", stage="stage3", api_name="/judge"
+    )
+    model = checkpoint.load(ROOT / "checkpoints" / CLASSIFIER)
+    images, star = view(open_image(scene), model), model.class_names.index("star")
+    verdict = judge(model, images, grad_cam(model, images, star, "stage3")[1], star, stage="stage3")
+    assert (level, sentence, list(checks)) == (verdict.level, verdict.sentence, list(verdict.checks))
+    for name, check in verdict.checks.items():
+        assert checks[name]["value"] == pytest.approx(float(check.value), abs=1e-3)
+
+
 def test_many_equal_questions_at_once_get_equal_pictures(client: Client, scene: Path) -> None:
     """Files of equal content must not be written over each other while they are read."""
 
@@ -314,7 +327,7 @@ def test_an_upload_shows_the_prediction(page: Page, tmp_path: Path) -> None:
 def test_what_is_asked_changes_the_map_and_how_it_is_drawn_the_picture(page: Page) -> None:
     tab(page, "Grad-CAM")
     seen = [picture(page, re.compile("^Heatmap: Evidence for “cross” at stage4"))]
-    page.get_by_text("Details", exact=True).click()
+    page.get_by_text("Details", exact=True).filter(visible=True).click()
     expect(page.locator(".scale").filter(visible=True)).to_have_text(re.compile(r"^0\s+[\d.]+ logits$"))
     choose(page, "Evidence for the class", "triangle")
     seen.append(picture(page, "Heatmap: Evidence for “triangle” at stage4"))
@@ -346,30 +359,62 @@ def test_a_slow_cross_check_is_drawn_for_the_whole_picture(page: Page) -> None:
     picture(page, "Heatmap: Evidence for “cross” at stage4")
 
 
-def test_hiding_the_hottest_tenth_gives_the_numbers_of_the_check(page: Page, scene: Path) -> None:
+def checked(page: Page) -> Locator:
+    """The chip of the verdict; while others ask it is given on request."""
+    expect(page.locator("#chip .chip svg, #chip .ask")).to_be_visible()
+    if page.locator("#chip .ask").is_visible():
+        page.locator("#chip .ask").click()
+    expect(page.locator("#chip .chip svg")).to_be_visible()
+    return page.locator("#chip .chip")
+
+
+def test_the_verdict_on_the_marked_spot_stands_beside_the_answer(page: Page, scene: Path) -> None:
     model = checkpoint.load(ROOT / "checkpoints" / CLASSIFIER)
     images = view(open_image(scene), model)
-    _, attribution = grad_cam(model, images)
-    check = deletion(model, images, attribution)
+    verdict = judge(model, images, grad_cam(model, images)[1], stage="stage4")
     tab(page, "Grad-CAM")
     heatmap = page.get_by_alt_text(re.compile("^Heatmap")).filter(visible=True)
     before = heatmap.get_attribute("src")
     upload(page, scene)
     expect(heatmap).not_to_have_attribute("src", before)
-    page.get_by_text("Details of the check").click()
-    table = page.locator("table.facts").filter(visible=True)
-    expect(page.locator(".chip")).to_contain_text("more than 19 others" if check.telling else "no more than 19 others")
-    expect(table).to_contain_text(f"{check.before:.1%}")
-    expect(table).to_contain_text(f"{check.hidden:.1%}")
-    expect(table).to_contain_text(f"{min(check.random):.1%} to {max(check.random):.1%}")
+    expect(checked(page)).to_have_text(verdict.sentence.split(":")[0])
+    expect(page.locator(".chip.good")).to_have_count(int(verdict.level == "believable"))
+    reasons = page.locator("[data-name=reasons]").filter(visible=True)
+    reasons.locator("summary").first.click()
+    expect(reasons).to_contain_text(verdict.checks["marked spot"].sentence)
+    reasons.get_by_text("Details").click()
+    expect(reasons).to_contain_text(verdict.checks["hidden parts"].sentence)
     before = heatmap.get_attribute("src")
     page.get_by_role("button", name="Colours").click()
     choose(page, "Colour map", "jet (as in older reports)")
     expect(heatmap).not_to_have_attribute("src", before)
-    expect(table).to_contain_text(f"{check.hidden:.1%}")  # another colour is no other map
+    expect(reasons).to_contain_text(verdict.checks["hidden parts"].sentence)  # another colour is no other map
     choose(page, "Read at the stage", "stage2")
-    expect(table).not_to_contain_text(f"{check.hidden:.1%}")
+    expect(page.get_by_text(verdict.checks["hidden parts"].sentence)).to_have_count(0)
     choose(page, "Colour map", "inferno")
+
+
+def test_the_check_of_an_old_question_is_dropped(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked(page)
+    judged, go_on = [], threading.Event()
+
+    def slow(*arguments: object) -> Judgement:
+        judged.append(arguments[-1])
+        go_on.wait(30)
+        return judge(*arguments)
+
+    monkeypatch.setattr("cvlab.page.visit.judge", slow)
+    monkeypatch.setattr("cvlab.page.visit.QUIET", 0)
+    monkeypatch.setattr("cvlab.page.visit.SECONDS", 1000)
+    tab(page, "Grad-CAM")
+    for stage in ("stage1", "stage2", "stage3"):
+        choose(page, "Read at the stage", stage)
+        picture(page, re.compile(f"^Heatmap: Evidence for “cross” at {stage}"))
+        expect(page.locator("#chip .chip")).to_contain_text("Checking")
+        page.wait_for_timeout(500)  # its check waits for that of stage1 by then
+    go_on.set()
+    expect(page.locator("#chip .chip svg")).to_be_visible()
+    assert judged == ["stage1", "stage3"]
 
 
 def test_every_stage_of_a_unet_is_shown_by_both_methods(unet: Page) -> None:
@@ -436,7 +481,7 @@ def test_a_true_mask_gives_iou_and_where_it_is_wrong(unet: Page, scene: Path, tm
         predict(model, view(open_image(scene), model)), (256, 256), mode="bilinear"
     )
     scores = segmentation_scores(segmentation_counts(logits > 0, torch.from_numpy(true)[None, None]))
-    expect(unet.get_by_text(f"iou {scores.iou:.3f}").filter(visible=True)).to_be_visible()
+    expect(unet.get_by_text(f"iou {scores['iou']:.3f}").filter(visible=True)).to_be_visible()
     expect(unet.locator("figure", has_text="Why missed").filter(visible=True)).to_contain_text("Evidence against")
     choose(unet, "Ask about", "what was wrongly found (needs the true mask)")
     expect(unet.get_by_text("in what was wrongly found; score").filter(visible=True)).to_be_visible()
@@ -557,26 +602,48 @@ def test_names_from_strangers_are_shown_not_run(page: Page, hostile: Path) -> No
     assert page.locator("figure img[src=x], .label img, pre img").count() == 0
 
 
-def test_no_accessibility_violation_on_any_tab(browser: Browser, url: str, scene: Path) -> None:
-    """In light, and what depends on colours in dark too."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
+def test_no_accessibility_violation_in_any_tab_and_state(
+    browser: Browser, url: str, scene: Path, tmp_path: Path
+) -> None:
+    """With everything unfolded, light at a desk and dark on a phone, for both kinds of model."""
+    page = browser.new_page()
+
+    def check(state: str) -> None:
+        page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+        for (width, height), dark in (((1366, 768), False), ((390, 844), True)):
+            page.set_viewport_size({"width": width, "height": height})
+            page.evaluate("dark => document.body.classList.toggle('dark', dark)", dark)
+            assert violations(page) == [], (state, width)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, (state, width)
+
     page.goto(f"{url}?__theme=light&model={SEGMENTER}")
-    choose_example(page, "cross")
+    checked(page)
     page.get_by_role("button", name="Colours").click()
     for name in TABS:
         tab(page, name)
+        if name == "U-Net stages":
+            page.get_by_role("button", name="Compare with the true mask").click()
         if name == "Compare":
             page.locator("#second input[type=file]").set_input_files(scene)
         if name == "Many pictures":
             with page.expect_file_chooser() as chooser:
                 page.get_by_role("button", name="Choose pictures").click()
-            chooser.value.set_files(scene)
+            chooser.value.set_files([scene, __file__])
         shown = page.locator("pre.code") if name == "Code" else page.locator("figure")
         expect(shown.filter(visible=True).first).to_be_visible()
-        assert violations(page) == [], name
-        page.evaluate("document.body.classList.add('dark')")
-        assert violations(page, runOnly=["color-contrast"]) == [], name
-        page.evaluate("document.body.classList.remove('dark')")
+        check(name)
+    tab(page, "Predict")
+    choose_model(page, CLASSIFIER)
+    checked(page)
+    check("a classifier")
+    page.get_by_role("button", name="Enlarge or save").filter(visible=True).first.click()
+    check("enlarged")
+    page.get_by_role("button", name="Close").click()
+    page.get_by_role("button", name="Camera", exact=True).click()
+    (tmp_path / "none.png").write_text("not a picture")
+    upload(page, tmp_path / "none.png")
+    expect(page.get_by_text("None.png is not a picture")).to_be_visible()
+    check("no picture")
     page.close()
 
 
@@ -595,7 +662,7 @@ def test_the_whole_answer_is_in_the_first_screen_with_all_tabs_in_one_row(
 ) -> None:
     page = browser.new_page()
     page.goto(f"{url}?model={model}")
-    expect(page.locator(".chip")).to_be_visible()
+    checked(page)
     expect(page.locator("#sentence").locator("xpath=descendant-or-self::*[@aria-live='polite']")).to_contain_text("%")
     for width, height in ((1366, 768), (390, 844)):
         page.set_viewport_size({"width": width, "height": height})
@@ -603,7 +670,7 @@ def test_the_whole_answer_is_in_the_first_screen_with_all_tabs_in_one_row(
             box = page.locator(part).filter(visible=True).last.bounding_box()
             assert box["y"] + box["height"] <= height, part
             assert box["x"] + box["width"] <= width, part
-        tabs = [page.get_by_role("tab", name=name).bounding_box() for name in TABS]
+        tabs = page.evaluate("[...document.querySelectorAll('[role=tab]')].map(tab => tab.getBoundingClientRect())")
         assert len({box["y"] for box in tabs}) == 1
         assert [box["x"] for box in tabs] == sorted(box["x"] for box in tabs)
     code = page.get_by_role("tab", name="Code")  # on the phone it is reached by scrolling the row
@@ -663,14 +730,14 @@ FILMING = "[...document.querySelectorAll('video')].some(video => video.videoWidt
 
 
 def test_the_camera_takes_the_photo(page: Page) -> None:
-    shown = page.locator(".photos").filter(visible=True).first
-    before = shown.get_attribute("style")
+    shown = page.locator("#first .heat")
+    before = shown.get_attribute("src")
     page.get_by_role("button", name="Camera", exact=True).click()
     page.get_by_label("Click to Access Webcam").or_(page.get_by_text("Click to Access Webcam")).first.click()
     expect(page.get_by_label("capture photo")).to_be_visible()
     page.wait_for_function(FILMING)  # before its first picture a camera gives none
     page.get_by_label("capture photo").click()
-    expect(shown).not_to_have_attribute("style", before)
+    expect(shown).not_to_have_attribute("src", before)
     expect(page.get_by_label("capture photo")).to_be_hidden()
 
 

@@ -7,20 +7,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cvlab.data.augment import erased, mixing
-from cvlab.data.sets import AugmentedImages, AugmentedPairs, EvaluationSet, channel_statistics, channels_last
+from cvlab.data.sets import AugmentedImages, AugmentedPairs, EvaluationSet, channels_last, normalization
 
 
 def noise(seed: int, height: int = 4, width: int = 5) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_channel_statistics_are_numpys() -> None:
+def test_mean_and_deviation_are_numpys() -> None:
     pixels = [noise(i, 5 + i, 9 - i) for i in range(4)]
-    mean, std = channel_statistics([torch.from_numpy(each).permute(2, 0, 1) for each in pixels])
+    mean, std = normalization("data", [torch.from_numpy(each).permute(2, 0, 1) for each in pixels])
     together = np.concatenate([each.reshape(-1, 3) for each in pixels]) / 255
     np.testing.assert_allclose(mean, together.mean(0), rtol=0, atol=1e-4)
     np.testing.assert_allclose(std, together.std(0), rtol=0, atol=1e-4)
-    _, flat = channel_statistics([torch.zeros(3, 4, 4, dtype=torch.uint8)])
+    _, flat = normalization("data", [torch.zeros(3, 4, 4, dtype=torch.uint8)])
     assert min(flat) > 0  # it is divided by
 
 

@@ -16,6 +16,7 @@ import explain
 import page
 import tables
 import torch
+import verdict
 
 from cvlab.models import build
 
@@ -124,3 +125,37 @@ def test_the_page_is_held_against_what_it_should_be():
     ideal = [0.2 * (i + 1) for i in range(32)]
     assert math.isclose(page.crowd_ratio([ideal, ideal], 0.2), 1.0, rel_tol=0.02)
     assert math.isclose(page.crowd_ratio([[2 * each for each in ideal]], 0.2), 2.0, rel_tol=0.02)
+
+
+def test_verdicts_are_counted_by_model_and_by_kind_of_map(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    text = run("verdict.py", "--quick", "--json", str(path))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["set"], line["picture"]) for line in lines] == [(name, 0) for name in verdict.QUICK]
+    assert all(abs(each) <= 1 for line in lines for found in line["maps"].values() for each in found[:3])
+    assert "A verdict takes 44 pictures, each further map 10." in text
+    kinds = [row[0] for row in rows(text)]
+    assert all(kinds.count(kind) >= 1 for line in lines for kind in line["maps"])
+    sets = [f"{name}={ROOT / where}" for name, where in verdict.QUICK.items()]
+    assert list(verdict.collect(sets, 1, 0, lines)) == []  # what is known is not done again
+
+
+def test_shares_of_verdicts_are_counted_by_hand():
+    rows = [("a", 0.5, "believable"), ("a", 0.7, "doubtful"), ("b", 0.1, "believable"), ("b", 0.3, "believable")]
+    assert verdict.share(rows, "confirmed", "believable") == "50% (50% to 50%) of 2"
+    assert verdict.share(rows, "refuted", "believable") == "100% (100% to 100%) of 1"
+    assert verdict.share(rows, "confirmed", "doubtful", verdict.CLEARLY) == "100% (100% to 100%) of 1"
+    assert verdict.area([0.5, 0.1, 0.3], [1.0, 0.0, 2.0]) == "1.000"
+
+
+def test_refusing_the_unknown_is_measured(tmp_path):
+    text = run("unknown.py", "--quick", "--json", str(tmp_path / "figures.json"))
+    (found,) = json.loads((tmp_path / "figures.json").read_text()).values()
+    assert [row[0] for row in rows(text)[2:]] == list(found)
+    for by_group in found.values():
+        assert by_group.keys() == {"test", "noise"}
+        assert by_group["noise"]["n"] == 12
+        for each in by_group.values():
+            assert 0 <= each["low"] <= each["refused"] <= each["high"] <= 1
+        assert 0 <= by_group["noise"]["area"] <= 1
+    assert found["**kept in the folder**"]["noise"]["refused"] == 1

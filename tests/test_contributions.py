@@ -20,13 +20,13 @@ REGION = box((16, 16), (2, 3), (9, 8))
 
 def assert_adds_up(model, images, score):
     found = contributions(model, images, score)
-    assert list(found.parts) == [*(f"skip{i + 1}" for i in range(len(model.skips))), "bottleneck", "biases"]
-    parts = torch.stack(list(found.parts.values()))
+    assert list(found) == [*(f"skip{i + 1}" for i in range(len(model.skips))), "bottleneck", "biases"]
+    parts = torch.stack(list(found.values()))
     assert parts.shape == (len(parts), len(images))
-    torch.testing.assert_close(found.logits, predict(model, images))
-    torch.testing.assert_close(found.scores, score(found.logits))
-    torch.testing.assert_close(parts.sum(0), found.scores, rtol=1e-3, atol=1e-5 * parts.abs().max().item())
-    return found.parts
+    torch.testing.assert_close(
+        parts.sum(0), score(predict(model, images)), rtol=1e-3, atol=1e-5 * parts.abs().max().item()
+    )
+    return found
 
 
 @pytest.mark.parametrize("score", [region_score(REGION), region_score(REGION, 1), against(region_score(REGION))])
@@ -37,7 +37,7 @@ def test_the_parts_add_up_to_the_score(segmenter, images, score):
 
 def test_the_parts_of_the_opposite_are_the_opposite(segmenter, images):
     score = region_score(REGION)
-    found, opposite = (contributions(segmenter, images, each).parts for each in (score, against(score)))
+    found, opposite = (contributions(segmenter, images, each) for each in (score, against(score)))
     assert all(torch.equal(opposite[name], -part) for name, part in found.items())
 
 
@@ -105,9 +105,9 @@ def test_by_hand_where_nothing_bends():
 
 
 def test_a_batch_is_divided_as_its_images_one_by_one(segmenter, images):
-    together = contributions(segmenter, images, region_score(REGION)).parts
+    together = contributions(segmenter, images, region_score(REGION))
     for i, image in enumerate(images.split(1)):
-        alone = contributions(segmenter, image, region_score(REGION)).parts
+        alone = contributions(segmenter, image, region_score(REGION))
         for name, part in alone.items():
             torch.testing.assert_close(part, together[name][i : i + 1])
 

@@ -8,7 +8,7 @@ from photos import PHOTOS, needs_photos
 from PIL import Image, ImageOps
 
 from cvlab.data import shapes
-from cvlab.data.duplicates import Copy, examine, find_copies, grouped
+from cvlab.data.duplicates import Copies, Copy
 
 
 @pytest.fixture
@@ -55,17 +55,16 @@ KINDS = [
 def test_every_copy_is_found_and_nothing_else(scenes: list[Path], kind: str) -> None:
     copies = [saved_again(path, kind) for path in scenes]
     n = len(scenes)
-    assert find_copies([*scenes, *copies]) == [Copy(i, i + n, exact=kind == "exact") for i in range(n)]
+    assert Copies([*scenes, *copies]).pairs == [Copy(i, i + n, exact=kind == "exact") for i in range(n)]
 
 
 def test_copies_of_copies_are_one_group(scenes: list[Path]) -> None:
     mirrored = saved_again(scenes[5], "mirrored")
     paths = [*scenes, saved_again(mirrored, "half size"), mirrored]
-    groups = grouped(len(paths), find_copies(paths))
-    assert len(set(groups)) == len(scenes)
-    assert groups[5] == groups[12] == groups[13]
-    assert grouped(3, [Copy(0, 2, exact=False)]) == [0, 1, 0]
-    assert grouped(2, []) == [0, 1]
+    group = Copies(paths).group
+    assert len(set(group.values())) == len(scenes)
+    assert group[paths[5]] == group[paths[12]] == group[paths[13]]
+    assert list(Copies(scenes[:2]).group.values()) == [0, 1]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.99])
@@ -76,10 +75,7 @@ def test_files_that_are_cut_off_are_told_though_jpegs_are_decoded_small(
     whole, cut = tmp_path / f"whole.{suffix}", tmp_path / f"cut.{suffix}"
     shapes.scene(0, 700).image.save(whole)
     cut.write_bytes(whole.read_bytes()[: int(share * whole.stat().st_size)])
-    sound, faulty = examine([whole, cut])
-    assert sound.fault is None
-    assert faulty.fault is not None
-    assert not faulty.coarse.any()
+    assert Copies([whole, cut]).faults.keys() == {cut}
 
 
 def test_pictures_without_structure_and_broken_files_resemble_nothing(tmp_path: Path) -> None:
@@ -88,8 +84,8 @@ def test_pictures_without_structure_and_broken_files_resemble_nothing(tmp_path: 
     (tmp_path / "broken-1.jpg").write_text("not a picture")
     (tmp_path / "broken-2.jpg").write_text("not a picture either")
     (tmp_path / "broken-3.jpg").write_text("not a picture")
-    assert find_copies(sorted(tmp_path.iterdir())) == [Copy(1, 3, exact=True)]
-    assert find_copies([]) == []
+    assert Copies(sorted(tmp_path.iterdir())).pairs == [Copy(1, 3, exact=True)]
+    assert Copies([]).pairs == []
 
 
 @needs_photos("flower_photos", "flowers17", "caltech101", "scenes8")
@@ -105,7 +101,7 @@ def test_planted_copies_among_photographs_are_found_without_false_alarms(tmp_pat
         (tmp_path / f"{i}.jpg").write_bytes(photo.read_bytes())
         copies.append(saved_again(tmp_path / f"{i}.jpg", KINDS[i % len(KINDS)]))
     n = len(photos)
-    found = find_copies([*photos, *copies])
+    found = Copies([*photos, *copies]).pairs
     planted = [copy for copy in found if copy.second == copy.first + n]
     assert len(photos) >= 100
     assert len(planted) >= 0.95 * n
@@ -117,7 +113,7 @@ def test_the_known_pairs_across_the_official_parts_of_flowers102_are_found() -> 
     paths = sorted((PHOTOS / "flowers102_64px").rglob("*.*"))
     across = [
         copy
-        for copy in find_copies(paths)
+        for copy in Copies(paths).pairs
         if copy.exact and paths[copy.first].parts[-3] != paths[copy.second].parts[-3]
     ]
     assert len(across) == 3

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from cvlab.data.parts import Parts
-from cvlab.data.sets import AugmentedImages, AugmentedPairs, EvaluationSet, onto_gpu, to_device_if_small
+from cvlab.data.sets import AugmentedImages, AugmentedPairs, EvaluationSet, onto_gpu
 from cvlab.learning.losses import SEGMENTATION_LOSSES
 from cvlab.metrics import segmentation_counts
 from cvlab.models import build
@@ -49,10 +49,13 @@ def test_batches_are_made_where_the_images_were_brought(name: str) -> None:
 
 
 @pytest.mark.parametrize(("most", "where"), [(2 * 4 * 3 * SIDE * SIDE, "cuda"), (2 * 4 * 3 * SIDE * SIDE - 1, "cpu")])
-def test_pictures_are_kept_on_a_gpu_that_has_room_for_both_parts(most: int, where: str) -> None:
-    """Two sets of four pictures, 3 x 32 x 32 bytes each."""
+def test_pictures_are_kept_on_a_gpu_that_has_room_for_both_parts(
+    most: int, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sets of four pictures, 3 x 32 x 32 bytes each; half of the free memory is for them."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * most, 4 * most))
     data_sets = [SETS["classifier"](*decoded()), SETS["evaluation"](*decoded())]
-    to_device_if_small(torch.device("cuda"), most, *data_sets)
+    onto_gpu(torch.device("cuda"), *data_sets)
     assert {each.device.type for data_set in data_sets for each in data_set.__getitems__([0, 1])} == {where}
 
 

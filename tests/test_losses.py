@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
-from cvlab.learning.losses import SEGMENTATION_LOSSES, bce, bce_dice, class_weights, cross_entropy, dice, focal
+from cvlab.learning.losses import SEGMENTATION_LOSSES, bce, cross_entropy, dice, focal
 
 SURE = 40.0  # sigmoid(40) is 1 in float32
 
@@ -90,7 +90,7 @@ def test_focal_of_an_undecided_pixel() -> None:
 
 def test_the_sum_of_two() -> None:
     logits, masks = random_pair()
-    torch.testing.assert_close(bce_dice(logits, masks), bce(logits, masks) + dice(logits, masks))
+    torch.testing.assert_close(SEGMENTATION_LOSSES["bce+dice"](logits, masks), bce(logits, masks) + dice(logits, masks))
 
 
 @pytest.mark.parametrize("name", SEGMENTATION_LOSSES)
@@ -124,10 +124,10 @@ def test_gradients_are_finite_at_extreme_logits(name: str, size: float) -> None:
 
 def test_class_weights_by_hand() -> None:
     """120, 24 and 6 of 150: 150 / (3 * 120) and so on. A class of which there is none cannot divide by zero."""
-    labels = torch.tensor([0] * 120 + [1] * 24 + [2] * 6)
-    torch.testing.assert_close(class_weights(labels, 3), torch.tensor([5 / 12, 25 / 12, 25 / 3]))
-    assert class_weights(labels, 3)[labels].mean().item() == pytest.approx(1)
-    torch.testing.assert_close(class_weights(torch.tensor([0, 0, 0]), 2), torch.tensor([0.5, 1.5]))
+    for labels, expected in (([0] * 120 + [1] * 24 + [2] * 6, [5 / 12, 25 / 12, 25 / 3]), ([0, 0, 0], [0.5, 1.5])):
+        loss, n = cross_entropy(0.0, "balanced", torch.tensor(labels), len(expected)), len(expected)
+        weights = [loss(torch.zeros(1, n), torch.tensor([i])).item() / math.log(n) for i in range(n)]
+        assert weights == pytest.approx(expected)
 
 
 def test_weighted_cross_entropy_by_hand() -> None:

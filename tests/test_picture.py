@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from cvlab.models import Grid, Stage
 from cvlab.page.html import bars
 from cvlab.page.picture import CONTOURS, heat_layer, heated, hottest_edge, outline, seen_part
 from cvlab.page.words import percent, place, shares_of_evidence
+from cvlab.render import heatmap_picture, overlay
 from cvlab.transforms import view
 
 WHOLE = (0, 0, 1, 1)
@@ -87,9 +89,52 @@ def test_the_line_encloses_the_hottest_tenth() -> None:
     assert corners(edge) == pytest.approx((0, 0, 200, 500), abs=30)
 
 
+def test_a_hot_cell_is_drawn_and_named_where_its_stage_looks() -> None:
+    """Padded halving puts cell i over pixel 32i of 256, half a cell up and left of where stretching would draw it."""
+    stage = Stage(nn.Identity())
+    stage.module.grid = Grid(0.0, 32.0, 256)
+    attribution = spot(slice(3, 4), slice(5, 6), 8)
+    x, y = (160.5 / 256, 96.5 / 256)
+    drawn = Image.open(io.BytesIO(base64.b64decode(heat_layer(attribution, "gray", stage=stage).partition(",")[2])))
+    pictures = (
+        np.asarray(drawn.convert("RGBA"), float)[..., 0],
+        np.asarray(heatmap_picture(attribution, (256, 256), "gray", stage=stage).convert("L"), float),
+    )
+    black = torch.zeros(1, 3, 256, 256)
+    for pixels in (*pictures, np.asarray(overlay(black, attribution, "gray", stage=stage).convert("L"), float)):
+        rows, columns = np.nonzero(pixels == pixels.max())
+        side = len(pixels)
+        assert ((columns.mean() + 0.5) / side, (rows.mean() + 0.5) / side) == pytest.approx((x, y), abs=0.005)
+    left, top, right, bottom = corners(hottest_edge(attribution, WHOLE, stage))
+    assert ((left + right) / 2000, (top + bottom) / 2000) == pytest.approx((x, y), abs=0.005)
+    left, top, right, bottom = corners(
+        re.findall('class="level l4" d="([^"]+)"', heated(attribution, stage, WHOLE, "", CONTOURS, None, True))[0]
+    )
+    assert ((left + right) / 2000, (top + bottom) / 2000) == pytest.approx((x, y), abs=0.005)
+    region = torch.zeros(256, 256, dtype=torch.bool)
+    region[64:129, 128:193] = True
+    assert shares_of_evidence(attribution, region, stage)["around it"] == 0
+    assert shares_of_evidence(attribution, region)["around it"] > 0.05
+    corner = spot(slice(5, 6), slice(5, 6), 8)
+    assert (place(corner, stage), place(corner)) == ("at the middle", "at the lower right")
+
+
+def test_a_single_hot_pixel_of_a_fine_map_is_seen_and_zero_stays_zero() -> None:
+    attribution = spot(slice(30, 31), slice(150, 151), 224)
+    drawn = Image.open(io.BytesIO(base64.b64decode(heat_layer(attribution, "gray").partition(",")[2])))
+    rows, columns = np.nonzero(np.asarray(drawn.convert("RGBA"))[..., 3])
+    assert np.asarray(drawn.convert("RGBA"))[rows, columns, 3].max() == 255
+    assert max(np.ptp(rows), np.ptp(columns)) <= 1
+    assert ((columns.mean() + 0.5) / drawn.width, (rows.mean() + 0.5) / drawn.height) == pytest.approx(
+        (150.5 / 224, 30.5 / 224), abs=1 / 64
+    )
+    (ring,) = re.findall(r'class="edge" d="M(\d+) (\d+)a', heated(attribution, None, WHOLE, "", "gray", None, False))
+    assert (int(ring[0]) + 25, int(ring[1])) == (round(1000 * 150.5 / 224), round(1000 * 30.5 / 224))
+
+
 def test_lines_in_place_of_colour_are_drawn_at_four_levels() -> None:
     ramp = torch.linspace(0, 1, 20).expand(1, 1, 20, 20)
-    drawn = heated(ramp, WHOLE, "", CONTOURS)
+    drawn = heated(ramp, None, WHOLE, "", CONTOURS, None, True)
     lefts = [corners(path)[0] for path in re.findall(r'class="level l\d" d="([^"]+)"', drawn)]
     assert lefts == pytest.approx([200, 400, 600, 800], abs=30)
 

@@ -409,6 +409,5 @@ def test_the_value_is_chosen_by_val_and_not_by_test() -> None:
         return {"dropout": p, "at": "", "before": scores, "after": scores}
 
     rows = [row("0", 0.4, 0.9), row("0.1", 0.6, 0.3), row("0.5", 0.6, 0.8)]
-    assert dropout_study.chosen(rows)["dropout"] == "0.1"
     (bold,) = [line for line in dropout_study.table(rows).splitlines() if "**" in line]
     assert bold.startswith("| **0.1** | **0.600** |")

@@ -21,8 +21,8 @@ from cvlab.explain.many import describe, explain_predictions
 from cvlab.models import build, check_size
 from cvlab.models.timm import WholeConv2d, default_view, from_timm_config, imagenet_names, unique
 from cvlab.transforms import open_image, view
-from cvlab.trust import deletion
 from cvlab.trust.diagnosis import diagnose
+from cvlab.trust.hiding import Hiding
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "bench"))
 from conformance import as_trained, captum_map
@@ -349,8 +349,7 @@ def test_a_single_output_is_two_classes_by_its_sigmoid(tmp_path):
     _, healthy = grad_cam(model, images, 0)
     torch.testing.assert_close(ill, -healthy)
     assert ill.abs().max() > 0
-    hidden = deletion(model, images, ill.abs() + torch.rand(ill.shape), class_idx=1)
-    assert hidden.before == pytest.approx(z.sigmoid().item(), abs=1e-5)
+    assert Hiding(model, images, 1, None).probability == pytest.approx(z.sigmoid().item(), abs=1e-5)
     assert "Unsure" in diagnose(torch.tensor([[[[0.0, 1, 2], [2, 1, 0], [3, 1, 1]]]]), 0.01 * logits.sign())
     checkpoint.save(model, tmp_path / "ours")
     again = checkpoint.load(tmp_path / "ours")

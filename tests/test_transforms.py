@@ -21,7 +21,7 @@ from cvlab.transforms import (
     centre_view,
     open_image,
     resize_logits,
-    resize_shorter,
+    resized,
     view,
     whole_mask,
 )
@@ -356,7 +356,7 @@ def test_of_a_panorama_the_middle_is_seen(size: tuple[int, int]) -> None:
 def test_the_shorter_side_is_what_is_asked_for_and_a_panorama_is_not_wider_than_two() -> None:
     sizes = {(90, 60): (48, 32), (61, 97): (32, 50), (32, 32): (32, 32), (500, 90): (64, 32), (90, 501): (32, 64)}
     for size, expected in sizes.items():
-        assert resize_shorter(Image.new("RGB", size), 32).size == expected
+        assert resized(Image.new("RGB", size), 32).size == expected
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -18,11 +18,12 @@ from cvlab.page.evidence import evidence_for, open_mask, peak_of
 from cvlab.page.host import sentence_of
 from cvlab.page.html import quoted
 from cvlab.page.models import TOLERANCE, Models, bytes_of, faster_copy
-from cvlab.page.panels import PANELS, draw
+from cvlab.page.panels import CHECKED, PANELS, draw
 from cvlab.page.question import Question, score_of
 from cvlab.page.visit import Visits
-from cvlab.page.words import percent, said, verdict
+from cvlab.page.words import percent, said
 from cvlab.transforms import open_image, view
+from cvlab.trust import judge
 from cvlab.trust.diagnosis import diagnose_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,7 +102,8 @@ def test_every_panel_has_an_answer_or_a_sentence(visits: Visits, photo: str) -> 
     assert "biases" in draw(answer, ["contributions"])["contributions"]
     pets = visits.get(photo, "pets")
     shown = draw(pets.ask(Question()), OF_ONE)
-    assert "random places" in shown["believe"]
+    assert "Checking" in shown["chip"]
+    assert not shown["reasons"]
     assert "classifier" in shown["stages"]
     for question in (
         Question(class_name="dog?"),
@@ -259,14 +261,32 @@ def test_where_nothing_is_found_the_page_says_so_and_a_place_can_be_asked_about(
     assert 'class="asked"' in shown["picker"]
 
 
-def test_the_check_speaks_of_the_spot_and_compares_with_nineteen_places(visits: Visits, photo: str) -> None:
-    answer = visits.get(photo, "pets").ask(Question())
-    assert answer.check is visits.get(photo, "pets").ask(Question(colormap="jet")).check  # worked out once
-    assert len(answer.check.random) == 19
-    good, words, why = verdict(answer)
-    assert good == answer.check.telling == ("no more" not in words)
-    assert percent(answer.check.hidden) in why
-    against = [answer.again(Question(class_name=name, against=True)) for name in answer.model.class_names]
-    asked = [each for each in against if each.attribution.max() > 0]
-    assert asked
-    assert all(verdict(each)[:2] == (None, "") for each in asked)  # hiding what speaks against it need not lower it
+def test_the_verdict_is_worked_out_once_and_speaks_of_the_spot(visits: Visits, photo: str) -> None:
+    for name in ("pets", "riders"):
+        answer = visits.get(photo, name).ask(Question())
+        answer.work_out_verdict()
+        found = visits.get(photo, name).ask(Question(colormap="jet"))
+        images, evidence = answer.prediction.images, answer.evidence
+        verdict = judge(answer.model, images, answer.attribution, evidence.class_idx, evidence.region, answer.stage)
+        assert found.verdict is answer.verdict
+        assert found.verdict == verdict
+        drawn = draw(found, CHECKED)
+        assert verdict.sentence in drawn["reasons"]
+        assert verdict.sentence in drawn["believe"]
+        assert verdict.sentence.split(":")[0].rstrip(".") in drawn["chip"]
+        against = found.again(Question(against=True))  # hiding what speaks against a class need not lower it
+        against.work_out_verdict()
+        assert not any(draw(against, CHECKED)[panel] for panel in ("chip", "reasons"))
+
+
+def test_verdicts_are_given_on_request_while_others_ask(visits: Visits, monkeypatch: pytest.MonkeyPatch) -> None:
+    visits.note("first", ("a",))
+    visits.note("first", ("b",))
+    assert visits.is_last("first", ("b",))
+    assert not visits.is_last("first", ("a",))
+    assert not visits.others_ask("first")
+    assert visits.others_ask("second")
+    visits.note("second", None)
+    assert visits.others_ask("first")
+    monkeypatch.setattr("cvlab.page.visit.QUIET", 0)
+    assert not visits.others_ask("first")

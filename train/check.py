@@ -12,16 +12,12 @@ show photographs.
 """
 
 import argparse
-import sys
 from collections import Counter
 from pathlib import Path
 
+import cli
 import numpy as np
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
-
-import cli
 
 from cvlab import fonts, render
 from cvlab.data.duplicates import Copies, Copy

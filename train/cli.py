@@ -13,7 +13,11 @@ from pathlib import Path
 import torch
 from limits import check_numbers
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # before any script imports cvlab, which needs no installation
+
 from cvlab.data import public
+from cvlab.data.folders import existing
 from cvlab.data.sets import AUGMENTATIONS, NORMALIZATIONS
 from cvlab.learning.optim import DECAYS, OPTIMIZERS, SCHEDULES
 from cvlab.memory import keep_freed_memory
@@ -52,6 +56,8 @@ class Parser(argparse.ArgumentParser):
         if args.recipe and args.data is None and (how := read_recipe(args.recipe).get("data")):
             raise ValueError(f"Recipe {args.recipe} needs a folder of photos, given with --data: {how}")
         args.data = data_folder(args.data)
+        if vars(args).get("others"):
+            existing(args.others)
         check_numbers(args)
         return args
 
@@ -164,6 +170,7 @@ def add_classification(parser: Parser, **defaults: object) -> None:
     add("--resize", choices=CROP_MODES, default="crop", help="to a square: the centre, or the whole photo squashed")
     add("--crop-pct", type=float, help="side of the centre crop as a share of the photo's shorter side")
     add("--min-area", type=float, default=0.6, help="smallest share of a photo that an augmented crop shows")
+    add("--others", type=Path, metavar="DIR", help="photos of anything else: teaches what is none of the classes")
     add("--label-smoothing", type=float, default=0.0)
     weights = "balanced: rare classes count more in the loss, n / (classes * n of the class)"
     add("--class-weights", choices=("none", "balanced"), default="none", help=weights)

@@ -23,20 +23,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import cli
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
-
-import cli
 from sweep_plan import NOT_FOR_RUNS, as_text, as_words
+from torch import Tensor
 
 from cvlab import checkpoint, models, plots, render
 from cvlab.data.evaluation import note_test_read, parts_of, read_views
 from cvlab.explain.many import predict_views
 from cvlab.files import read_json, to_json, write_text
-from cvlab.metrics import confusion_matrix, wilson_interval
+from cvlab.metrics import confusion_matrix, interval, wilson_interval
 from cvlab.models import Model
 
 POSITIONS = ("early", "late", "both", "several")
@@ -128,20 +125,8 @@ def with_dropout(model: Model, p: float, places: Sequence[int] = ()) -> Model:
 
     Dropout does nothing in eval mode: the logits are the same to the bit.
     """
-    names = (
-        "network",
-        "class_names",
-        "image_size",
-        "mean",
-        "std",
-        "crop_pct",
-        "threshold",
-        "interpolation",
-        "crop_mode",
-    )
-    settings = {name: model.config[name] for name in names}
     arguments = {**model.config["arguments"], "dropout": p} | ({"dropout_at": list(places)} if places else {})
-    other = models.build(arguments=arguments, **settings)
+    other = models.build(**models.settings_in(model.config) | {"arguments": arguments})
     other.load_state_dict(model.state_dict())
     return other.eval()
 
@@ -153,20 +138,16 @@ def measured(folder: Path, read: dict[str, tuple[Tensor, list[int]]]) -> dict[st
         logits = torch.cat([*predict_views(model, views)])
         matrix = confusion_matrix(torch.tensor(labels), logits.argmax(1), len(model.class_names))
         right = int(matrix.trace())
-        low, high = wilson_interval(right, len(labels))
-        scores[part] = {"value": right / len(labels), "low": low, "high": high, "n": len(labels)}
-        scores[part]["loss"] = F.cross_entropy(logits, torch.tensor(labels)).item()
+        accuracy = interval(right / len(labels), wilson_interval(right, len(labels)))
+        loss = F.cross_entropy(logits, torch.tensor(labels)).item()
+        scores[part] = {**accuracy, "n": len(labels), "loss": loss}
     render.save_png(plots.confusion_picture(matrix, model.class_names), folder / "report" / "confusion_matrix.png")
     return scores
 
 
-def chosen(rows: list[dict]) -> dict:
-    """The row with the highest val accuracy after training, the first one if several have it."""
-    return max(rows, key=lambda row: row["after"]["val"]["value"])
-
-
 def table(rows: list[dict]) -> str:
-    """The study of one network as Markdown."""
+    """The study of one network as Markdown. The (first) row with the highest val accuracy after training is bold."""
+    best = max(rows, key=lambda row: row["after"]["val"]["value"])
     head = ["dropout", *(f"{part}, {when}" for when in ("before", "after") for part in ("val", "test", "test loss"))]
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for row in rows:
@@ -175,7 +156,7 @@ def table(rows: list[dict]) -> str:
             val, test = row[when]["val"], row[when]["test"]
             cells += [f"{val['value']:.3f}", f"{test['value']:.3f} ({test['low']:.3f} to {test['high']:.3f})"]
             cells.append(f"{test['loss']:.3f}")
-        bold = "**" if row is chosen(rows) else ""
+        bold = "**" if row is best else ""
         lines.append("| " + " | ".join(f"{bold}{cell}{bold}" for cell in cells) + " |")
     return "\n".join(lines)
 

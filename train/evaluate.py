@@ -3,6 +3,7 @@
     python train/evaluate.py checkpoints/flowers --data DIR --part test
     python train/evaluate.py runs/a --data DIR --part val --compare runs/b
     python train/evaluate.py checkpoints/horses --images photo1.jpg photo2.jpg          Grad-CAM only, no scores
+    python train/evaluate.py checkpoints/flowers --data DIR --trust     how far its heatmaps can be believed, by val
     python train/evaluate.py --recipe vgg16-grad-cam --images photo.jpg                 as published
 
 The parts are cut with the seed of the training, so nothing in test was trained on. Every reading of test is noted in
@@ -13,22 +14,18 @@ OUT/report/val/, report/NAME-test/    the same of other parts or other data, if 
 """
 
 import argparse
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import cli
 import numpy as np
 import torch
 import torch.nn.functional as F
+from measure import add_calibration, add_comparison, add_unknown, iou, mask_counts, mean_loss, measure_trust
 from PIL import Image
 from sklearn.metrics import classification_report
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
-
-import cli
-from measure import add_comparison, iou, mask_counts, mean_loss
 
 from cvlab import checkpoint, metrics, plots, render
 from cvlab.checkpoint import card
@@ -36,7 +33,8 @@ from cvlab.data.evaluation import is_own_test_part, note_test_read, parts_of, re
 from cvlab.data.parts import SHAPES, Parts
 from cvlab.explain.many import predict_views
 from cvlab.files import to_json, write_text
-from cvlab.models import Model
+from cvlab.learning.calibration import answers, calibrate
+from cvlab.models import Model, probabilities
 from cvlab.transforms import open_image, square_view, to_uint8
 
 # What metrics.json holds, the lines of the report, and by file name the functions that draw its pictures.
@@ -49,19 +47,23 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="data folder, or torchvision:NAME; by default synthetic scenes")
     parser.add_argument("--part", choices=("test", "val", "train", "all"), default="test")
     parser.add_argument("--compare", metavar="CHECKPOINT", help="a second model, on the same pictures")
-    parser.add_argument("--explain", choices=render.SPREADS, default="six", help=(
-        "six pictures from first to last, or at random ten, or two of each of five classes"
-    ))  # fmt: skip
+    parser.add_argument("--explain", choices=render.SPREADS, default="six", help="which: in order, or at random")
     parser.add_argument("--seed", type=int, default=0, help="of the random choice of pictures to explain")
+    parser.add_argument("--unknown", type=Path, nargs="+", default=[], metavar="DIR", help="photos of anything else")
+    parser.add_argument("--calibrate", action="store_true", help="first fit temperature and familiarity on val")
+    parser.add_argument("--others", type=Path, metavar="DIR", help="for --calibrate: photos of anything else")
     parser.add_argument("--images", type=Path, nargs="+", help="explain these; without --data nothing is measured")
     parser.add_argument("--stage", help="stage at which a classifier is explained, by default its last")
     parser.add_argument("--colormap", choices=("inferno", "viridis", "jet"), default=render.COLORMAP)
     parser.add_argument("--opacity", type=float, default=0.7, help="of an overlay where the evidence is strongest")
     parser.add_argument("--out", type=Path, help="where the report goes, by default the model's folder")
+    parser.add_argument("--trust", type=int, nargs="?", const=30, metavar="N", help="test the maps of N val pictures")
     args = parser.parse_args()
     if args.checkpoint is None:
         parser.error("which model? Give the folder of a checkpoint, or a name on the Hub.")
     model = checkpoint.load(args.checkpoint)
+    if args.calibrate:
+        model = calibrate(args.checkpoint, parts_of(model, args.data, "val")[0], args.others)
     other = checkpoint.load(args.compare) if args.compare else None
     folder = Path(args.checkpoint)
     out = args.out or (folder if folder.is_dir() else "runs/hub" / folder)  # USER/NAME would hide the Hub's model
@@ -69,6 +71,10 @@ def main() -> None:
     if args.images and args.data is None:
         render.save_png(explanations(model, *opened(args.images, model), args), report / "photos" / "explained.png")
         print(f"Written: {report / 'photos' / 'explained.png'}")
+        return
+    if args.trust:
+        measure_trust(model, parts_of(model, args.data, "val")[0], args.trust, folder)
+        print(f"Written: {folder / 'trust.json'} and {folder / 'README.md'}")
         return
     parts, trained_on = parts_of(model, args.data, args.part)
     if args.part == "test":
@@ -108,16 +114,14 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
     """Accuracy, scores of each class and calibration: for metrics.json, as lines of the report, and as pictures."""
     views, labels = read_views(parts, args.part, model)
     labels, logits = torch.tensor(labels), torch.cat([*predict_views(model, views)])
-    probs, predicted = logits.softmax(1), logits.argmax(1)
+    probs, predicted = probabilities(model, logits), logits.argmax(1)
     right = predicted == labels
     accuracy = metrics.interval(right.double().mean().item(), metrics.wilson_interval(int(right.sum()), len(labels)))
     balanced = metrics.balanced_scores(labels, predicted)
     names, options = model.class_names, {"output_dict": True, "zero_division": 0}
     table = classification_report(labels, predicted, labels=range(len(names)), target_names=names, **options)
-    error = metrics.expected_calibration_error(probs, labels)
     loss = mean_loss(F.cross_entropy(logits, labels, reduction="none"))
     found = {"part": args.part, "n": len(labels), "accuracy": accuracy, "loss": loss, **balanced}
-    found["expected_calibration_error"] = error
     measured = "Accuracy **{value:.4f}** (95% Wilson interval {low:.4f} to {high:.4f})".format(**accuracy)
     alike = "balanced accuracy {:.4f}, macro F1 {:.4f}".format(*(each["value"] for each in balanced.values()))
     lines = [f"{measured}, {len(labels)} pictures. Loss (cross-entropy) {loss['value']:.4f}."]
@@ -127,13 +131,7 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
         shares = (f"{table[name][score]:.3f}" for score in ("precision", "recall", "f1-score"))
         rows.append((name, *shares, f"{table[name]['support']:.0f}"))
     lines.append(card.table(rows))
-    lines.append(f"\nExpected calibration error {error:.4f}.")
-    if args.part == "test" and parts.samples["val"]:
-        val_views, val_labels = read_views(parts, "val", model)
-        temperature = metrics.fit_temperature(torch.cat([*predict_views(model, val_views)]), torch.tensor(val_labels))
-        after = metrics.expected_calibration_error((logits / temperature).softmax(1), labels)
-        found |= {"temperature": temperature, "expected_calibration_error_at_temperature": after}
-        lines[-1] += f" At temperature {temperature:.3f}, fitted on val, {after:.4f}."
+    lines.append(add_calibration(found, model, logits, labels))
     found["classes"] = {name: table[name] for name in names}
     if other:
         other_views, _ = read_views(parts, args.part, other)
@@ -143,10 +141,12 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
     chosen = render.spread(labels, args.explain, args.seed)
     chosen = opened(args.images, model) if args.images else (views[chosen], [names[i] for i in labels[chosen]])
     matrix = metrics.confusion_matrix(labels, predicted, len(names))
+    tables = [metrics.reliability(each, labels) for each in (probs, logits.softmax(1))]
     pictures = {
         "confusion_matrix.png": lambda: plots.confusion_picture(matrix, names),
-        "reliability.png": lambda: plots.reliability_picture(metrics.reliability(probs, labels)),
+        "reliability.png": partial(plots.reliability_picture, *tables),
     }
+    lines.append(add_unknown(found, pictures, model, views, args.unknown))
     if not right.all():
         if len(names) > plots.MOST_NUMBERED:
             pictures["confused_pairs.png"] = lambda: plots.confused_pairs_picture(matrix, names)
@@ -160,7 +160,7 @@ def evaluate_segmenter(model: Model, other: Model | None, parts: Parts, args: ar
     views, masks = read_views(parts, args.part, model)
     (by_class,), losses = mask_counts(model, views, masks, [model.threshold])
     counts = by_class.sum(1)
-    scores, intervals = vars(metrics.segmentation_scores(counts)), metrics.bootstrap_intervals(counts)
+    scores, intervals = metrics.segmentation_scores(counts), metrics.bootstrap_intervals(counts)
     found = {"part": args.part, "n": len(masks), "threshold": model.threshold, "loss": mean_loss(losses)}
     found |= {name: metrics.interval(value, intervals[name]) for name, value in scores.items()}
     how = f"{len(masks)} pictures at their own resolution, threshold {model.threshold:g}; 95% intervals by bootstrap."
@@ -175,6 +175,8 @@ def evaluate_segmenter(model: Model, other: Model | None, parts: Parts, args: ar
         (other_counts,), _ = mask_counts(other, read_views(parts, args.part, other)[0], masks, [other.threshold])
         lines.append(add_comparison(found, args.compare, "iou", counts, other_counts.sum(1), iou))
 
+    lines.append(add_calibration(found, model, *answers(model, views, masks)))
+
     pictures = {}
     if args.part in ("test", "val") and parts.samples["val"]:
         thresholds = [round(0.05 * step, 2) for step in range(1, 20)]
@@ -182,7 +184,8 @@ def evaluate_segmenter(model: Model, other: Model | None, parts: Parts, args: ar
         ious = [iou(each.sum(1)) for each in found_on_val]
         found["threshold_curve_on_val"] = dict(zip(map(str, thresholds), ious, strict=True))
         lines.append(f"\nOn val the threshold {thresholds[np.argmax(ious)]:g} gives the highest iou, {max(ious):.4f}.")
-        pictures["threshold.png"] = lambda: plots.threshold_picture(thresholds, ious, model.threshold)
+        curve = {"iou on val": (thresholds, ious)}
+        pictures["threshold.png"] = partial(plots.lines_picture, curve, model.threshold, "threshold")
     per_image = np.array([iou(row[None]) for row in counts])
     order = np.argsort(per_image, kind="stable").tolist()
     for name, chosen in (("worst", order[:4]), ("best", order[::-1][:4])):

@@ -22,19 +22,16 @@ import hashlib
 import io
 import json
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 
+import cli
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
-
-import cli
 
 from cvlab import checkpoint, render
 from cvlab.data.evaluation import parts_of
@@ -87,8 +84,8 @@ def main() -> None:
     batches = [samples[i * size : (i + 1) * size] for i in to_do]
 
     def explained_by(model: Model, stages: list[str], methods: list[str]) -> Iterator:
-        model, open_view = for_serving(model), opener(parts, model)  # fused: the same maps in 0.7 of the time
-        return explain_batches(model, batches, open_view, stages, methods, os.cpu_count())
+        model = for_serving(model)  # fused: the same maps in 0.7 of the time
+        return explain_batches(model, batches, partial(open_view, parts, model), stages, methods, os.cpu_count())
 
     ours = explained_by(model, stages, args.methods)
     others = explained_by(other, [other_stage], [method]) if other else repeat(None)
@@ -112,16 +109,12 @@ def main() -> None:
     summarise(args.out, model, stages, args.methods)
 
 
-def opener(parts: Parts, model: Model) -> Callable[[object], Tensor | str]:
-    """A function from a sample to what the model sees of it, or to the reason why it cannot be used."""
-
-    def open_view(sample: object) -> Tensor | str:
-        try:
-            return view(parts.open_sample(sample)[0], model)
-        except (ImageError, DataError) as error:
-            return str(error)
-
-    return open_view
+def open_view(parts: Parts, model: Model, sample: object) -> Tensor | str:
+    """What the model sees of a sample, or the reason why it cannot be used."""
+    try:
+        return view(parts.open_sample(sample)[0], model)
+    except (ImageError, DataError) as error:
+        return str(error)
 
 
 def summarise(out: Path, model: Model, stages: list[str], methods: list[str]) -> None:
@@ -143,7 +136,8 @@ def summarise(out: Path, model: Model, stages: list[str], methods: list[str]) ->
         for i in shown:
             for stage in stages:
                 mean_map = torch.from_numpy(means[f"{method}/{stage}"][i])[None, None]
-                pictures.append(render.heatmap_picture(mean_map, (model.image_size, model.image_size)))
+                view_size = model.image_size, model.image_size
+                pictures.append(render.heatmap_picture(mean_map, view_size, stage=model.stages[stage]))
                 title = f"{model.class_names[i][:14]} ({mean.counts[i]})"
                 titles.append(f"{title}\n{stage[-14:]}, peak {peak(mean_map).item():.3g}")
         render.save_png(render.grid(pictures, titles, len(stages)), out / f"mean_{method}.png")

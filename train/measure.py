@@ -1,17 +1,30 @@
 """Scores of a trained model on pictures, as metrics.json holds them."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
+from tqdm import tqdm
 
-from cvlab import metrics
+from cvlab import metrics, plots
+from cvlab.checkpoint import annotate, card
+from cvlab.data.evaluation import foreign_views, read_views
+from cvlab.data.parts import Parts
 from cvlab.explain.many import predict_views
-from cvlab.models import Model
+from cvlab.files import read_json, to_json, write_text
+from cvlab.learning.calibration import features_of
+from cvlab.models import Model, probabilities
+from cvlab.models.fused import for_serving
 from cvlab.transforms import resize_logits
+from cvlab.trust.familiarity import FOREIGN, familiarity, foreignness
+from cvlab.trust.reliability import examine, summary
 
 
 def mean_loss(losses: Tensor) -> dict:
@@ -32,7 +45,7 @@ def mask_counts(
     for logits, mask in zip(chain.from_iterable(predict_views(model, views)), masks, strict=True):
         resized = resize_logits(logits[None], mask.shape[-2:])
         losses.append(F.binary_cross_entropy_with_logits(resized, mask[None].float()))
-        probs = resized.sigmoid()
+        probs = probabilities(model, resized)
         for each, threshold in zip(counts, thresholds, strict=True):
             each.append(metrics.segmentation_counts((probs > threshold)[0, :, None], mask[:, None]))
     return [torch.stack(each) for each in counts], torch.stack(losses)
@@ -40,7 +53,45 @@ def mask_counts(
 
 def iou(counts: Tensor) -> float:
     """Over all images of `segmentation_counts`."""
-    return metrics.segmentation_scores(counts).iou
+    return metrics.segmentation_scores(counts)["iou"]
+
+
+def add_calibration(found: dict, model: Model, logits: Tensor, labels: Tensor) -> str:
+    """Adds the calibration error of logits (N, C), or (N,) of pixels, as `answers` gives them; returns a line."""
+    both = logits if logits.ndim == 2 else torch.stack([-logits / 2, logits / 2], 1)
+    shares = (both.softmax(1), (both / model.temperature).softmax(1))
+    error, after = (metrics.expected_calibration_error(each, labels.long()) for each in shares)
+    found["expected_calibration_error"] = error
+    if "temperature" not in model.config:
+        return f"\nExpected calibration error {error:.4f}; --calibrate fits a temperature that may mend it."
+    found |= {"temperature": model.temperature, "expected_calibration_error_at_temperature": after}
+    return (
+        f"\nExpected calibration error {error:.4f}, at temperature {model.temperature:.3f} (fitted on val) {after:.4f}."
+    )
+
+
+def add_unknown(found: dict, pictures: dict, model: Model, views: Tensor, folders: Sequence[Path]) -> str:
+    """Adds how many own views (N, 3, S, S), and pictures of anything else in folders, are refused; returns a table."""
+    if not folders:
+        return ""
+
+    familiarity(model, views[:1] / 255)  # says what is missing
+
+    def strange(some: Tensor) -> Tensor:
+        return foreignness(model.statistics, features_of(model, some))
+
+    own, curves, found["unknown"] = strange(views), {}, {}
+    rows = [("pictures", "number", "refused (95% interval)", "area under ROC")]
+    for name, scores in {"own": own, **{path.name: strange(foreign_views(path, model)) for path in folders}}.items():
+        refused = int(((model.statistics["val"] >= scores[:, None]).float().mean(1) < FOREIGN).sum())
+        share = metrics.interval(refused / len(scores), metrics.wilson_interval(refused, len(scores)))
+        truth, both = [0] * len(own) + [1] * len(scores), torch.cat([own, scores])
+        area, curves[name] = roc_auc_score(truth, both), roc_curve(truth, both)[:2]
+        found["unknown"][name] = {"n": len(scores), "refused": share, "roc_area": area}
+        told = "{value:.3f} ({low:.3f} to {high:.3f})".format(**share)
+        rows.append((name, str(len(scores)), told, f"{area:.3f}"))
+    pictures["unknown.png"] = partial(plots.lines_picture, curves, FOREIGN, "share of own pictures refused")
+    return "\n" + card.table(rows)
 
 
 def add_comparison(found: dict, other: str, score: str, ours: Tensor, theirs: Tensor, score_of: Callable) -> str:
@@ -48,3 +99,25 @@ def add_comparison(found: dict, other: str, score: str, ours: Tensor, theirs: Te
     value, low, high = metrics.paired_interval(ours.numpy(), theirs.numpy(), score_of)
     found["compared"] = {"with": other, "score": score, "difference": metrics.interval(value, (low, high))}
     return f"\n{score} minus that of {other}, same pictures: {value:+.4f} (95% interval {low:+.4f} to {high:+.4f})."
+
+
+def measure_trust(model: Model, parts: Parts, most: int, folder: Path) -> None:
+    """Examines the maps of `most` pictures of val; writes trust.json, the model's limits and its card into its folder.
+
+    trust.json is written after every picture: a run that was stopped goes on there if the weights are the same.
+    """
+    views, _ = read_views(parts, "val", model)
+    views = views[torch.randperm(len(views), generator=torch.Generator().manual_seed(0))]
+    most = min(most, len(views))
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    known = read_json(folder / "trust.json")
+    pictures = known["maps"][:most] if known.get("weights") == weights else []
+    served = for_serving(model)
+    for i in tqdm(range(len(pictures), most), "trust", most, initial=len(pictures)):
+        one, *others = views.roll(-i, 0)[:13] / 255
+        pictures.append(examine(served, one[None], torch.stack(others)))
+        write_text(folder / "trust.json", to_json({"weights": weights, "maps": pictures}) + "\n")
+    found = {"weights": weights, **summary(model, pictures), "maps": pictures}
+    write_text(folder / "trust.json", to_json(found) + "\n")
+    annotate(folder, limits=found["limits"])
+    card.write(folder)

@@ -19,10 +19,8 @@ import re
 import sys
 from pathlib import Path
 
+from cli import ROOT
 from huggingface_hub import SpaceCardData
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the repository root: cvlab needs no installation
 
 from cvlab import checkpoint
 from cvlab.checkpoint import card, hub

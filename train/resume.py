@@ -17,15 +17,14 @@ from cvlab.files import read_json, to_json, write_text
 from cvlab.models import Model, build
 
 RECORD = "state/made_with.json"  # in the run's folder: options, class_names, data
-FREE = ("out", "data", "resume", "overwrite", "push", "recipe", "list_recipes", "patience", "cache_limit")
+FREE = ("out", "data", "resume", "overwrite", "push", "recipe", "list_recipes", "patience", "cache_limit", "others")
 FIXED_LENGTH = ("onecycle", "cosine")  # every rate of these schedules follows from the number of epochs
 
 
 def start_from(folder: Path | None, model: Model) -> None:
     """Gives a new model the weights of a trained one, but for other classes not those of its head.
 
-    Raises:
-        ValueError: it is another network.
+    ValueError if it is another network.
     """
     if folder is None:
         return

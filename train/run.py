@@ -30,10 +30,11 @@ from cvlab.checkpoint import card, hub, manifest
 from cvlab.data.parts import Parts
 from cvlab.files import read_json, to_json, write_text
 from cvlab.learning.accelerator import save_state
+from cvlab.learning.calibration import calibrate
 from cvlab.models import Model
 
 # The record of when the test part was read is none of these: it stays.
-REPLACED = ("state", "report", "config.json", "model.safetensors", "history.jsonl", "manifest.json", "metrics.json")
+REPLACED = ("state", "report", *(name for name in hub.FILES if name != "README.md"))
 
 
 def open_run(args: Namespace) -> Path | None:
@@ -75,7 +76,7 @@ class Run:
     def __init__(
         self, args: Namespace, accelerator: Accelerator, state: Path | None, parts: Parts, counts: int = 1
     ) -> None:
-        self.args, self.out, self.accelerator, self.state = args, args.out, accelerator, state
+        self.args, self.out, self.accelerator, self.state, self.parts = args, args.out, accelerator, state, parts
         self.epoch, self.step, self.best, self.best_epoch, self.phase, self.first = 0, 0, 0.0, 0, 1, 1
         self.sums = torch.zeros(2 + counts, dtype=torch.float64, device=accelerator.device)
         self.facts = record(args, parts, state is not None, accelerator.is_main_process)
@@ -196,6 +197,7 @@ class Run:
             raise ValueError("The loss on val was not a number in any epoch, so no model was kept: use a smaller --lr.")
         if frames := sorted(self.frames.glob("*.png")):
             render.save_animation(frames, self.frames.with_name("attribution.webp"))
+        calibrate(self.out, self.parts, vars(self.args).get("others"))
         manifest.write(self.out, vars(self.args), model, self.history, self.best_epoch, self.precision)
         card.write(self.out)
         data = f" --data {shlex.quote(str(self.args.data))}" if self.args.data else ""

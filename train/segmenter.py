@@ -7,16 +7,11 @@ The best model by validation iou is kept in the run folder, which `python app.py
 """
 
 import argparse
-import sys
 from functools import partial
-from pathlib import Path
-
-import torch
-from accelerate.utils import set_seed
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
 
 import cli
+import torch
+from accelerate.utils import set_seed
 from resume import start_from
 from run import Run, open_run
 
@@ -52,8 +47,8 @@ def parser() -> cli.Parser:
 def scores_of(part: str, counts: torch.Tensor) -> dict[str, float]:
     """What the history says of a part, from its `segmentation_counts` (N, 4)."""
     found = segmentation_scores(counts)
-    scores = {"iou": found.iou, "accuracy": found.accuracy, "precision": found.precision, "recall": found.recall}
-    return {f"{part}_{name}": value for name, value in (scores | {"f1": found.dice}).items()}
+    scores = {name: found[name] for name in ("iou", "accuracy", "precision", "recall")} | {"f1": found["dice"]}
+    return {f"{part}_{name}": value for name, value in scores.items()}
 
 
 def main() -> None:
@@ -79,8 +74,7 @@ def main() -> None:
     start_from(args.start_from, model)
     model = model.to(memory_format=torch.channels_last)
     criterion = SEGMENTATION_LOSSES[args.loss]
-    batch, saved = next(iter(train_loader)), args.out / "state"
-    accelerator = accelerator_for(model, batch, criterion, args.precision, saved, args.resume, args.seed)
+    accelerator = accelerator_for(model, next(iter(train_loader)), criterion, args)
     sets.onto_gpu(accelerator.device, train_set, val_set)
     model = with_common_statistics(accelerator, model)
     gpu, steps = accelerator.device.type == "cuda", len(train_loader)

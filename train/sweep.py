@@ -21,21 +21,15 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import optuna
-from optuna.trial import TrialState
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
-
 import cli
+import optuna
+from optuna.samplers import GPSampler, RandomSampler, TPESampler
+from optuna.trial import TrialState
 from run_queue import RunQueue, latest, open_study
 from sweep_plan import SCRIPTS, as_words, draw, find_script, make_plan
 from sweep_tables import best_run, kept_epoch, markdown, table, val_scores, write_tables
 
-SAMPLERS = {
-    "tpe": optuna.samplers.TPESampler,
-    "random": optuna.samplers.RandomSampler,
-    "gp": optuna.samplers.GPSampler,
-}
+SAMPLERS = {"tpe": TPESampler, "random": RandomSampler, "gp": GPSampler}
 POLL = 1.0  # seconds between two looks at a run
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 

@@ -10,18 +10,13 @@ The best model by validation score is kept in the run folder; timm can open it t
 
 import argparse
 import copy
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
+import cli
 import timm
 import torch
 import torch.nn.functional as F
 from accelerate.utils import set_seed
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
-
-import cli
 from resume import start_from
 from run import Run, open_run
 
@@ -32,22 +27,11 @@ from cvlab.data.parts import classification_parts
 from cvlab.learning import frozen, optim
 from cvlab.learning.accelerator import accelerator_for
 from cvlab.learning.losses import cross_entropy
-from cvlab.metrics import confusion_matrix
 from cvlab.models import Model
-from cvlab.models.timm import default_view
+from cvlab.models.timm import default_view, load_pretrained
 
 # The options that are arguments of a head of our own.
 HEADS = {"linear": (), "mlp": ("hidden", "dropout"), "map": ("hidden", "dropout", "channels", "last_stage")}
-
-
-class Phase(NamedTuple):
-    """A part of the training: how many layers of the backbone learn, and how."""
-
-    number: int
-    layers: int
-    epochs: int
-    lr: float
-    schedule: str
 
 
 def parser() -> cli.Parser:
@@ -133,12 +117,11 @@ def main() -> None:
     frozen.start_classifier(model)
     start_from(args.start_from, model)
     if args.pretrained and not args.start_from:
-        frozen.load_pretrained(model.backbone, args.backbone, size, args.weights)
+        load_pretrained(model.backbone, args.backbone, size, args.weights)
     model = model.to(memory_format=torch.channels_last)
     frozen.freeze(model)
     frozen.train_mode(model)
-    batch, saved = train_set.__getitems__(list(range(batch_size))), args.out / "state"
-    accelerator = accelerator_for(model, batch, F.cross_entropy, args.precision, saved, args.resume, args.seed)
+    accelerator = accelerator_for(model, train_set.__getitems__(list(range(batch_size))), F.cross_entropy, args)
     sets.onto_gpu(accelerator.device, train_set, val_set)
     model = model.to(accelerator.device)
     run = Run(args, accelerator, state, parts)
@@ -147,42 +130,43 @@ def main() -> None:
     frozen.freeze(model, args.unfreeze)
     with accelerator.autocast():
         trunk = frozen.computed_once(model, train_set, val_set, views, batch_size, accelerator.device)
-    for phase in (
-        Phase(1, 0, args.epochs, args.lr, args.schedule),
-        Phase(2, args.unfreeze, args.finetune_epochs, args.finetune_lr, args.finetune_schedule),
-    ):
-        if phase.epochs and phase.number >= run.phase:  # --resume may continue in phase 2
-            train_phase(args, run, phase, model, trunk, views, batch_size)
+    if args.epochs and run.phase == 1:  # --resume may continue in phase 2
+        train_phase(1, args, run, model, trunk, views, batch_size)
+    if args.finetune_epochs:
+        train_phase(2, args, run, model, trunk, views, batch_size)
     run.finish(model)
 
 
 def train_phase(
-    args: argparse.Namespace, run: Run, phase: Phase, model: Model, trunk: tuple, views: int, batch_size: int
+    phase: int, args: argparse.Namespace, run: Run, model: Model, trunk: tuple, views: int, batch_size: int
 ) -> None:
     """Trains what learns in this phase. `trunk` is the part of the model that learns in any, and its two data sets."""
+    layers, epochs, lr, schedule = 0, args.epochs, args.lr, args.schedule
+    if phase == 2:
+        layers, epochs, lr, schedule = args.unfreeze, args.finetune_epochs, args.finetune_lr, args.finetune_schedule
     accelerator, num_classes = run.accelerator, len(model.class_names)
-    frozen.freeze(model, phase.layers)
+    frozen.freeze(model, layers)
     with accelerator.autocast():
         learner, train_set, val_set = frozen.computed_once(*trunk, views, batch_size, accelerator.device)
     train_loader, val_loader = sets.loaders(train_set, val_set, batch_size)
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     source = train_set if isinstance(train_set, frozen.FeatureSet) else "the pictures"
-    print(f"Phase {phase.number}: {learning:,} parameters learn from {source}.")
+    print(f"Phase {phase}: {learning:,} parameters learn from {source}.")
 
     # Loss, optimizer, schedule.
     criterion = cross_entropy(args.label_smoothing, args.class_weights, train_set.labels, num_classes)
     factors = {name: args.layer_decay**height for name, height in frozen.heights(model).items()}
     gpu, steps = accelerator.device.type == "cuda", len(train_loader)
     settings = {"momentum": args.momentum, "decay": args.decay, "factors": factors, "fused": gpu}
-    optimizer = optim.optimizer(args.optimizer, model, phase.lr, args.weight_decay, **settings)
-    scheduler = optim.schedule(phase.schedule, optimizer, phase.epochs * steps, steps, args.div_factor)
+    optimizer = optim.optimizer(args.optimizer, model, lr, args.weight_decay, **settings)
+    scheduler = optim.schedule(schedule, optimizer, epochs * steps, steps, args.div_factor)
     accelerator.free_memory()  # of the phase before
     learner = copy.copy(learner)  # accelerate writes on the module that it prepares, and the model is used again
     learner, optimizer, scheduler, train_loader, val_loader = accelerator.prepare(
         learner, optimizer, scheduler, train_loader, val_loader
     )
 
-    for epoch in run.epochs(train_loader, phase.epochs, phase.number):
+    for epoch in run.epochs(train_loader, epochs, phase):
         train_set.epoch = (epoch - 1) % views + 1 if views else epoch
         frozen.train_mode(learner)
         for images, labels in run.batches():
@@ -196,14 +180,14 @@ def train_phase(
         train_loss, seen, right = run.totals()
 
         learner.eval()
-        val_loss, counts = 0.0, torch.zeros(num_classes, num_classes, dtype=torch.long)
+        val_loss, val_right = 0.0, 0
         with torch.no_grad():
             for images, labels in val_loader:
                 logits, labels = accelerator.gather_for_metrics((learner(images), labels))
                 val_loss += F.cross_entropy(logits.float(), labels, reduction="sum").item()
-                counts += confusion_matrix(labels, logits.argmax(1), len(counts)).cpu()
-        val_accuracy = counts.trace().item() / counts.sum().item()
-        if phase.schedule == "plateau":
+                val_right += (logits.argmax(1) == labels).sum().item()
+        val_accuracy = val_right / len(val_set)
+        if schedule == "plateau":
             scheduler.step(val_loss)
         run.end_epoch(
             model,

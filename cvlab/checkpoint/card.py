@@ -39,7 +39,7 @@ LIMITS = {
     ),
 }
 RECORDED = ("epochs", "minutes", "hardware", "peak_memory_mb", "precision", "seed", "finished")  # in manifest.json
-BY_CLASS = ("classes", "iou_by_class")  # entries of metrics.json whose keys are names of classes
+BY_CLASS = ("classes", "iou_by_class", "unknown")  # entries of metrics.json whose keys are names of classes
 USE = """\
 from cvlab.checkpoint import load
 from cvlab.explain import grad_cam
@@ -148,6 +148,23 @@ def _scores(folder: Path) -> Section:
     return Section("Scores", sentences=sentences, tables=[table for table in (scores, classes, ious) if len(table) > 1])
 
 
+def _trust(folder: Path) -> Section:
+    trust = _read_json(folder / "trust.json")
+    if not trust:
+        return Section("Trust", sentences=["Nobody tested its heatmaps: train/evaluate.py --trust does that."])
+    sentences = [
+        f"Grad-CAM of {trust['pictures']} pictures of val was tested by hiding 228 parts of each. A map is confirmed "
+        "if the score falls where it is hot, and refuted if the score falls elsewhere as much.",
+        f"Recommended stage: {trust['recommended']}.",
+    ]
+    stages = [("stage", "confirmed", "undecided", "refuted")]
+    for name, counts in trust["stages"].items():
+        stages.append((name, *(str(counts[kind]) for kind in stages[0][1:])))
+    verdicts = [("verdict on maps of pictures held out", "believable", "doubtful", "not believable")]
+    verdicts += [(f"{kind} maps", *map(str, counts)) for kind, counts in trust["verdicts"].items()]
+    return Section("Trust", sentences=sentences, tables=[stages, verdicts])
+
+
 def _data(folder: Path) -> Section:
     data = read_config(folder / "config.json").get("data")
     if not data:
@@ -194,10 +211,17 @@ def _pictures(folder: Path) -> Section:
 
 
 def _limits(folder: Path) -> Section:
-    return Section("Limits", sentences=[LIMITS[read_config(folder / "config.json")["task"]]])
+    task, measured = read_config(folder / "config.json")["task"], _read_json(folder / "metrics.json").get("unknown", {})
+    sentences, rows = [LIMITS[task]], [("photos of", "number", "refused (95% interval)")]
+    for name, each in measured.items():
+        rows.append((name, str(each["n"]), "{value:.3f} ({low:.3f} to {high:.3f})".format(**each["refused"])))
+    missed = [name for name, each in measured.items() if name != "own" and each["refused"]["value"] < 0.8]
+    if task == "classification" and (missed or not (folder / "familiarity.safetensors").is_file()):
+        sentences.append(f"Photos of none of its classes it cannot tell: {', '.join(missed) or 'nothing was fitted'}.")
+    return Section("Limits", sentences=sentences, tables=[rows] if measured else [])
 
 
-SECTIONS: tuple[Callable[[Path], Section], ...] = (_model, _scores, _data, _training, _pictures, _limits)
+SECTIONS: tuple[Callable[[Path], Section], ...] = (_model, _scores, _trust, _data, _training, _pictures, _limits)
 
 
 def title_and_alt_text(picture: Path) -> tuple[str, str]:

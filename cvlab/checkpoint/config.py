@@ -23,30 +23,26 @@ REQUIRED = {
     "crop_pct": float,
     "threshold": float,
 }
-# Arguments of the networks that other libraries build, with their types. Any other one could name files or code.
+# Types of the arguments of networks that other libraries build. Any other one could name files or code.
+OTHER_LIBRARIES = ("timm", "timm_head", "smp", "resnet_unet")
 ALLOWED_ARGUMENTS = {
-    "timm": {
-        "architecture": str,
-        "global_pool": str,
-        "class_token": bool,
-        "fixed_input_size": bool,
-        "single_output": bool,
-        "drop_rate": float,
-        "drop_path_rate": float,
-    },
-    "timm_head": {
-        "architecture": str,
-        "pool": bool,
-        "last_stage": str,
-        "channels": int,
-        "hidden": list,  # of numbers
-        "dropout": float,
-    },
-    "smp": {"encoder": str, "decoder_channels": list},
-    "resnet_unet": {"encoder": str, "decoder_channels": list},
+    "architecture": str,
+    "global_pool": str,
+    "class_token": bool,
+    "fixed_input_size": bool,
+    "single_output": bool,
+    "drop_rate": float,
+    "drop_path_rate": float,
+    "pool": bool,
+    "last_stage": str,
+    "channels": int,
+    "hidden": list,  # of numbers
+    "dropout": float,
+    "encoder": str,
+    "decoder_channels": list,
 }
 OPTIONAL = {"interpolation": str, "crop_mode": str, "stages": list}
-OPTIONAL |= {"data": dict, "options": dict, "precision": str, "versions": dict}
+OPTIONAL |= {"temperature": float, "limits": list, "data": dict, "options": dict, "precision": str, "versions": dict}
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash")
 MAX_CONFIG_BYTES = 4 * 2**20
@@ -164,10 +160,9 @@ def _check_types(block: dict, path: Path) -> None:
 
 def _check_arguments(block: dict, path: Path) -> None:
     """Types for the networks of other libraries; for all of them numbers and lists of numbers within the limits."""
-    allowed = ALLOWED_ARGUMENTS.get(block["network"])
     for key, value in block["arguments"].items():
-        if allowed is not None:
-            kind = allowed.get(key)
+        if block["network"] in OTHER_LIBRARIES:
+            kind = ALLOWED_ARGUMENTS.get(key)
             if kind is None:
                 raise CheckpointError(f"{path}: the argument {key[:60]!a} of {block['network']} is not allowed.")
             if not isinstance(value, (int, float) if kind is float else kind):
@@ -203,6 +198,11 @@ def _check_numbers(block: dict, path: Path) -> None:
             raise CheckpointError(f"{path}: {key} must be three numbers below 1000, one per channel.")
     if not 0 < block["crop_pct"] <= 1 or not 0 < block["threshold"] < 1 or min(block["std"]) <= 0:
         raise CheckpointError(f"{path}: crop_pct, threshold or std is outside its range.")
+    if not 0.05 <= block.get("temperature", 1.0) <= 20:
+        raise CheckpointError(f"{path}: the temperature {block['temperature']} is not between 0.05 and 20.")
+    limits = block.get("limits", [1, 0])  # of the verdict on a heatmap
+    if len(limits) != 2 or not all(isinstance(each, int | float) and abs(each) < 1000 for each in limits):
+        raise CheckpointError(f"{path}: limits must be two numbers.")
     if block["interpolation"] not in INTERPOLATIONS:
         raise CheckpointError(f"{path}: the interpolation {block['interpolation'][:60]!a} is not known.")
     if block["crop_mode"] not in CROP_MODES:

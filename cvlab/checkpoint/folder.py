@@ -20,13 +20,14 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from cvlab.checkpoint import hub
-from cvlab.checkpoint.config import FORMAT, REQUIRED, CheckpointError, opened, read_config
-from cvlab.files import to_json, write_bytes, write_text
-from cvlab.models import Model, build
+from cvlab.checkpoint.config import FORMAT, CheckpointError, opened, read_config
+from cvlab.files import read_json, to_json, write_bytes, write_text
+from cvlab.models import Model, build, settings_in
 
 MAX_HEADER_BYTES = 8 * 2**20  # of model.safetensors: names and shapes
 MAX_PARAMETERS = hub.MAX_WEIGHTS_BYTES // 4  # with buffers, in float32
 MAX_ACTIVATIONS = 2**31  # numbers in the outputs of all layers for one image: 8 GiB
+STATISTICS = "familiarity.safetensors"
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32")
 
 Shapes = dict[str, tuple[int, ...]]
@@ -50,7 +51,27 @@ def save(model: Model, folder: str | Path, **facts: object) -> None:
     config = to_json({**keys_of_timm, "cvlab": block}, indent=1) + "\n"  # first, because it may fail
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored(model).state_dict().items()}
     write_bytes(folder / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
+    if model.statistics:
+        write_bytes(folder / STATISTICS, to_safetensors(model.statistics))
+    else:
+        (folder / STATISTICS).unlink(missing_ok=True)  # of the model that was there before
     write_text(folder / "config.json", config)
+
+
+def annotate(folder: str | Path, **entries: object) -> None:
+    """Sets entries of ours in the config.json of a saved model, or takes out those that are None.
+
+    Raises:
+        CheckpointError: another library wrote the folder.
+    """
+    path = Path(folder) / "config.json"
+    config = read_json(path)
+    if "cvlab" not in config:
+        raise CheckpointError(f"{path} was not written by cvlab: save the model first with cvlab.checkpoint.save.")
+    config["cvlab"] |= entries
+    for name in (name for name, value in entries.items() if value is None):
+        del config["cvlab"][name]
+    write_text(path, to_json(config, indent=1) + "\n")
 
 
 def load(folder_or_id: str | Path) -> Model:
@@ -80,7 +101,7 @@ def load(folder_or_id: str | Path) -> Model:
             raise hub.HubError(f"There is no folder {folder}, and the Hub has no answer: {error}") from error
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
     config = read_config(config_file)
-    arguments = {key: config[key] for key in (*REQUIRED, "interpolation", "crop_mode") if key != "task"}
+    arguments = settings_in(config)
     shapes = _measured(arguments, config["task"], config_file)
     with opened(weights_file, hub.MAX_WEIGHTS_BYTES) as file:
         start, found = _read_header(file, weights_file)
@@ -99,6 +120,10 @@ def load(folder_or_id: str | Path) -> Model:
         reason = misfit or str(error).split("\n")[0]
         raise CheckpointError(f"{weights_file} does not fit config.json: {reason}.") from error
     model.config = {**config, "stages": list(model.stages)}
+    if (path := folder / STATISTICS).exists():
+        with opened(path, max(300_000, 3_000 * len(model.class_names))) as file:
+            model.statistics = _read_tensors(file, _read_header(file, path)[0], path)
+    model.temperature = config.get("temperature", 1.0)
     model.source = hub.source_of(folder)
     return model.eval()
 

@@ -88,10 +88,8 @@ def train_pairs(
     Args:
         images: (N, 3, S, S) uint8.
         masks: (N, C, S, S) bool.
-        u: (N, UNIFORMS_PER_IMAGE) in [0, 1), on the device of the images.
         zoom: smallest and largest factor; a photo that is made smaller is mirrored beyond its edges.
-        jitter: of `change_colours`.
-        degrees: largest rotation either way.
+        u, jitter, degrees: as in `train_views`.
         erase: of `erased`; masks stay whole.
 
     Returns:

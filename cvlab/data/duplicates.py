@@ -7,7 +7,7 @@ correlations. Two pictures are copies if both correlations are high, directly or
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -38,79 +38,25 @@ def fingerprint(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-class Examined(NamedTuple):
-    """What is needed of a file to compare it with others.
-
-    Attributes:
-        fingerprint: hash of its contents.
-        coarse, fine: thumbnails (16, 16, 3) and (32, 32) with mean 0 and length 1. A picture of one colour, or a file
-            that cannot be opened, has zeros, which correlate with nothing.
-        fault: a sentence why the file cannot be opened, or None.
-    """
-
-    fingerprint: str
-    coarse: np.ndarray
-    fine: np.ndarray
-    fault: str | None
-
-
-def examine(paths: Sequence[Path]) -> list[Examined]:
-    """Opens every file once, on all cores and with a progress bar."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(tqdm(pool.map(_examine_one, paths), "looking for copies", len(paths), leave=False))
-
-
-def find_copies(paths: Sequence[Path]) -> list[Copy]:
-    """All pairs of copies among files. Files that cannot be opened are only compared byte for byte."""
-    return copies_among(examine(paths))
-
-
-def copies_among(examined: Sequence[Examined]) -> list[Copy]:
-    """All pairs of copies, in the order of the files."""
-    if not examined:
-        return []
-    found: dict[tuple[int, int], Copy] = {}
-    groups: dict[str, int] = {}
-    for j, each in enumerate(examined):
-        i = groups.setdefault(each.fingerprint, j)
-        if i != j:
-            found[i, j] = Copy(i, j, exact=True)
-    coarse = torch.from_numpy(np.stack([each.coarse for each in examined]))
-    fine = torch.from_numpy(np.stack([each.fine for each in examined]))
-    for others, other_fine in ((coarse, fine), (coarse.flip(2), fine.flip(2))):  # directly, and mirrored
-        for start in range(0, len(coarse), BLOCK):
-            rows = coarse[start : start + BLOCK].flatten(1)
-            pairs = (rows @ others[start:].flatten(1).T > COARSE).nonzero() + start
-            for i, j in pairs[pairs[:, 0] < pairs[:, 1]].tolist():
-                if (fine[i] * other_fine[j]).sum() > FINE:
-                    exact = examined[i].fingerprint == examined[j].fingerprint
-                    found.setdefault((i, j), Copy(i, j, exact))
-    return [found[pair] for pair in sorted(found)]
-
-
-def grouped(count: int, copies: Iterable[Copy]) -> list[int]:
-    """A group number for each of `count` files. Copies of a picture, and their copies, have the same number."""
-    pairs = [(copy.first, copy.second) for copy in copies]
-    first, second = zip(*pairs, strict=True) if pairs else ((), ())
-    links = coo_array((np.ones(len(pairs)), (first, second)), shape=(count, count))
-    return connected_components(links, directed=False)[1].tolist()
-
-
 class Copies:
-    """Which of some files are copies of one photo, and which cannot be opened.
+    """Which of some files are copies of one photo, and which cannot be opened. Every file is opened once, on all cores.
 
     Attributes:
         paths: the files.
-        faults: by file a sentence why it cannot be opened.
-        pairs: the copies among them.
-        group: by file the number of its group of copies.
+        faults: by file a sentence why it cannot be opened; such files are only compared byte for byte.
+        pairs: the copies among them, in the order of the files.
+        group: by file the number of its group: copies of a picture, and their copies, have the same one.
     """
 
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths, examined = paths, examine(paths)
-        self.faults = {path: each.fault for path, each in zip(paths, examined, strict=True) if each.fault}
-        self.pairs = copies_among(examined)
-        self.group = dict(zip(paths, grouped(len(paths), self.pairs), strict=True))
+    def __init__(self, paths: Sequence[Path]) -> None:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            examined = list(tqdm(pool.map(_examined, paths), "looking for copies", len(paths), leave=False))
+        self.paths = paths
+        self.faults = {path: fault for path, (*_, fault) in zip(paths, examined, strict=True) if fault}
+        self.pairs = _pairs(*list(zip(*examined, strict=True))[:3]) if examined else []
+        first, second, _ = zip(*self.pairs, strict=True) if self.pairs else ((), (), ())
+        links = coo_array((np.ones(len(self.pairs)), (first, second)), shape=(len(paths), len(paths)))
+        self.group = dict(zip(paths, connected_components(links, directed=False)[1].tolist(), strict=True))
 
     def cut(
         self, paths: list[Path], seed: list[int], shares: dict[str, float], rest: str = "train"
@@ -134,18 +80,40 @@ class Copies:
         return cut | {rest: sorted(path for group in groups for path in group)}
 
 
-def _examine_one(path: Path) -> Examined:
-    fault = None
+def _examined(path: Path) -> tuple[str, np.ndarray, np.ndarray, str]:
+    """A file's fingerprint, its thumbnails (16, 16, 3) and (32, 32), and why it cannot be opened.
+
+    Of a picture of one colour, or a file that cannot be opened, the thumbnails are zeros, which correlate with nothing.
+    """
+    fault = ""
     try:
         image = open_image(path, at_least=128)
     except ImageError as error:
         image, fault = Image.new("RGB", (1, 1)), str(error)
     coarse = np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR), np.float32)
     fine = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BILINEAR), np.float32)
-    return Examined(fingerprint(path), _unit(coarse), _unit(fine), fault)
+    return fingerprint(path), _unit(coarse), _unit(fine), fault
 
 
 def _unit(pixels: np.ndarray) -> np.ndarray:
     centred = pixels - pixels.mean()
     length = np.linalg.norm(centred)
     return centred / length if length > 0 else centred
+
+
+def _pairs(fingerprints: Sequence[str], coarse: Sequence[np.ndarray], fine: Sequence[np.ndarray]) -> list[Copy]:
+    found: dict[tuple[int, int], Copy] = {}
+    groups: dict[str, int] = {}
+    for j, print_of_file in enumerate(fingerprints):
+        i = groups.setdefault(print_of_file, j)
+        if i != j:
+            found[i, j] = Copy(i, j, exact=True)
+    coarse, fine = torch.from_numpy(np.stack(coarse)), torch.from_numpy(np.stack(fine))
+    for others, other_fine in ((coarse, fine), (coarse.flip(2), fine.flip(2))):  # directly, and mirrored
+        for start in range(0, len(coarse), BLOCK):
+            rows = coarse[start : start + BLOCK].flatten(1)
+            pairs = (rows @ others[start:].flatten(1).T > COARSE).nonzero() + start
+            for i, j in pairs[pairs[:, 0] < pairs[:, 1]].tolist():
+                if (fine[i] * other_fine[j]).sum() > FINE:
+                    found.setdefault((i, j), Copy(i, j, fingerprints[i] == fingerprints[j]))
+    return [found[pair] for pair in sorted(found)]

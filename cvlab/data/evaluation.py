@@ -1,6 +1,7 @@
 """The data that a trained model is measured on: its own parts, as the model sees them."""
 
 import json
+import random
 import sys
 import time
 from pathlib import Path
@@ -8,10 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cvlab.data.folders import existing, pictures_in
 from cvlab.data.parts import PARTS, SHAPES, Parts, classification_parts, segmentation_parts
 from cvlab.files import write_text
 from cvlab.models import Model
-from cvlab.transforms import square_view, to_uint8
+from cvlab.transforms import open_image, square_view, to_uint8
+
+MOST = 2000  # pictures that say what a model's photos look like, or what others do
 
 
 def parts_of(model: Model, data: Path | None, part: str) -> tuple[Parts, int]:
@@ -51,6 +55,14 @@ def read_views(parts: Parts, part: str, model: Model) -> tuple[Tensor, list]:
     """The pictures of a part as the model sees them, (N, 3, S, S) uint8, and their labels or masks."""
     views, labels = parts.read(part, lambda image: to_uint8(square_view(image, model)))
     return torch.stack(views), labels
+
+
+def foreign_views(folder: Path, model: Model) -> Tensor:
+    """At most MOST pictures of anything in a folder and its subfolders, as the model sees them, (N, 3, S, S) uint8."""
+    paths = pictures_in(existing(folder), {})
+    samples = {"others": random.Random(0).sample(paths, min(MOST, len(paths)))}
+    parts = Parts(folder.name, [], samples, lambda path, at_least=None: (open_image(path, at_least), 0))
+    return read_views(parts, "others", model)[0]
 
 
 def note_test_read(folder: Path, data: str) -> None:

@@ -59,7 +59,7 @@ def existing(folder: str | Path) -> Path:
     """The folder as a path; DataError if there is none."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"There is no folder {folder}. Check the path given to --data.")
+        raise DataError(f"There is no folder {folder}. Check the path.")
     return folder
 
 

@@ -130,11 +130,7 @@ def _value_fault(values: set[int], num_classes: int) -> str:
 
 
 def open_pair(image_path: Path, mask_path: Path, num_classes: int) -> tuple[Image.Image, Tensor]:
-    """A photo and its mask (num_classes, H, W) bool.
-
-    Raises:
-        ImageError, DataError: one of them cannot be read, or their sizes differ.
-    """
+    """A photo and its mask, (num_classes, H, W) bool; ImageError or DataError if they cannot be used together."""
     image, mask = open_image(image_path), read_mask(mask_path, num_classes)
     if mask.shape[1:] != (image.height, image.width):
         raise DataError(f"{mask_path.name} {_other_size(mask.shape[:0:-1], image.size)}")

@@ -186,10 +186,9 @@ def classification_parts(
             raise DataError(f"Class “{without[0]}” of {folder} has no picture for the part {part}: add some.")
         if without:
             parts.notes.append(f"Classes without a picture in {part}: {', '.join(without)}. They are not measured.")
-    _separate(parts, copies, allow_leaks)
     if small := [f"{name} ({size})" for name, size in sizes.items() if 0 < size < SMALL_CLASS]:
         parts.notes.append(f"Classes of fewer than {SMALL_CLASS} pictures: {', '.join(small)}.")
-    return _complete(parts, found.left_out, folder)
+    return _separated(parts, copies, allow_leaks, found.left_out, folder)
 
 
 def _check_classes(names: list[str], folder: str | Path) -> None:
@@ -258,8 +257,7 @@ def segmentation_parts(
     parts.open_sample = lambda sample, at_least=None: open_pair(*sample, num_classes)
     used = [held[path] for path in pairs if path not in found.left_out]
     parts.notes += _missing_parts(found.parts) + mask_facts(used, class_names, image_size)
-    _separate(parts, copies, allow_leaks=True)
-    return _complete(parts, found.left_out, folder)
+    return _separated(parts, copies, True, found.left_out, folder)
 
 
 # --- shared -----------------------------------------------------------------------------------------------------------
@@ -292,14 +290,14 @@ def _missing_parts(given: dict[str, dict]) -> list[str]:
     return [f"There is no {part} part: {SHARES[part]:.0%} of train was set aside as one." for part in missing]
 
 
-def _separate(parts: Parts, copies: Copies, allow_leaks: bool) -> None:
+def _separated(parts: Parts, copies: Copies, allow_leaks: bool, left_out: dict[Path, str], folder: str | Path) -> Parts:
     """Leaves out of train what is in val or test as well, and refuses files that val and test share.
 
-    Copies within a part are kept: those of two classes are named, the others counted.
+    Copies within a part are kept: those of two classes are named, the others counted. `left_out` is named at the end.
     """
     rows = [(path, part, label) for part in PARTS for path, label in parts.samples[part]]
     where = {path: (PARTS.index(part), label if isinstance(label, int) else 0) for path, part, label in rows}
-    left_out, within = set(), 0
+    copied, within = set(), 0
     for copy in copies.pairs:
         pair = copies.paths[copy.first], copies.paths[copy.second]
         if not where.keys() >= set(pair):  # one of them is left out
@@ -311,7 +309,7 @@ def _separate(parts: Parts, copies: Copies, allow_leaks: bool) -> None:
         elif part == other_part:
             parts.notes.append(f"{first} is a copy of {second}, which is of another class.")
         elif PARTS[part] == "train":
-            left_out.add(first)
+            copied.add(first)
             parts.notes.append(f"Left out of train: {first} is a copy of {second}.")
         elif copy.exact and not allow_leaks:
             raise DataError(
@@ -323,10 +321,7 @@ def _separate(parts: Parts, copies: Copies, allow_leaks: bool) -> None:
         parts.notes.append(
             f"Pairs of copies within a part and class: {within}. They are kept; train/check.py names them."
         )
-    parts.samples["train"] = [sample for sample in parts.samples["train"] if sample[0] not in left_out]
-
-
-def _complete(parts: Parts, left_out: dict[Path, str], folder: str | Path) -> Parts:
+    parts.samples["train"] = [sample for sample in parts.samples["train"] if sample[0] not in copied]
     parts.notes += left_out_notes(left_out, Path(folder))
     return _with_fingerprints(parts)
 

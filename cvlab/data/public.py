@@ -62,19 +62,12 @@ def _flowers102(root: Path) -> Iterator[tuple[str, Path]]:
             yield f"{part}/{label + 1:03d} {Flowers102.classes[label]}/{path.name}", path
 
 
-def _caltech101(root: Path) -> Iterator[tuple[str, Path]]:
-    """As torchvision lists it, which leaves out the background pictures."""
-    caltech = Caltech101(root, download=True)
+def _caltech(root: Path, kind: type, folder: str, file: str) -> Iterator[tuple[str, Path]]:
+    """As torchvision lists it, which leaves out the background pictures of Caltech-101."""
+    caltech = kind(root, download=True)
     for y, i in zip(caltech.y, caltech.index, strict=True):
-        name = f"{caltech.categories[y]}/image_{i:04d}.jpg"
-        yield name, Path(caltech.root) / "101_ObjectCategories" / name
-
-
-def _caltech256(root: Path) -> Iterator[tuple[str, Path]]:
-    caltech = Caltech256(root, download=True)
-    for y, i in zip(caltech.y, caltech.index, strict=True):
-        name = f"{caltech.categories[y]}/{y + 1:03d}_{i:04d}.jpg"
-        yield name, Path(caltech.root) / "256_ObjectCategories" / name
+        name = f"{caltech.categories[y]}/{file.format(label=y + 1, number=i)}"
+        yield name, Path(caltech.root) / folder / name
 
 
 def _oxfordiiitpet(root: Path) -> Iterator[tuple[str, Path | np.ndarray]]:
@@ -88,7 +81,7 @@ def _oxfordiiitpet(root: Path) -> Iterator[tuple[str, Path | np.ndarray]]:
 
 LISTINGS = {
     "flowers102": _flowers102,
-    "caltech101": _caltech101,
-    "caltech256": _caltech256,
+    "caltech101": lambda root: _caltech(root, Caltech101, "101_ObjectCategories", "image_{number:04d}.jpg"),
+    "caltech256": lambda root: _caltech(root, Caltech256, "256_ObjectCategories", "{label:03d}_{number:04d}.jpg"),
     "oxfordiiitpet": _oxfordiiitpet,
 }

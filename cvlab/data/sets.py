@@ -146,14 +146,12 @@ def summary(parts: Parts, cache: Cache) -> str:
 
 
 def normalization(name: str, images: Sequence[Tensor]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation by a name of `NORMALIZATIONS`: of ImageNet, or of the images themselves."""
+    """Mean and standard deviation of each channel, in units of [0, 1], by a name of `NORMALIZATIONS`.
+
+    They are those of ImageNet, or those over all pixels of the images (3, h, w) uint8.
+    """
     if name == "imagenet":
         return list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
-    return channel_statistics(images)
-
-
-def channel_statistics(images: Sequence[Tensor]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel over all pixels, for images (3, h, w) uint8, in units of [0, 1]."""
     pixels = sum(image[0].numel() for image in images)
     mean = sum(image.flatten(1).double().sum(1) for image in images) / pixels
     square = sum(image.flatten(1).double().square().sum(1) for image in images) / pixels
@@ -183,13 +181,8 @@ def channels_last(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def onto_gpu(device: torch.device, *data_sets: EvaluationSet | AugmentedPairs) -> None:
-    """Keeps the decoded pictures on a GPU if they take at most half of its free memory; does nothing on a CPU."""
-    if device.type == "cuda":
-        to_device_if_small(device, torch.cuda.mem_get_info(device)[0] // 2, *data_sets)
-
-
-def to_device_if_small(device: torch.device, most: int, *data_sets: EvaluationSet | AugmentedPairs) -> None:
-    """Moves the pictures to a device if they take at most `most` bytes. Batches are then augmented there."""
-    if sum(image.nbytes for data_set in data_sets for image in data_set.images) <= most:
+    """Moves the pictures to a GPU if they take at most half of its free memory. Batches are then augmented there."""
+    size = sum(image.nbytes for data_set in data_sets for image in data_set.images)
+    if device.type == "cuda" and size <= torch.cuda.mem_get_info(device)[0] // 2:
         for data_set in data_sets:
             data_set.to(device)

@@ -21,23 +21,3 @@ from cvlab.explain.scores import (
     predicted_score,
     region_score,
 )
-
-__all__ = [
-    "METHODS",
-    "Explanation",
-    "Score",
-    "against",
-    "check_stages",
-    "class_score",
-    "contrast_score",
-    "correlation",
-    "default_stage",
-    "explain",
-    "grad_cam",
-    "heatmap",
-    "peak",
-    "predict",
-    "predicted_masks",
-    "predicted_score",
-    "region_score",
-]

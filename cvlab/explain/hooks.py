@@ -6,6 +6,7 @@ One thread at a time; hooks and training modes are always restored, also after a
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,7 +17,6 @@ from cvlab.models import Model
 
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _locks_guard = threading.Lock()
-
 
 # To autograd: a module that does not influence the score gets a gradient of 0, which `diagnose` explains.
 UNUSED_IS_ZERO = {"allow_unused": True, "materialize_grads": True}
@@ -34,7 +34,7 @@ class Recorder:
     def __init__(self, model: Model, score: Callable[[Tensor], Tensor], modules: dict[str, nn.Module]) -> None:
         self.model, self.score = model, score
         self.activations: dict[str, Tensor] = {}
-        self.handles = [module.register_forward_hook(self.hook(name)) for name, module in modules.items()]
+        self.handles = [module.register_forward_hook(partial(self.record, name)) for name, module in modules.items()]
 
     def remove(self) -> None:
         """Takes the hooks off."""
@@ -52,17 +52,13 @@ class Recorder:
         self.logits, self.scores = logits.detach(), scores.detach()
         return scores
 
-    def hook(self, name: str) -> Callable:
-        """Records the output of a module, and switches gradients on from there."""
-
-        def record(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-            torch.set_grad_enabled(True)
-            self.activations[name] = output.detach()
-            # A view: nn.Identity returns its input itself, whose gradient would include its other uses. Unlike view_as,
-            # [...] keeps a single image in channels-last format, which saves a fourth of the time of a fused U-Net.
-            return output[...]
-
-        return record
+    def record(self, name: str, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        """A hook: records the output of a module, and switches gradients on from there."""
+        torch.set_grad_enabled(True)
+        self.activations[name] = output.detach()
+        # A view: nn.Identity returns its input itself, whose gradient would include its other uses. Unlike view_as,
+        # [...] keeps a single image in channels-last format, which saves a fourth of the time of a fused U-Net.
+        return output[...]
 
 
 @contextmanager
@@ -83,13 +79,7 @@ def passes(
 
     The gradients are Captum's LayerGradientXActivation without its multiplication, which takes many layers at once.
 
-    Args:
-        images: (N, 3, S, S) in [0, 1].
-        score: logits to (N,), one number per image that depends on this image only.
-        modules: by any name.
-
-    Raises:
-        ValueError: the score has no gradient at all, or the images do not fit the model (see `forward`).
+    `images` and `score` are as in `explain`, `modules` are by any name. ValueError as for a `Recorder`.
     """
     with recorded(model, score, modules) as seen, differentiable(images) as images:
         method = LayerGradientXActivation(seen, list(modules.values()), multiply_by_inputs=False)
@@ -98,11 +88,7 @@ def passes(
 
 
 def forward(model: Model, images: Tensor) -> Tensor:
-    """The model's logits of images (N, 3, S, S) in [0, 1].
-
-    Raises:
-        ValueError: another shape or type, or an image size that the model cannot take.
-    """
+    """The model's logits of images (N, 3, S, S) in [0, 1]; ValueError if it cannot take their shape or type."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         found = f"{tuple(images.shape)} of {str(images.dtype).removeprefix('torch.')}"
         raise ValueError(f"images must be (N, 3, H, W) of floats in [0, 1], not {found}: see cvlab.transforms.view")

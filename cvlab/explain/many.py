@@ -58,13 +58,9 @@ def explain_batches(
 def explain_predictions(
     model: Model, images: Tensor, stages: Sequence[str] | None = None, methods: Sequence[str] = ("grad_cam",)
 ) -> Explanation:
-    """Maps of each picture's predicted class, or of its predicted mask of the first class.
+    """Maps of each picture's predicted class, or of its predicted mask of the first class; arguments as in `explain`.
 
     Score and maps are 0 for a picture in which a segmenter finds nothing.
-
-    Args:
-        images: (N, 3, S, S) in [0, 1].
-        stages, methods: as in `explain`.
     """
     if model.task == "classification":
         return explain(model, images, predicted_score(model), stages, methods)

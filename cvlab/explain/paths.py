@@ -8,7 +8,6 @@ than the score.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,24 +21,11 @@ from cvlab.models.unet import UNet
 REST = 1e-3  # of the largest part: by how much rounding may change the sum
 
 
-@dataclass(frozen=True)
-class Contributions:
-    """The parts of a score.
-
-    Attributes:
-        logits: (N, C, H, W), detached.
-        scores: (N,), what was explained.
-        parts: (N,) each: "skip1" (the uppermost), "skip2", ..., "bottleneck", "biases"; their sum is the score.
-    """
-
-    logits: Tensor
-    scores: Tensor
-    parts: dict[str, Tensor]
-
-
 @takes_wrapped
-def contributions(model: Model, images: Tensor, score: Callable[[Tensor], Tensor]) -> Contributions:
-    """The signed parts of a score at the cuts of a U-Net, from one forward and one backward pass.
+def contributions(model: Model, images: Tensor, score: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """The signed parts of a score at the cuts of a U-Net, from one forward and one backward pass, (N,) each.
+
+    They are "skip1" (the uppermost), "skip2", ..., "bottleneck", "biases"; their sum is the score.
 
     Args:
         images: (N, 3, S, S) in [0, 1].
@@ -63,7 +49,7 @@ def contributions(model: Model, images: Tensor, score: Callable[[Tensor], Tensor
     each = torch.stack(list(parts.values()))
     if ((each.sum(0) - seen.scores).abs() > REST * each.abs().amax(0)).any():
         raise ValueError("the score is not linear in the logits, so it has no parts: explain logits, not probabilities")
-    return Contributions(seen.logits, seen.scores, parts)
+    return parts
 
 
 def _shift(module: nn.Module) -> Tensor:

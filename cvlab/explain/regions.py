@@ -14,11 +14,7 @@ NEIGHBOURS = np.ones((3, 3))  # 8: pixels that touch by a side or a corner belon
 
 
 def whole(mask: Tensor) -> Tensor:
-    """The mask itself, (H, W) bool.
-
-    Raises:
-        ValueError: it is empty.
-    """
+    """The mask itself, (H, W) bool; ValueError if it is empty."""
     return _with_pixels(mask, "the mask is empty: the model found nothing here")
 
 
@@ -38,11 +34,7 @@ def component(mask: Tensor, x: int, y: int) -> Tensor:
 
 
 def pixel(size: Sequence[int], x: int, y: int) -> Tensor:
-    """A single pixel of a view of `size` (H, W).
-
-    Raises:
-        ValueError: it is outside the view.
-    """
+    """A single pixel of a view of `size` (H, W); ValueError if it is outside."""
     _check_inside(size, x, y)
     region = torch.zeros(tuple(size), dtype=torch.bool)
     region[y, x] = True
@@ -50,11 +42,7 @@ def pixel(size: Sequence[int], x: int, y: int) -> Tensor:
 
 
 def box(size: Sequence[int], first: tuple[int, int], second: tuple[int, int]) -> Tensor:
-    """The pixels between two opposite corners (x, y), both included; parts outside the view are cut off.
-
-    Raises:
-        ValueError: it lies outside the view.
-    """
+    """The pixels between two opposite corners (x, y), both included; ValueError if none of them is in the view."""
     left, right = sorted((first[0], second[0]))
     top, bottom = sorted((first[1], second[1]))
     region = torch.zeros(tuple(size), dtype=torch.bool)
@@ -65,8 +53,7 @@ def box(size: Sequence[int], first: tuple[int, int], second: tuple[int, int]) ->
 def brush(size: Sequence[int], points: Sequence[tuple[float, float]], radius: float) -> Tensor:
     """A brush stroke: pixels whose centre is at most `radius` from the line through the points (x, y).
 
-    Raises:
-        ValueError: there is no point, or the stroke lies outside the view.
+    ValueError if there is no point, or the stroke lies outside the view.
     """
     region = torch.zeros(tuple(size), dtype=torch.bool)
     y, x = torch.meshgrid(*(torch.arange(side) for side in size), indexing="ij")
@@ -79,11 +66,7 @@ def brush(size: Sequence[int], points: Sequence[tuple[float, float]], radius: fl
 
 
 def false_positives(predicted: Tensor, true: Tensor) -> Tensor:
-    """Pixels that were predicted and are not in the true mask; both masks are (H, W) bool.
-
-    Raises:
-        ValueError: there are none, or the masks differ in size.
-    """
+    """Pixels that were predicted and are not in the true mask, both (H, W) bool; ValueError if there are none."""
     _check_same_size(predicted, true)
     return _with_pixels(predicted & ~true, "there is no false positive: the whole predicted mask is in the true mask")
 

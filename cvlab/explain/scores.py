@@ -10,7 +10,7 @@ from functools import wraps
 import torch
 from torch import Tensor, nn
 
-from cvlab.models import Model
+from cvlab.models import Model, probabilities
 
 Score = Callable[[Tensor], Tensor]
 WRAPPED_AS = ("_orig_mod", "module")  # by torch.compile; by DataParallel, AveragedModel, ModelEma
@@ -90,8 +90,7 @@ def region_score(region: Tensor, class_idx: int = 0) -> Score:
 def predicted_score(model: Model, class_idx: int | Tensor | None = None) -> Score:
     """The model's own prediction: the logit of a class, or the mean logit over the predicted mask of a class.
 
-    Args:
-        class_idx: by default a classifier's predicted class, or a segmenter's class 0.
+    The class is by default a classifier's predicted one, or a segmenter's class 0.
     """
 
     def score(logits: Tensor) -> Tensor:
@@ -107,7 +106,7 @@ def predicted_score(model: Model, class_idx: int | Tensor | None = None) -> Scor
 @takes_wrapped
 def predicted_masks(model: Model, logits: Tensor) -> Tensor:
     """Where the probability exceeds the model's threshold: (N, C, H, W) bool."""
-    return logits.detach().sigmoid() > model.threshold
+    return probabilities(model, logits.detach()) > model.threshold
 
 
 def _check_classes(indices: Sequence[int], logits: Tensor) -> None:

@@ -63,12 +63,10 @@ def occlusion(
     Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", 2014. One forward pass per window.
 
     Args:
-        images: (N, 3, H, W) in [0, 1].
-        score: logits to (N,).
+        images, score, progress: as in `integrated_gradients`.
         window: its side in pixels; evidence larger than the window is missed.
         stride: pixels from one window to the next; by default half of the window.
         baseline: what the window is filled with, a grey value or images.
-        progress: called with the share that is done, up to 1.
 
     Raises:
         ValueError: the window is larger than the image.

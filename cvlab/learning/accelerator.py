@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,29 +19,21 @@ from cvlab.models import Model
 
 
 def accelerator_for(
-    model: Model,
-    batch: tuple[Tensor, Tensor],
-    criterion: Callable[[Tensor, Tensor], Tensor],
-    precision: str,
-    state: Path,
-    resume: bool,
-    seed: int,
+    model: Model, batch: tuple[Tensor, Tensor], criterion: Callable[[Tensor, Tensor], Tensor], args: Namespace
 ) -> Accelerator:
     """The Accelerator of a run. Several processes (`torchrun --nproc_per_node 2 train/...`) share each batch.
 
     Args:
         batch: images (N, 3, S, S) and targets, on which the precisions are timed.
         criterion: logits and targets to a loss.
-        precision: "fp32", "bf16" or "auto": bf16 on a GPU that supports it; on a CPU the faster one.
-        state: folder of the run's state. Its precision.txt records the choice, for --resume and for other processes.
-        resume: use the recorded choice.
-        seed: of the order of the training pictures.
+        args: of the command line. --precision auto is bf16 on a GPU that supports it, on a CPU the faster one;
+            state/precision.txt of the run records the choice, for --resume and for other processes.
     """
     # Without a GPU accelerate ignores torchrun unless it is told to use the CPU.
     cpu = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
-    recorded, processes = state / "precision.txt", PartialState(cpu=cpu)
+    precision, recorded, processes = args.precision, args.out / "state" / "precision.txt", PartialState(cpu=cpu)
     with processes.main_process_first():
-        known = resume or not processes.is_main_process
+        known = args.resume or not processes.is_main_process
         if precision == "auto" and known and recorded.is_file():
             precision = recorded.read_text().strip()
         elif precision == "auto" and processes.device.type == "cuda":
@@ -49,7 +42,7 @@ def accelerator_for(
             precision = fastest_precision(model, batch[0], lambda logits: criterion(logits, batch[1]))
         if processes.is_main_process:
             write_text(recorded, precision + "\n")
-    loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=seed)
+    loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=args.seed)
     mixed = "no" if precision == "fp32" else "bf16"
     return Accelerator(mixed_precision=mixed, dataloader_config=loading, cpu=cpu)
 

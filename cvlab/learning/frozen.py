@@ -7,7 +7,6 @@ import copy
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 import torch
 from timm.models import group_parameters
@@ -17,7 +16,6 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from cvlab.models import Model
-from cvlab.models.timm import load_backbone, pretrained_weights, read_weights
 
 
 def heights(model: Model) -> dict[str, int]:
@@ -45,19 +43,6 @@ def start_classifier(model: Model) -> None:
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.normal_(module.weight, std=0.01)
             nn.init.zeros_(module.bias)
-
-
-def load_pretrained(backbone: nn.Module, name: str, image_size: int, file: Path | None = None) -> None:
-    """Gives a backbone the weights in a file, or without one timm's own weights of the network `name`, from the Hub."""
-    try:
-        weights = read_weights(file) if file else pretrained_weights(name, image_size)
-    except OSError as error:
-        hint = "" if file else ". Give them as a file with --weights, or start with --no-pretrained."
-        raise OSError(f"{error}{hint}") from error
-    try:
-        load_backbone(backbone, weights)
-    except ValueError as error:
-        raise ValueError(f"{file or name} does not fit {name}: {error}.") from error
 
 
 def freeze(model: Model, layers: int = 0) -> None:

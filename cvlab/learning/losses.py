@@ -12,26 +12,19 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 
-def class_weights(labels: Tensor, num_classes: int) -> Tensor:
-    """N / (num_classes * n) for each class with n of the N labels, (num_classes,): so all classes weigh the same.
-
-    The mean weight of the labels is 1, as with class_weight="balanced" of scikit-learn. A class without labels counts
-    as one with a single label.
-    """
-    return len(labels) / (num_classes * torch.bincount(labels.cpu(), minlength=num_classes).clamp(min=1))
-
-
 def cross_entropy(
     label_smoothing: float, weighting: str, labels: Tensor, num_classes: int
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Cross-entropy of logits (N, C) with class indices (N,) or mixed targets (N, C), a mean over images.
 
     Args:
-        weighting: "balanced": images weigh what `class_weights` of the training `labels` says; "none": all the same.
+        weighting: "balanced": all classes weigh the same, as with class_weight="balanced" of scikit-learn: an image of
+            a class with n of the N training `labels` weighs N / (num_classes * n); "none": all images weigh the same.
     """
     if weighting == "none":
         return partial(F.cross_entropy, label_smoothing=label_smoothing)
-    weights = class_weights(labels, num_classes)
+    counts = torch.bincount(labels.cpu(), minlength=num_classes)
+    weights = len(labels) / (num_classes * counts.clamp(min=1))  # a class may have no label
 
     def criterion(logits: Tensor, targets: Tensor) -> Tensor:
         settings = {"weight": weights.to(logits.device), "label_smoothing": label_smoothing, "reduction": "none"}
@@ -62,14 +55,9 @@ def focal(logits: Tensor, masks: Tensor, gamma: float = 2.0, alpha: float = 0.25
     return sigmoid_focal_loss(logits, masks.to(logits.dtype), alpha, gamma, reduction="mean")
 
 
-def bce_dice(logits: Tensor, masks: Tensor) -> Tensor:
-    """The sum of both: cross-entropy for single pixels, Dice for the overlap."""
-    return bce(logits, masks) + dice(logits, masks)
-
-
 SEGMENTATION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "bce": bce,
     "dice": dice,
     "focal": focal,
-    "bce+dice": bce_dice,
+    "bce+dice": lambda logits, masks: bce(logits, masks) + dice(logits, masks),  # single pixels, and the overlap
 }

@@ -7,9 +7,7 @@ from importlib import import_module
 import torch
 
 from cvlab.models.geometry import locate
-from cvlab.models.model import Grid, Model, Stage
-
-__all__ = ["NETWORKS", "Grid", "Model", "Stage", "build", "check_size", "network_class"]
+from cvlab.models.model import Grid, Model, Normalize, Stage, probabilities
 
 # Module and class. Each is imported when it is first built: importing timm and torchvision, which the last four need,
 # takes as long as importing torch itself.
@@ -47,14 +45,9 @@ def build(
 
     Args:
         network: a key of `NETWORKS`.
-        class_names: one name per class, in the order of the logits.
-        image_size: side of the square view that the model sees, pixels.
         arguments: keyword arguments of the network itself (its widths and the like).
         mean, std: per channel, of images in [0, 1]; the model's first layer normalises with them.
-        crop_pct: a classifier's view is the centre crop of a photo whose shorter side is image_size / crop_pct.
-        threshold: a segmenter's mask is where the probability exceeds it.
-        interpolation: how photos are resized, as in its training: Pillow's name in lower case.
-        crop_mode: "squash" resizes both sides of a classifier's photo to image_size / crop_pct, as timm's does.
+        class_names and others: attributes of `Model`.
 
     Raises:
         ValueError: the network is unknown or does not take an argument.
@@ -64,17 +57,12 @@ def build(
     arguments = dict(arguments or {})
     make = network_class(network)
     parameters = inspect.signature(make).parameters
-    given = {"num_classes": len(class_names), "image_size": image_size, "mean": mean, "std": std}
+    given = {"num_classes": len(class_names), "image_size": image_size}
     known = set(parameters) - set(given)
     if unknown := sorted(set(arguments) - known):
         raise ValueError(f"network “{network}” takes no argument “{unknown[0]}”; it takes {', '.join(sorted(known))}")
     model = make(**arguments, **{key: value for key, value in given.items() if key in parameters})
-    model.class_names = list(class_names)
-    model.image_size = image_size
-    model.crop_pct = crop_pct
-    model.crop_mode = crop_mode
-    model.threshold = threshold
-    model.interpolation = interpolation
+    model.normalize = Normalize(mean, std)
     model.config = {
         "task": model.task,
         "network": network,
@@ -89,8 +77,15 @@ def build(
         "interpolation": interpolation,
         "stages": list(model.stages),
     }
+    for name in ("class_names", "image_size", "crop_pct", "crop_mode", "threshold", "interpolation"):
+        setattr(model, name, model.config[name])
     locate(model)
     return model
+
+
+def settings_in(config: dict) -> dict:
+    """The arguments of `build` in a model's config, by name."""
+    return {name: config[name] for name in inspect.signature(build).parameters}
 
 
 def check_size(network: str, image_size: int, arguments: dict) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cvlab.models.model import Model, Normalize, Stage
+from cvlab.models.model import Model, Stage
 
 
 def conv_bn(in_channels: int, out_channels: int, kernel_size: int = 3, bias: bool = False) -> nn.Sequential:
@@ -42,26 +42,17 @@ class ConvNet(Model):
     """A classifier from scratch.
 
     Args:
-        num_classes: length of the logits.
         widths: channels of each stage; one entry per stage.
         depth: residual blocks per stage.
         dropout: probability, before the linear layer.
-        mean, std: of the images in [0, 1].
     """
 
     task = "classification"
 
     def __init__(
-        self,
-        num_classes: int,
-        widths: Sequence[int] = (24, 48, 96, 192),
-        depth: int = 1,
-        dropout: float = 0.0,
-        mean: Sequence[float] = (0.5, 0.5, 0.5),
-        std: Sequence[float] = (0.25, 0.25, 0.25),
+        self, num_classes: int, widths: Sequence[int] = (24, 48, 96, 192), depth: int = 1, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.normalize = Normalize(mean, std)
         # The stem halves the resolution: full-size feature maps cost the most time and add little.
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()

@@ -4,7 +4,6 @@ In eval mode batch normalisation is a factor and a shift per channel, which the 
 (Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", 2018).
 """
 
-from collections.abc import Callable
 from copy import deepcopy
 
 import torch
@@ -14,18 +13,6 @@ from torch.nn.utils import fuse_conv_bn_eval
 from cvlab.models.model import Model
 
 TOLERANCE = 1e-3  # of the largest logit: rounding stays far below it, a wrong fusion does not
-
-
-class To(nn.Module):
-    """Converts its input to a type, in channels-last memory format."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
-        return x.to(self.dtype, memory_format=torch.channels_last)
 
 
 def fused(model: Model, dtype: torch.dtype = torch.float32) -> Model:
@@ -54,7 +41,9 @@ def fused(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     for name, child in copy.named_children():
         if name != "normalize":  # in float32, so that pixels keep their 256 values
             child.to(dtype)
-    copy.normalize = nn.Sequential(copy.normalize, To(dtype))
+    copy.normalize.register_forward_hook(
+        lambda module, inputs, images: images.to(dtype, memory_format=torch.channels_last)
+    )
     copy.register_forward_hook(lambda module, inputs, logits: logits.float())
     return copy
 
@@ -79,30 +68,25 @@ def _rest(norm: nn.BatchNorm2d) -> nn.Module:
 
 def _pairs(model: Model, images: Tensor) -> list[tuple[str, str]]:
     """Names of each convolution and of the batch normalisation that reads its output, found in one forward pass."""
+    names = {module: name for name, module in model.named_modules()}
     outputs: dict[int, tuple[str, Tensor, int]] = {}  # holds the tensors, so that no other one gets the same id
     found: list[tuple[str, str]] = []
 
-    def after_conv(name: str) -> Callable:
-        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-            outputs[id(output)] = name, output, output._version
+    def after_conv(conv: nn.Module, inputs: tuple, output: Tensor) -> None:
+        outputs[id(output)] = names[conv], output, output._version
 
-        return hook
-
-    def before_norm(name: str) -> Callable:
-        def hook(module: nn.Module, inputs: tuple) -> None:
-            conv, _, version = outputs.get(id(inputs[0]), ("", None, None))
-            if conv and inputs[0]._version == version:  # else an in-place operation came between
-                found.append((conv, name))
-
-        return hook
+    def before_norm(norm: nn.Module, inputs: tuple) -> None:
+        conv, _, version = outputs.get(id(inputs[0]), ("", None, None))
+        if conv and inputs[0]._version == version:  # else an in-place operation came between
+            found.append((conv, names[norm]))
 
     stages = {stage.module for stage in model.stages.values()}
     handles = []
-    for name, module in model.named_modules():
+    for module in names:
         if isinstance(module, nn.Conv2d) and module not in stages:  # a stage's own output must not change
-            handles.append(module.register_forward_hook(after_conv(name)))
+            handles.append(module.register_forward_hook(after_conv))
         elif isinstance(module, nn.BatchNorm2d):
-            handles.append(module.register_forward_pre_hook(before_norm(name)))
+            handles.append(module.register_forward_pre_hook(before_norm))
     try:
         _logits(model, images)
     finally:

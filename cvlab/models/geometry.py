@@ -7,6 +7,7 @@ Sim, "Computing Receptive Fields of Convolutional Neural Networks", 2019).
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,10 @@ class _Follow(TorchDispatchMode):
                 for output in outputs:
                     self.padded[output] = before + args[1][0]
             elif operation is aten.convolution:
-                grid = self._behind_convolution(self.settled(first, first.shape[-1] - before), before, *args[1:])
+                weight, _, stride, padding, dilation, is_transposed = args[1:7]
+                behind = transposed if is_transposed else convolved
+                grid = self.settled(first, first.shape[-1] - before)
+                grid = behind(grid, weight.shape[-1], stride[-1], padding[-1] + before, dilation[-1])
             elif operation in POOLINGS:
                 strides, padding = args[2] if len(args) > 2 and args[2] else args[1], args[3] if len(args) > 3 else [0]
                 grid = self.settled(first, first.shape[-1] - before)
@@ -87,21 +91,6 @@ class _Follow(TorchDispatchMode):
         factor = cells * grid.stride / grid.side
         return resized(grid, factor) if factor < 0.75 else grid
 
-    def _behind_convolution(
-        self,
-        grid: Grid,
-        before: int,
-        weight: Tensor,
-        bias: object,
-        stride: list,
-        padding: list,
-        dilation: list,
-        is_transposed: bool,
-        *rest: object,
-    ) -> Grid:
-        behind = transposed if is_transposed else convolved
-        return behind(grid, weight.shape[-1], stride[-1], padding[-1] + before, dilation[-1])
-
 
 def locate(model: Model) -> None:
     """Gives the module of each stage its `grid`, from one forward pass of a model on the device of its weights.
@@ -115,13 +104,10 @@ def locate(model: Model) -> None:
     images = torch.zeros(1, 3, model.image_size, model.image_size, device=weights.device)
     follow, stages, training = _Follow(images), model.stages.values(), model.training
 
-    def recorder(to_map: Callable) -> Callable:
-        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-            module.grid = follow.settled(output, to_map(output).shape[-1])
+    def record(to_map: Callable, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        module.grid = follow.settled(output, to_map(output).shape[-1])
 
-        return hook
-
-    handles = [stage.module.register_forward_hook(recorder(stage.to_map)) for stage in stages]
+    handles = [stage.module.register_forward_hook(partial(record, stage.to_map)) for stage in stages]
     try:
         with torch.no_grad(), follow, suppress(Exception):  # networks fail in many ways
             model.eval()(images)

@@ -89,9 +89,11 @@ class Normalize(nn.Module):
 class Model(nn.Module):
     """A network from images (N, 3, S, S) in [0, 1] to logits (N, C) or (N, C, H, W), with what is needed to use it.
 
-    A subclass sets `task`, normalises in `forward` and declares its `stages`; `cvlab.models.build` sets the rest.
+    A subclass sets `task`, normalises in `forward` and declares its `stages`; `cvlab.models.build` sets the rest. It is
+    made with `num_classes`, the number C of logits, and, where its layers depend on it, with `image_size`.
 
     Attributes:
+        normalize: (images - mean) / std per channel.
         task: "classification" or "segmentation".
         class_names: one name per class, in the order of the logits.
         image_size: S, side of the square view that the model sees, pixels.
@@ -99,6 +101,8 @@ class Model(nn.Module):
         crop_mode: "center", or "squash": then both sides are image_size / crop_pct, whatever the photo's shape.
         interpolation: how photos are resized, as in its training: Pillow's name in lower case.
         threshold: a segmenter's mask is where the probability exceeds it.
+        temperature: the logits divided by it give the probabilities, see `probabilities`; 1 where none was fitted.
+        statistics: of its photos, for `cvlab.trust.familiarity`; None where none were fitted.
         config: what is needed to build it again; config.json holds it under "cvlab".
         source: where it was loaded from: a folder, or user/name@commit on the Hub; empty for a model just built.
     """
@@ -111,9 +115,25 @@ class Model(nn.Module):
     interpolation: str
     threshold: float
     config: dict
+    temperature: float = 1.0
+    statistics: dict[str, Tensor] | None = None
     source: str = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalize = nn.Identity()  # the first module; `build` puts Normalize in its place
 
     @property
     def stages(self) -> dict[str, Stage]:
         """The stages by name, in the order of the forward pass."""
         raise NotImplementedError
+
+
+def probabilities(model: Model, logits: Tensor) -> Tensor:
+    """The probabilities of logits (N, C) or (N, C, H, W), calibrated by the model's temperature, in the same shape.
+
+    Guo et al., "On Calibration of Modern Neural Networks", 2017, section 4.2.
+    """
+    scaled = logits / getattr(model, "temperature", 1.0)  # of any module with a task
+    # The softmax of a single logit would be 1 for ever: its probability is the sigmoid.
+    return scaled.softmax(1) if model.task == "classification" and logits.shape[1] > 1 else scaled.sigmoid()

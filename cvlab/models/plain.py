@@ -13,15 +13,13 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from cvlab.models.model import Model, Normalize, Stage
+from cvlab.models.model import Model, Stage
 
 
 class PlainNet(Model):
     """A classifier from scratch for one image size: its first linear layer reads every position.
 
     Args:
-        num_classes: length of the logits.
-        image_size: side of the square view.
         widths: channels of each block.
         depth: convolutions per block.
         hidden: lengths of the linear layers before the last one.
@@ -34,7 +32,6 @@ class PlainNet(Model):
         dropout_at: before which convolutions it stands, counted from 1; the number after the last convolution means
             before the linear layers.
         head_dropout: one probability for the dropout before each linear layer; by default none.
-        mean, std: of the images in [0, 1].
 
     Raises:
         ValueError: the images are too small for so many blocks, head_dropout has another length, or there is no such
@@ -58,14 +55,11 @@ class PlainNet(Model):
         dropout: float = 0.0,
         dropout_at: Sequence[int] = (2,),
         head_dropout: Sequence[float] = (),
-        mean: Sequence[float] = (0.5, 0.5, 0.5),
-        std: Sequence[float] = (0.25, 0.25, 0.25),
     ) -> None:
         super().__init__()
         head_dropout = list(head_dropout) or [0.0] * (len(hidden) + 1)
         if len(head_dropout) != len(hidden) + 1:
             raise ValueError(f"head_dropout has {len(head_dropout)} numbers for {len(hidden) + 1} linear layers")
-        self.normalize = Normalize(mean, std)
         layers: list[nn.Module] = []
         convs: list[int] = []  # indices of layers
         channels, side = 3, image_size

@@ -12,19 +12,17 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from cvlab.models.convnet import ResidualBlock, conv_bn
-from cvlab.models.model import Model, Normalize, Stage
+from cvlab.models.model import Model, Stage
 
 
 class ResidualNet(Model):
     """A classifier from scratch.
 
     Args:
-        num_classes: length of the logits.
         widths: channels of the stem, then of each block.
         stem_bias: whether the stem's convolution has a bias, which its batch normalisation makes redundant.
         dropout: its probability after a block's first convolution and batch normalisation.
         dropout_at: the blocks that have it, counted from 1; by default all.
-        mean, std: of the images in [0, 1].
     """
 
     task = "classification"
@@ -36,11 +34,8 @@ class ResidualNet(Model):
         stem_bias: bool = False,
         dropout: float = 0.0,
         dropout_at: Sequence[int] = (),
-        mean: Sequence[float] = (0.5, 0.5, 0.5),
-        std: Sequence[float] = (0.25, 0.25, 0.25),
     ) -> None:
         super().__init__()
-        self.normalize = Normalize(mean, std)
         self.stem = nn.Sequential(conv_bn(3, widths[0], bias=stem_bias), nn.ReLU(), nn.MaxPool2d(2))
         self.dropout_places = range(1, len(widths))
         if unknown := set(dropout_at) - set(self.dropout_places):

@@ -8,7 +8,6 @@ Stages of equal number have equal resolution: encoder2 and decoder2 are half as 
 as the image, and the encoder's last features are the bottleneck.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
@@ -18,7 +17,8 @@ from timm.models import get_pretrained_cfg, is_model, is_model_pretrained
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from cvlab.models.model import Model, Normalize, Stage
+from cvlab.models.model import Model, Stage
+from cvlab.models.timm_stages import module_outputs
 
 DECODER_CHANNELS = (256, 128, 64, 32, 16)  # smp's default
 DEPTHS = (3, 4, 5)
@@ -28,11 +28,8 @@ class SmpUNet(Model):
     """A segmenter: one sigmoid channel per class.
 
     Args:
-        num_classes: channels of the logits.
-        image_size: side of the square view.
         encoder: a key of `segmentation_models_pytorch.encoders.encoders`, or "tu-" and the name of a network of timm.
         decoder_channels: one number per decoder block, the coarsest first; their count is the encoder's depth, 3 to 5.
-        mean, std: of the images in [0, 1]; by default those with which ImageNet's weights were trained.
 
     Raises:
         ValueError: there is no such encoder, smp cannot use it, or decoder_channels has another length.
@@ -46,8 +43,6 @@ class SmpUNet(Model):
         image_size: int,
         encoder: str = "resnet34",
         decoder_channels: Sequence[int] = DECODER_CHANNELS,
-        mean: Sequence[float] = (0.485, 0.456, 0.406),
-        std: Sequence[float] = (0.229, 0.224, 0.225),
     ) -> None:
         super().__init__()
         if not is_encoder(encoder):
@@ -56,17 +51,11 @@ class SmpUNet(Model):
             raise ValueError("decoder_channels must be a list of 3 to 5 numbers, one for each decoder block")
 
         def make() -> Unet:
+            settings = {"encoder_weights": None, "decoder_channels": decoder_channels, "classes": num_classes}
             with _LinspaceOnCpu():
-                return Unet(
-                    encoder_name=encoder,
-                    encoder_depth=len(decoder_channels),
-                    encoder_weights=None,
-                    decoder_channels=decoder_channels,
-                    classes=num_classes,
-                )
+                return Unet(encoder, len(decoder_channels), **settings)
 
         unet = make()
-        self.normalize = Normalize(mean, std)
         self.encoder, self.decoder, self.segmentation_head = unet.encoder, unet.decoder, unet.segmentation_head
         # Nothing is computed here: a place to read features that no module of the encoder returns as they are.
         self.skips = nn.ModuleList(nn.Identity() for _ in decoder_channels)
@@ -109,27 +98,13 @@ def feature_sources(encoder: nn.Module, images: Tensor) -> dict[int, str]:
         By level, from 1 on, the module's name; "" where no module returns exactly these features. Levels that the
         encoder leaves out (smp fills them with features of 0 channels) are not in it.
     """
-    outputs: list[tuple[str, Tensor, int]] = []  # in the order of the forward pass
-    calls: Counter[str] = Counter()
-
-    def recorder(name: str) -> Callable:
-        def hook(module: nn.Module, inputs: tuple, output: object) -> None:
-            calls[name] += 1
-            if isinstance(output, Tensor):
-                outputs.append((name, output, output._version))
-
-        return hook
-
-    for name, module in encoder.named_modules():
-        module.register_forward_hook(recorder(name))
-    with torch.no_grad():
-        features = encoder(images)
+    features, outputs = module_outputs(encoder, images)
     found = {}
     for level, feature in enumerate(features[1:], start=1):
         source = ""
-        for name, output, version in outputs:
+        for name, (output, version) in outputs.items():
             # An output of an earlier version was changed in place afterwards, by a ReLU for example.
-            same = output is feature and version == feature._version and calls[name] == 1
+            same = output is feature and version == feature._version
             # The first such module, or the block that it ends. Later ones are identities of deeper layers.
             if same and (not source or source.startswith(f"{name}.")):
                 source = name

@@ -17,7 +17,7 @@ from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 
 from cvlab.files import LFS_POINTER, NOT_FETCHED
-from cvlab.models.model import MAX_CLASSES, Model, Normalize, Stage
+from cvlab.models.model import MAX_CLASSES, Model, Stage
 from cvlab.models.timm_stages import maps_of
 
 # What timm's files of networks call the function that its loader asks to convert tensors of others.
@@ -48,8 +48,7 @@ class TimmClassifier(Model):
     """A classifier of timm with random weights. `backbone` is timm's module, and its tensor names are timm's.
 
     Args:
-        num_classes: length of the logits.
-        image_size: side of the square view; a network that is made for one size is made for this one.
+        image_size: a network that is made for one size is made for this one.
         architecture: one of `timm.list_models()`, such as "resnet18".
         global_pool: how features become one vector ("avg", "token" and others); by default as the architecture does.
         class_token: whether a transformer has a CLS token; by default as the architecture does.
@@ -58,7 +57,6 @@ class TimmClassifier(Model):
             the sigmoid of z.
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth (Huang et al., "Deep Networks with Stochastic Depth", 2016).
-        mean, std: of the images in [0, 1].
 
     Raises:
         ValueError: no such architecture, or one without any stage where a map could be read.
@@ -77,8 +75,6 @@ class TimmClassifier(Model):
         single_output: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        mean: Sequence[float] = (0.485, 0.456, 0.406),
-        std: Sequence[float] = (0.229, 0.224, 0.225),
     ) -> None:
         super().__init__()
         given = {"global_pool": global_pool, "class_token": class_token}
@@ -92,7 +88,6 @@ class TimmClassifier(Model):
         def make() -> nn.Module:
             return timm_network(architecture, image_size, fixed_input_size, num_classes=outputs, **self.model_args)
 
-        self.normalize = Normalize(mean, std)
         self.backbone = make()
         for module in self.backbone.modules():
             if isinstance(module, ConvMlp):  # VGG's first linear layer, which timm writes as a convolution
@@ -137,11 +132,7 @@ class TimmClassifier(Model):
 def timm_network(
     architecture: str, image_size: int, fixed_input_size: bool | None = None, **arguments: object
 ) -> nn.Module:
-    """A network of timm with random weights for views of image_size x image_size pixels.
-
-    Raises:
-        ValueError: timm has no such architecture.
-    """
+    """A network of timm with random weights for square views; ValueError if timm has no such architecture."""
     if not is_model(architecture):
         raise ValueError(f"timm has no network {architecture[:60]!a}; see timm.list_models()")
     size = {"input_size": (3, image_size, image_size)}
@@ -190,11 +181,9 @@ def from_timm_config(config: dict) -> dict:
         "network": "timm",
         "arguments": {**arguments, "architecture": architecture, "fixed_input_size": fixed},
         "class_names": _class_names(config, view, num_classes),
+        **default_view(architecture),
+        **{key: view[key] for key in ("mean", "std", "crop_pct", "interpolation") if key in view},
         "image_size": input_size[1],
-        "mean": view.get("mean", list(known.mean)),
-        "std": view.get("std", list(known.std)),
-        "crop_pct": view.get("crop_pct", known.crop_pct),
-        "interpolation": view.get("interpolation", known.interpolation),
         "crop_mode": "squash" if view.get("crop_mode", known.crop_mode) == "squash" else "center",
         "threshold": 0.5,
     }
@@ -229,17 +218,15 @@ def imagenet_names(num_classes: int) -> list[str] | None:
 
 def unique(names: Sequence[str]) -> list[str]:
     """The names with a number after each repetition: crane, crane (2). A class is found by its name."""
-    found: list[str] = []
+    found: dict[str, None] = {}  # keeps the order
     repeats: dict[str, int] = {}
-    taken: set[str] = set()
     for name in names:
         numbered = name
-        while numbered in taken:
+        while numbered in found:
             repeats[name] = repeats.get(name, 1) + 1
             numbered = f"{name} ({repeats[name]})"
-        taken.add(numbered)
-        found.append(numbered)
-    return found
+        found[numbered] = None
+    return list(found)
 
 
 # --- weights of timm --------------------------------------------------------------------------------------------------
@@ -258,20 +245,31 @@ def default_view(architecture: str) -> dict:
     }
 
 
-def pretrained_weights(name: str, image_size: int) -> dict[str, Tensor]:
-    """timm's weights of a network, from the Hub or from its local cache.
+def load_pretrained(backbone: nn.Module, name: str, image_size: int, file: Path | None = None) -> None:
+    """Gives a backbone the weights in a file, or without one timm's own of a network, from the Hub or its local cache.
 
     Args:
         name: of timm, with or without a tag that says what it was trained on ("inception_v3.tf_in1k").
 
     Raises:
         OSError: there are none, or the Hub cannot be reached.
+        ValueError: they cannot be read, or are of another network.
     """
-    size = {"input_size": (3, image_size, image_size)}
+    if file:
+        weights = read_weights(file)
+    else:
+        size = {"input_size": (3, image_size, image_size)}
+        try:
+            weights = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=size).state_dict()
+        except Exception as error:  # of the Hub's client, of the network, of timm for a network without weights
+            raise OSError(
+                f"The pretrained weights of {name} cannot be reached ({_reason(error)}). Give them as a file with "
+                "--weights, or start with --no-pretrained."
+            ) from error
     try:
-        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=size).state_dict()
-    except Exception as error:  # of the Hub's client, of the network, of timm for a network without weights
-        raise OSError(f"The pretrained weights of {name} cannot be reached ({_reason(error)})") from error
+        load_backbone(backbone, weights)
+    except ValueError as error:
+        raise ValueError(f"{file or name} does not fit {name}: {error}.") from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cvlab.models.model import Model, Normalize, Stage, identity
+from cvlab.models.model import Model, Stage, identity
 from cvlab.models.timm import timm_network
 from cvlab.models.timm_stages import maps_of
 
@@ -20,8 +20,6 @@ class BackboneWithHead(Model):
     """A backbone of timm with random weights and without timm's head, and a perceptron on its features.
 
     Args:
-        num_classes: length of the logits.
-        image_size: side of the square view.
         architecture: one of `timm.list_models()`.
         pool: whether the perceptron reads the backbone's pooled vector, or else its flattened map.
         last_stage: without `pool`: a module of timm's feature_info at whose output the backbone ends, such as
@@ -29,7 +27,6 @@ class BackboneWithHead(Model):
         channels: without `pool`: of a 1x1 convolution before the perceptron; 0 leaves it out.
         hidden: lengths of the hidden layers.
         dropout: after each of them.
-        mean, std: of the images in [0, 1].
 
     Raises:
         ValueError: no such architecture or stage, or features that are not a map where one is needed.
@@ -47,8 +44,6 @@ class BackboneWithHead(Model):
         channels: int = 0,
         hidden: Sequence[int] = (256,),
         dropout: float = 0.5,
-        mean: Sequence[float] = (0.485, 0.456, 0.406),
-        std: Sequence[float] = (0.229, 0.224, 0.225),
     ) -> None:
         super().__init__()
         if pool and (channels or last_stage):
@@ -65,7 +60,6 @@ class BackboneWithHead(Model):
                 network.feature_info = network.feature_info[: end + 1]
             return network
 
-        self.normalize = Normalize(mean, std)
         self.backbone = make()
         with torch.device("meta"):  # a twin without memory shows which shapes the modules return
             twin, images = make().eval(), torch.empty(1, 3, image_size, image_size)

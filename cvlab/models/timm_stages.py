@@ -43,7 +43,11 @@ def maps_of(backbone: nn.Module, images: Tensor) -> dict[str, ToMap]:
         backbone: a network of timm in eval mode; it keeps the hooks, so give a copy on the meta device.
         images: (1, 3, S, S).
     """
-    shapes = _output_shapes(backbone, images)
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(_check_patches)
+    _, outputs = module_outputs(backbone, images)
+    shapes = {name: output.shape for name, (output, _) in outputs.items()}
     image_size, channels_last = images.shape[-1], getattr(backbone, "output_fmt", "NCHW") == "NHWC"
     found: dict[str, ToMap] = {}
     for i in range(len(backbone.feature_info)):
@@ -62,32 +66,32 @@ def maps_of(backbone: nn.Module, images: Tensor) -> dict[str, ToMap]:
     return found or _last_of_each_resolution(shapes)
 
 
-def _output_shapes(backbone: nn.Module, images: Tensor) -> dict[str, torch.Size]:
-    """The output's shape by module, in the order of the forward pass, for modules that run once and return a tensor."""
-    shapes: dict[str, torch.Size] = {}
+def module_outputs(network: nn.Module, images: Tensor) -> tuple[object, dict[str, tuple[Tensor, int]]]:
+    """What a network returns, and by the name of a module its output and the version that it had then.
+
+    They are in the order of the forward pass, of the modules that run once and return a tensor. The network keeps the
+    hooks.
+    """
+    names = {module: name for name, module in network.named_modules()}
+    outputs: dict[str, tuple[Tensor, int]] = {}
     calls: Counter[str] = Counter()
 
-    def recorder(name: str) -> Callable:
-        def hook(module: nn.Module, inputs: tuple, output: object) -> None:
-            calls[name] += 1
-            if isinstance(module, nn.Conv2d) and inputs[0].shape[1] == 3:
-                _check_patches(module, inputs[0].shape[-1])
-            if isinstance(output, Tensor):
-                shapes[name] = output.shape
+    def hook(module: nn.Module, inputs: tuple, output: object) -> None:
+        calls[names[module]] += 1
+        if isinstance(output, Tensor):
+            outputs[names[module]] = output, output._version
 
-        return hook
-
-    for name, module in backbone.named_modules():
-        module.register_forward_hook(recorder(name))
+    for module in names:
+        module.register_forward_hook(hook)
     with torch.no_grad():
-        backbone(images)
-    return {name: shape for name, shape in shapes.items() if calls[name] == 1}
+        returned = network(images)
+    return returned, {name: found for name, found in outputs.items() if calls[name] == 1}
 
 
-def _check_patches(conv: nn.Conv2d, side: int) -> None:
+def _check_patches(conv: nn.Conv2d, inputs: tuple[Tensor]) -> None:
     """Raises ValueError if a convolution that cuts the image into patches would never see its last columns."""
-    patch = conv.stride[-1]
-    if conv.kernel_size == conv.stride and not any(conv.padding) and side % patch:
+    patch, channels, side = conv.stride[-1], inputs[0].shape[1], inputs[0].shape[-1]
+    if channels == 3 and conv.kernel_size == conv.stride and not any(conv.padding) and side % patch:
         sizes = f"{side - side % patch} or {side - side % patch + patch}"
         raise ValueError(
             f"the network reads patches of {patch} pixels, and would never see the last {side % patch} columns of "

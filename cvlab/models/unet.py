@@ -9,13 +9,11 @@ An encoder is two 3x3 convolutions; 2x2 max pooling leads down. A transposed 2x2
 concatenated, and a decoder is two 3x3 convolutions. The head is a 1x1 convolution to one channel per class.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cvlab.models.model import Model, Normalize, Stage
+from cvlab.models.model import Model, Stage
 
 
 def double_conv(in_channels: int, out_channels: int, batch_norm: bool, dropout: float) -> nn.Sequential:
@@ -35,28 +33,18 @@ class UNet(Model):
     """A segmenter: one sigmoid channel per class.
 
     Args:
-        num_classes: channels of the logits.
         width: channels of the first encoder; each level down has twice as many.
         depth: levels above the bottleneck. Height and width of the images must be multiples of 2**depth.
         batch_norm: batch normalisation after every 3x3 convolution.
         dropout: probability that a channel is dropped after an encoder and after the bottleneck.
-        mean, std: of the images in [0, 1].
     """
 
     task = "segmentation"
 
     def __init__(
-        self,
-        num_classes: int,
-        width: int = 64,
-        depth: int = 3,
-        batch_norm: bool = True,
-        dropout: float = 0.0,
-        mean: Sequence[float] = (0.5, 0.5, 0.5),
-        std: Sequence[float] = (0.25, 0.25, 0.25),
+        self, num_classes: int, width: int = 64, depth: int = 3, batch_norm: bool = True, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.normalize = Normalize(mean, std)
         widths = [width * 2**level for level in range(depth + 1)]
         self.encoders = nn.ModuleList(
             double_conv(channels, widths[level], batch_norm, dropout)

@@ -1,12 +1,18 @@
-"""The endpoints of the page for programs. Their names and parameters are part of the contract with those programs."""
+"""The endpoints of the page for programs, and what they share with the page.
 
+Names and parameters of the endpoints are part of the contract with those programs.
+"""
+
+import contextvars
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import gradio as gr
 from PIL import Image
 
+from cvlab.checkpoint import hub
 from cvlab.explain import predicted_masks
 from cvlab.page.evidence import peak_of
 from cvlab.page.examples import example_files
@@ -44,6 +50,17 @@ def in_sentences() -> Iterator[None]:
         raise gr.Error(sentence_of(error)) from error
 
 
+def fetch_with_progress(model_id: str) -> Path:
+    """`hub.pull`, with the bytes counted on the page of the visitor who waits for them."""
+    progress, here = gr.Progress(), contextvars.copy_context()
+
+    def show(arrived: int, expected: int) -> None:
+        # The download calls this in threads of its own, which do not know whose page it is.
+        here.copy().run(progress, (arrived, expected), desc=f"Fetching {model_id}", unit="bytes")
+
+    return hub.pull(model_id, show)
+
+
 def saved(picture: Image.Image) -> str:
     """A PNG in Gradio's cache, in a folder of its own: nobody else writes there while it is read."""
     path = UPLOADS / secrets.token_hex(16) / "image.png"
@@ -64,6 +81,9 @@ def masked(photo: Image.Image, answer: Answer) -> tuple[Image.Image, dict[str, f
     photo.thumbnail((MAX_SIDE, MAX_SIDE))
     shown = predicted_masks(model, resize_logits(logits, (photo.height, photo.width)))[0].any(0)
     return mask_overlay(photo, shown.numpy()), shares, sentence
+
+
+ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "verdict"}  # verdicts have a queue of their own
 
 
 def add_api(visits: Visits) -> None:
@@ -88,8 +108,8 @@ def add_api(visits: Visits) -> None:
         with in_sentences():
             answer = visits.get(image, model).ask(Question(class_name=class_name, stage=stage))
             attribution, images = answer.attribution, answer.prediction.images
-        heat = heatmap_picture(attribution, images.shape[-2:])
-        three = to_picture(images), heat, overlay(images, attribution)
+        heat = heatmap_picture(attribution, images.shape[-2:], stage=answer.read_at)
+        three = to_picture(images), heat, overlay(images, attribution, stage=answer.read_at)
         return *(saved(enlarged(picture)) for picture in three), peak_of(attribution)
 
     def grad_cam_array(
@@ -120,9 +140,24 @@ def add_api(visits: Visits) -> None:
         for name, attribution in maps.items():
             height, width = attribution.shape[-2:]
             caption = f"{name}: {width} x {height}, peak {peak_of(attribution):.3g}. {answer.warning(attribution)}"
-            pictures.append((saved(enlarged(overlay(images, attribution))), caption))
+            drawn = overlay(images, attribution, stage=answer.model.stages[name])
+            pictures.append((saved(enlarged(drawn)), caption))
         mask = mask_of(answer.question, answer.model, answer.prediction.logits)
         return saved(enlarged(mask_overlay(to_picture(images), mask.numpy()))), pictures
+
+    def judge(
+        image: str, model: str, class_name: str | None = None, stage: str | None = None
+    ) -> tuple[str, str, dict[str, dict]]:
+        """Whether the map of `grad_cam` can be believed: level, a sentence, and the checks that it rests on."""
+        with in_sentences():
+            answer = visits.get(image, model).ask(Question(class_name=class_name, stage=stage))
+            answer.work_out_verdict()
+            verdict = answer.verdict
+        checks = {
+            name: {"value": float(check.value), "passed": bool(check.passed), "sentence": check.sentence}
+            for name, check in verdict.checks.items()
+        }
+        return verdict.level, verdict.sentence, checks
 
     image = photo_input(visible=False, label="a photo, in any format")
     model = gr.Textbox(visible=False, label="a model by its name on the page, or on the Hub: user/name")
@@ -135,4 +170,6 @@ def add_api(visits: Visits) -> None:
     trigger.click(predict, [image, model], answer, api_name="predict")
     trigger.click(grad_cam, [image, model, class_name, stage], [*shown[:3], number], api_name="grad_cam")
     trigger.click(grad_cam_array, [image, model, class_name, stage, method], answer, api_name="grad_cam_array")
+    told = [gr.Textbox(visible=False), gr.Textbox(visible=False), answer]
+    trigger.click(judge, [image, model, class_name, stage], told, api_name="judge", **ONE_AT_A_TIME)
     trigger.click(stages, [image, model], [shown[3], gallery], api_name="stages")

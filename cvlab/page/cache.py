@@ -46,7 +46,3 @@ class Cache:
     def bytes(self) -> int:
         """Bytes of all values."""
         return sum(size for _, size in self._values.values())
-
-    def keys(self) -> list[Hashable]:
-        """All keys, the least recently used first."""
-        return list(self._values)

@@ -1,5 +1,6 @@
 """What the page computes for a photo: the prediction, the maps that explain it, and how they depend on the question."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -10,9 +11,9 @@ from cvlab.data.masks import read_mask
 from cvlab.explain import METHODS, default_stage, explain, peak, predict, predicted_masks
 from cvlab.explain.paths import contributions, region_dependence
 from cvlab.explain.slow import integrated_gradients, occlusion
-from cvlab.models import Model
+from cvlab.models import Model, probabilities
 from cvlab.models.unet import UNet
-from cvlab.page.picture import MAX_SIDE, picture_url
+from cvlab.page.picture import MAX_SIDE, photo_style, picture_url
 from cvlab.page.question import SLOW_METHODS, Question, score_of, settled, settled_score
 from cvlab.transforms import view, whole_mask
 
@@ -60,7 +61,6 @@ class Paths:
 
     dependence: dict[str, dict[str, float]]
     contributions: dict[str, float]
-    nbytes: int = 2**12  # a few hundred numbers at most
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,9 @@ class Prediction:
         images: the view of the model, (1, 3, S, S) in [0, 1].
         logits: (1, C) or (1, C, S, S).
         shares: by class name a classifier's probability, or the share of the view that a segmenter's mask covers.
-        photo: up to MAX_SIDE pixels a side, as the source of an <img>.
+        photo: up to MAX_SIDE pixels a side, as `photo_style`.
         size: of the photo as it was opened, (height, width).
+        seconds: that the pass took.
         notes: what was done to open the photo.
         evidence: the answer to `Question()`; None where nothing was found.
     """
@@ -82,6 +83,7 @@ class Prediction:
     shares: dict[str, float]
     photo: str
     size: tuple[int, int]
+    seconds: float
     notes: list[str] = field(default_factory=list)
     evidence: Evidence | None = None
 
@@ -94,21 +96,22 @@ class Prediction:
 
 def predict_photo(image: Image.Image, model: Model) -> Prediction:
     """The prediction for a photo and the evidence for it, in one forward and one backward pass."""
-    images = view(image, model)
+    images, begun = view(image, model), time.perf_counter()
     try:
         evidence = evidence_for(images, model, Question())
         logits = evidence.logits
     except ValueError:  # no pixel was found, so there is nothing to explain
         evidence, logits = None, predict(model, images)
+    seconds = time.perf_counter() - begun
     size, notes = (image.height, image.width), image.info.get("notes", [])
     if model.task == "classification":
-        values = logits.softmax(1)[0]
+        values = probabilities(model, logits)[0]
     else:
         values = predicted_masks(model, logits)[0].float().mean((1, 2))
     shares = dict(zip(model.class_names, values.tolist(), strict=True))
     photo = image.copy()
     photo.thumbnail((MAX_SIDE, MAX_SIDE))
-    return Prediction(images, logits, shares, picture_url(photo), size, notes, evidence)
+    return Prediction(images, logits, shares, photo_style(picture_url(photo), size), size, seconds, notes, evidence)
 
 
 def evidence_for(
@@ -154,7 +157,7 @@ def paths_of(images: Tensor, model: Model, evidence: Evidence, against: bool) ->
     parts = {}
     if isinstance(model, UNet):
         score = settled_score(evidence.class_idx, evidence.other, evidence.region, against)
-        parts = contributions(model, images, score).parts
+        parts = contributions(model, images, score)
     return Paths(dependence, {name: value.item() for name, value in parts.items()})
 
 

@@ -11,7 +11,7 @@ from cvlab.models import Model
 from cvlab.page.evidence import peak_of
 from cvlab.page.html import number, paragraph, sorted_by
 from cvlab.page.many import Explained, explain_many, to_csv, write_zip
-from cvlab.page.picture import captioned, heated, picture_url, seen_part, slider, with_photo
+from cvlab.page.picture import captioned, heated, photo_style, picture_url, seen_part, slider, with_photo
 from cvlab.page.question import COLORMAPS, Question
 from cvlab.page.unzip import list_pictures
 from cvlab.page.visit import Answer, Visit
@@ -49,9 +49,9 @@ def compare(answer: Answer, second: Answer) -> str:
         attribution, question = each.attribution, each.question
         words = f"{each.words} at {each.stage}"
         peak = f"Peak {number(peak_of(attribution, question.method))} logits."
-        shown = heated(attribution, each.box, f"{title}: {words}", question.colormap)
+        shown = heated(attribution, each.read_at, each.box, f"{title}: {words}", question.colormap, None, True)
         caption = f"{' '.join(said(each))} {words}. {peak}"
-        drawn += with_photo(each.prediction.photo, each.prediction.size, captioned(shown, title, caption))
+        drawn += with_photo(captioned(shown, title, caption), style=each.prediction.photo)
     return (
         paragraph(_agreement(first, second))
         + slider("Heat", first.question.opacity)
@@ -78,12 +78,8 @@ def _agreement(first: Answer, second: Answer) -> str:
     if first.model is second.model:
         return "One model, one class: the peaks of the two pictures can be compared."
     r, difference = (each.item() for each in likeness(first.attribution, second.attribution))
-    if r > 0.7:
-        places = "look at the same places"
-    elif r > 0.3:
-        places = "partly look at the same places"
-    else:
-        places = "look at different places"
+    partly = "" if r > 0.7 else "partly "
+    places = f"{partly}look at the same places" if r > 0.3 else "look at different places"
     return (
         f"Agreement of the two maps: r = {r:.2f}; the models {places}. On average the maps differ by {difference:.2f} "
         "of their largest values. Of two models only the shape of maps can be compared, not peaks."
@@ -129,18 +125,19 @@ def explain_files(
     cells = [[round(cell, 4) if isinstance(cell, float) else cell for cell in astuple(row)] for row in rows]
     orders = {name: sorted(range(len(shown)), key=lambda i, key=key: key(shown[i].row)) for name, key in ORDERS.items()}
     more = f" The first {MOST_SHOWN} are shown; the table and the zip hold all." if len(shown) == MOST_SHOWN else ""
-    drawn = sorted_by(orders) + slider("Heat", question.opacity) + gallery(shown, model) if shown else ""
+    drawn = sorted_by(orders) + slider("Heat", question.opacity) + gallery(shown, model, stage) if shown else ""
     return paragraph(f"{len(rows)} pictures.{more}") + drawn, cells, str(table), str(maps)
 
 
-def gallery(drawn: Sequence[Explained], model: Model) -> str:
-    """The figures of many pictures, each with the evidence for its prediction."""
+def gallery(drawn: Sequence[Explained], model: Model, stage: str) -> str:
+    """The figures of many pictures, each with the evidence for its prediction, read at a stage."""
     figures = ""
     for each in drawn:
         row, (width, height) = each.row, each.photo.size
         found = row.prediction or "nothing found"
         label = f"{row.file}: evidence for {row.prediction or 'nothing'}"
-        picture = heated(each.attribution, seen_part(model, (height, width)), label, COLORMAPS[0], spot=False)
+        box = seen_part(model, (height, width))
+        picture = heated(each.attribution, model.stages[stage], box, label, COLORMAPS[0], None, False)
         figure = captioned(picture, f"{row.number}: {found}", f"{row.share:.1%}, peak {row.peak:.3g}")
-        figures += with_photo(picture_url(each.photo), (height, width), figure)
+        figures += with_photo(figure, style=photo_style(picture_url(each.photo), (height, width)))
     return f'<div class="figures">{figures}</div>'

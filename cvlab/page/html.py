@@ -5,33 +5,22 @@ Every text is escaped here: names of classes, models and files come from strange
 
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from PIL import Image
 
 from cvlab.page.picture import color_bar, picture_url
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A picture with its title, caption and text for screen readers."""
-
-    picture: Image.Image
-    title: str
-    caption: str
-    alt_text: str = ""
-
-
-def as_html(drawn: Sequence[Figure], size: str = "") -> str:
+def in_grid(figures: Sequence[str], size: str = "") -> str:
     """Figures in a grid that adapts to the width of the screen."""
-    return f'<div class="figures {size}">{"".join(map(figure, drawn))}</div>'
+    return f'<div class="figures {size}">{"".join(figures)}</div>'
 
 
-def figure(each: Figure) -> str:
-    """A figure as HTML."""
-    title, caption, alt_text = (html.escape(text) for text in (each.title, each.caption, each.alt_text or each.title))
+def figure(picture: Image.Image, title: str, caption: str = "", alt_text: str = "") -> str:
+    """A picture with its title, caption and text for screen readers."""
+    title, caption, alt_text = (html.escape(text) for text in (title, caption, alt_text or title))
     return (
-        f'<figure><img src="{picture_url(each.picture)}" alt="{alt_text}">'
+        f'<figure><img src="{picture_url(picture)}" alt="{alt_text}">'
         f"<figcaption><strong>{title}</strong><br>{caption}</figcaption></figure>"
     )
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from cvlab.explain import check_stages, default_stage
 from cvlab.explain.many import explain_batches
 from cvlab.files import to_json, whole_file
-from cvlab.models import Model
+from cvlab.models import Model, probabilities
 from cvlab.page.unzip import Picture
 from cvlab.render import overlay
 from cvlab.transforms import ImageError, view
@@ -111,9 +111,9 @@ def explain_many(
             line, logits, attribution = next(described)
             prediction = line["prediction"]
             class_idx = model.class_names.index(prediction) if prediction else 0
-            share = line["share"] if "share" in line else logits.softmax(1)[0, class_idx].item()
+            share = line["share"] if "share" in line else probabilities(model, logits)[0, class_idx].item()
             nothing = f"No pixel reaches the threshold of {model.threshold:g}: the model finds nothing here."
-            warning = diagnose(attribution, logits, class_idx) if prediction else nothing
+            warning = diagnose(attribution, logits / model.temperature, class_idx) if prediction else nothing
             photo = photos.pop(id(picture))
             sentence = " ".join(filter(None, [warning, *photo.info["notes"]]))
             row = Row(number, picture.label, prediction, share, line["peak"][method][stage], sentence)
@@ -140,7 +140,7 @@ def write_zip(
                 with archive.open(f"maps/{name}.npy", "w") as file:
                     np.save(file, each.attribution[0, 0].numpy(), allow_pickle=False)
                 with archive.open(f"pictures/{name}.jpg", "w") as file:
-                    overlay(each.view, each.attribution).save(file, "JPEG", quality=90)
+                    overlay(each.view, each.attribution, stage=model.stages[stage]).save(file, "JPEG", quality=90)
         archive.writestr("table.csv", to_csv(rows).encode("utf-8-sig"), zipfile.ZIP_DEFLATED)
         archive.writestr("manifest.json", _manifest(model, rows, stage, method, source), zipfile.ZIP_DEFLATED)
     return rows

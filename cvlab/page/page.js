@@ -69,9 +69,13 @@ element.addEventListener('change', event => {
   gallery.append(...event.target.value.split(',').map(i => gallery.asDrawn[i]));
 });
 
-// A button that copies the text that follows it; outside https only the older way works.
+// Buttons: to ask for the verdict; to copy the text that follows (outside https only the older way works).
 element.addEventListener('click', async event => {
-  const button = event.target.closest('.copy');
+  const ask = event.target.closest('.ask'), button = event.target.closest('.copy');
+  if (ask) {
+    ask.textContent = 'Checking …';
+    trigger('select');
+  }
   if (!button) return;
   const text = button.nextElementSibling;
   try { await navigator.clipboard.writeText(text.textContent); } catch {
@@ -84,7 +88,7 @@ element.addEventListener('click', async event => {
 // Once for the whole page.
 if (window.cvlab) return;
 window.cvlab = true;
-const on = (kind, act) => document.addEventListener(kind, act);
+const on = (kind, act) => document.addEventListener(kind, act), make = name => document.createElement(name);
 on('input', event => { if (event.target.closest('.fade')) fade(event.target.value); });
 
 // A picture that is dropped or pasted is the photo, except on a field for pictures.
@@ -112,10 +116,10 @@ for (const kind of ['keyup', 'click']) on(kind, event => {
 on('click', event => {
   const figure = event.target.closest('.enlarge')?.closest('figure');
   if (!figure) return;
-  const view = document.createElement('dialog'), tools = document.createElement('div'), copy = figure.cloneNode(true);
+  const view = make('dialog'), tools = make('div'), copy = figure.cloneNode(true);
   let zoom = 1;
   const tool = (name, act) => {
-    const button = document.createElement('button');
+    const button = make('button');
     button.textContent = name;
     button.addEventListener('click', act);
     tools.append(button);
@@ -125,13 +129,11 @@ on('click', event => {
   tool('Larger', () => larger(1.5));
   tool('Smaller', () => larger(1 / 1.5));
   tool('Save', () => save(copy));
-  for (const name of ['--photo', '--ratio']) {
-    view.style.setProperty(name, getComputedStyle(figure).getPropertyValue(name));
-  }
-  const picker = copy.querySelector('.picker');
-  for (const name of ['role', 'tabindex', 'aria-label']) picker?.removeAttribute(name);
-  picker?.classList.remove('picker');
-  view.className = 'view';
+  view.style.cssText = figure.closest('.photos').style.cssText;
+  const pic = copy.querySelector('.pic');
+  for (const name of ['role', 'tabindex', 'aria-label']) pic.removeAttribute(name);
+  pic.classList.remove('picker');
+  view.className = 'view photos';
   view.setAttribute('aria-label', 'The picture, enlarged');
   tools.className = 'tools';
   view.append(tools, copy);
@@ -146,7 +148,7 @@ const save = async figure => {
   photo.src = before.backgroundImage.slice(5, -2);
   await photo.decode();
   const scale = Math.max(1, 1024 / photo.width), width = photo.width * scale, height = photo.height * scale;
-  const canvas = document.createElement('canvas'), pen = canvas.getContext('2d'), size = Math.round(width / 45);
+  const canvas = make('canvas'), pen = canvas.getContext('2d'), size = Math.round(width / 45);
   const lines = [''];
   pen.font = `${size}px system-ui`;
   for (const word of figure.querySelector('figcaption').innerText.replace(/Enlarge$/, '').split(/\s+/)) {
@@ -176,7 +178,7 @@ const save = async figure => {
     if (look.fill != 'none') pen.fill(line, 'evenodd');
     if (look.stroke != 'none') pen.stroke(line);
   }
-  const link = document.createElement('a');
+  const link = make('a');
   link.download = 'cvlab.png';
   link.href = canvas.toDataURL('image/png');
   link.click();

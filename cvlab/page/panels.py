@@ -7,28 +7,38 @@ import html
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from cvlab.explain import METHODS
+from cvlab.explain import METHODS, heatmap
 from cvlab.page.evidence import peak_of
 from cvlab.page.gallery import compare
 from cvlab.page.heat import METHOD_NAMES, UNIT, draw_map
 from cvlab.page.host import sentence_of
-from cvlab.page.html import Figure, as_html, bars, code_block, folded, number, paragraph, scale_bar, table
+from cvlab.page.html import bars, code_block, figure, folded, in_grid, number, paragraph, scale_bar
 from cvlab.page.models import model_facts
 from cvlab.page.picture import CONTOURS, captioned, slider, with_photo
 from cvlab.page.question import settled_score, to_query
 from cvlab.page.record import record_panel
 from cvlab.page.snippet import as_python
-from cvlab.page.unet import contributions, errors, region_picker, stages
+from cvlab.page.unet import contributions, errors, region_picker, stages, three_stages
 from cvlab.page.visit import Answer
-from cvlab.page.words import place, plain, said, shares_of_evidence, verdict
+from cvlab.page.words import place, said, shares_of_evidence
 from cvlab.render import to_picture
+from cvlab.trust import hide, hottest_part
 from cvlab.trust.diagnosis import diagnose_model
+from cvlab.trust.judge import SHARES
 
 SAME_MAP = (
     "These lines compute the map that is shown, equal to within a thousandth of its largest value: the page runs a "
     "faster copy of the model, which rounds differently."
 )
-ICONS = {True: "M4 9l3 3 7-7", False: "M9 4v6M9 13.5v.5"}
+ICONS = {"believable": "M4 9l3 3 7-7", "doubtful": "M9 4v6M9 13.5v.5", "not believable": "M5 5l8 8M13 5l-8 8"}
+CHECKING = '<p class="chip">Checking the marked spot …</p>'
+ON_REQUEST = '<button class="chip ask">Check the marked spot</button>'
+REDRAWN = (  # what a question changes, the sentence first
+    *("sentence", "chip", "look", "side", "three", "grad_cam"),
+    *("picker", "stages", "contributions", "errors", "link", "code"),
+)
+FOLLOWING = ("three", "stages", "contributions")  # of a segmenter: they take more passes, and are drawn once more
+CHECKED = ("chip", "reasons", "believe")  # whether the map can be believed: many passes, so they come last
 HUB_HINT = "Another model: type its name on the Hugging Face Hub, user/name, into the list of models."
 
 
@@ -46,7 +56,7 @@ def draw(answer: Answer, names: Iterable[str], *others: Answer) -> dict[str, str
         try:
             drawn[name] = PANELS[name](answer, *others)
         except (ValueError, OSError) as error:
-            drawn[name] = "" if name in SILENT else paragraph(sentence_of(error))
+            drawn[name] = paragraph(sentence_of(error)) if name in SPEAKING else ""
             if name == "sentence":
                 break
     return drawn
@@ -62,13 +72,17 @@ def look(answer: Answer) -> str:
     """The answer in one picture: the outline of the mask, or the heat for the class that is asked about."""
     if answer.segments:
         return region_picker(answer)
-    prediction, bar = answer.prediction, slider("Heat", answer.question.opacity)
     lines = "White line: the hottest tenth."
     if answer.question.colormap == CONTOURS:
         lines = "Lines at 20, 40, 60 and 80% of the maximum; the thickest is the highest."
     unseen = " Dark frame: not seen by the model." if answer.box[2:] != (1, 1) else ""
-    figure = captioned(draw_map(answer)[0], "", f"{lines}{unseen}", bar)
-    return with_photo(prediction.photo, prediction.size, figure, "main")
+    shown = captioned(draw_map(answer)[0], "", f"{lines}{unseen}", slider("Heat", answer.question.opacity))
+    return with_photo(shown, "main")
+
+
+def background(answer: Answer) -> str:
+    """The photo for the pictures of all panels, sent once."""
+    return f"<style>.photos {{{answer.prediction.photo}}}</style>"
 
 
 def side(answer: Answer) -> str:
@@ -77,7 +91,7 @@ def side(answer: Answer) -> str:
     if not answer.segments:
         return bars(shares, "Probability")
     drawn = bars(shares, "Share of the photo") if len(shares) > 1 else ""
-    lies = shares_of_evidence(answer.attribution, answer.evidence.region)
+    lies = shares_of_evidence(answer.attribution, answer.evidence.region, answer.read_at)
     return drawn + bars(lies, f"Where the evidence lies, read at {answer.stage}")
 
 
@@ -86,57 +100,58 @@ def facts(answer: Answer) -> str:
     return folded("About this model", paragraph(model_facts(answer.model)) + paragraph(HUB_HINT), "about")
 
 
-def why(answer: Answer) -> str:
+def grad_cam(answer: Answer) -> str:
     """The map that is asked for, large, and on demand its scale, peak and stage, and what the model sees."""
     question, attribution, prediction = answer.question, answer.attribution, answer.prediction
     drawn, top = draw_map(answer)
-    lies = place(attribution) or "nowhere"
-    figure = captioned(drawn, answer.words, f"lies {lies}.", slider("Heat", question.opacity))
-    shown = with_photo(prediction.photo, prediction.size, figure, "main") + paragraph(answer.warning(attribution))
+    lies = place(attribution, answer.read_at) or "nowhere"
+    large = captioned(drawn, answer.words, f"lies {lies}.", slider("Heat", question.opacity))
+    shown = with_photo(large, "main") + paragraph(answer.warning(attribution))
     height, width = attribution.shape[-2:]
     peak, score = number(peak_of(attribution, question.method)), number(answer.evidence.score)
     figures = f"{METHOD_NAMES[question.method]} at {answer.stage}, {width} x {height} positions. "
     figures += f"Peak {peak} of a score of {score} {UNIT}."
     pixels = prediction.images.shape[-1]
-    seen = Figure(to_picture(prediction.images), "What the model sees", f"{pixels} x {pixels} pixels.")
+    seen = figure(to_picture(prediction.images), "What the model sees", f"{pixels} x {pixels} pixels.")
     return shown + folded(
-        "Details", scale_bar(top, UNIT, question.colormap) + paragraph(figures) + as_html([seen]), "why"
+        "Details", scale_bar(top, UNIT, question.colormap) + paragraph(figures) + in_grid([seen]), "why"
     )
 
 
 def chip(answer: Answer) -> str:
     """Whether the marked spot mattered, told by words, icon and fill, not by a colour."""
-    good, words, _ = verdict(answer)
-    icon = f'<svg viewBox="0 0 18 18" aria-hidden="true"><path d="{ICONS[bool(good)]}"/></svg>'
-    return f'<p class="chip{" good" if good else ""}">{icon}{words}</p>' if words else ""
+    if not answer.testable:
+        return ""
+    if not (verdict := answer.verdict):
+        return CHECKING
+    icon = f'<svg viewBox="0 0 18 18" aria-hidden="true"><path d="{ICONS[verdict.level]}"/></svg>'
+    good = " good" if verdict.level == "believable" else ""
+    return f'<p class="chip{good}">{icon}{verdict.sentence.split(":")[0].rstrip(".")}</p>'
 
 
 def reasons(answer: Answer) -> str:
-    """Why the spot is said to matter or not."""
-    _, words, because = verdict(answer)
-    lead = f"<b>{words}.</b> " if words else ""
-    return f'<p class="note">{lead}{html.escape(because)}</p>'
+    """Why the spot is said to matter or not; on demand what was hidden, and the figures."""
+    if not (verdict := answer.verdict):
+        return ""
+    first, *others = (check.sentence for check in verdict.checks.values())
+    hidden = ""
+    if others:  # else the map marks no place
+        images = answer.prediction.images
+        spot = hottest_part(heatmap(answer.attribution, images.shape[-2:], answer.read_at), SHARES[0])
+        picture = to_picture(hide(images, spot[None, None]))
+        hidden = in_grid([figure(picture, "The spot hidden", "As the model saw it.")])
+    more = hidden + folded("Details", "".join(map(paragraph, others)), "checks") if others else ""
+    return f'<p class="note">{verdict.sentence}</p>' + folded("Why?", paragraph(first) + more, "reasons")
 
 
 def believe(answer: Answer) -> str:
-    """What hiding the hottest tenth of the picture does to the probability, and what speaks against the map."""
+    """The same for the tab of the map, with what the map itself says against believing it."""
     evidence, question, images = answer.evidence, answer.question, answer.prediction.images
     reason = ""
     if question.method in METHODS:
         score = settled_score(evidence.class_idx, evidence.other, evidence.region, question.against)
         reason = paragraph(diagnose_model(answer.model, images, score, answer.stage, question.method))
-    if reason and answer.attribution.max() <= 0:
-        return reason  # there is no hottest part to hide
-    check, name = answer.check, plain(answer.model.class_names[evidence.class_idx])
-    rows = [
-        ("whole picture", f"{check.before:.1%}"),
-        (f"hottest {check.share:.0%} hidden", f"{check.hidden:.1%}"),
-        (f"{len(check.random)} random places hidden, mean", f"{sum(check.random) / len(check.random):.1%}"),
-        ("random places, from and to", f"{min(check.random):.1%} to {max(check.random):.1%}"),
-    ]
-    shown = Figure(to_picture(check.picture), "The hottest part hidden", f"As the model saw it: {answer.stage}.")
-    details = table(("shown to the model", f"probability of {name}"), rows) + as_html([shown])
-    return reasons(answer) + reason + folded("Details of the check", details, "check")
+    return reasons(answer) + reason
 
 
 def link(answer: Answer) -> str:
@@ -161,21 +176,8 @@ def record(answer: Answer) -> str:
 
 
 PANELS: dict[str, Callable[..., str]] = {
-    "sentence": sentence,
-    "look": look,
-    "side": side,
-    "facts": facts,
-    "grad_cam": why,
-    "picker": region_picker,
-    "stages": stages,
-    "contributions": contributions,
-    "errors": errors,
-    "link": link,
-    "code": code,
-    "chip": chip,
-    "reasons": reasons,
-    "believe": believe,
-    "compared": compare,
-    "record": record,
+    **{each.__name__: each for each in (sentence, background, look, side, facts, grad_cam, chip, reasons, believe)},
+    **{each.__name__: each for each in (stages, contributions, errors, link, code, record)},
+    **{"three": three_stages, "picker": region_picker, "compared": compare},
 }
-SILENT = ("look", "side", "facts", "picker", "contributions", "link", *("chip", "reasons", "believe"))  # others say it
+SPEAKING = ("sentence", "grad_cam", "stages", "errors", "code", "compared", "record")  # of what went wrong

@@ -1,6 +1,6 @@
 """A photo with what a model found in it: heat, outlines and hidden parts as layers over the photo, for the browser.
 
-The photo is sent once for all pictures of a panel, up to `MAX_SIDE` pixels a side. A heatmap is a small picture that
+The photo is sent once for all panels, up to `MAX_SIDE` pixels a side. A heatmap is a small picture that
 the browser stretches over the part of the photo that the model saw. Outlines are vectors, sharp at any size. How a
 layer looks stands in page.css; how strong it is, the visitor decides with a slider.
 """
@@ -15,16 +15,19 @@ from io import BytesIO
 import contourpy
 import matplotlib
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from cvlab.explain import heatmap
-from cvlab.models import Model
+from cvlab.models import Model, Stage
 from cvlab.render import relative_heat
 from cvlab.trust import hottest_part
 
 MAX_SIDE = 1024  # pixels of a photo
-HEAT_SIDE = 128  # pixels of a layer of heat, at least
+HEAT_SIDE = 128  # pixels of a layer of heat
+FINEST = 64  # positions of a map that are drawn apart; of finer ones each shows the largest of those that it covers
 LINES = (0.2, 0.4, 0.6, 0.8)  # of the maximum, where a heatmap is drawn as lines
 CONTOURS = "contours"  # stands for a colour map: lines in place of colour
 HOW = "Choose a place: click, drag, or move with the arrow keys and press Enter"
@@ -68,20 +71,24 @@ def outline(levels: np.ndarray, level: float, box: Box) -> str:
     return path
 
 
-def hottest_edge(attribution: Tensor, box: Box, share: float = 0.1) -> str:
+def hottest_edge(attribution: Tensor, box: Box, stage: Stage | None = None) -> str:
     """The edge of the hottest tenth of a map, which sentence and check speak of; empty for a blank map."""
-    heat = heatmap(attribution, (HEAT_SIDE, HEAT_SIDE))
+    side = max(HEAT_SIDE, *attribution.shape[-2:])
+    heat = heatmap(attribution, (side, side), stage)
     if not (heat > 0).any():
         return ""
     heat = heat / heat.max()
-    least = heat[0, 0][hottest_part(heat, share)].min().item()
+    least = heat[0, 0][hottest_part(heat, 0.1)].min().item()
     return outline(heat[0, 0].numpy(), least * (1 - 1e-6), box)
 
 
-def heat_layer(attribution: Tensor, colormap: str, maximum: float | None = None) -> str:
+def heat_layer(attribution: Tensor, colormap: str, maximum: float | None = None, stage: Stage | None = None) -> str:
     """The positive part of a map, divided by its maximum or by `maximum`: a PNG, see-through where there is none."""
     side = max(HEAT_SIDE, *attribution.shape[-2:])
-    levels = Image.fromarray(np.uint8(np.round(255 * relative_heat(attribution, (side, side), maximum))))
+    heat = relative_heat(attribution, (side, side), maximum, stage)
+    if max(attribution.shape[-2:]) > FINEST:
+        heat = F.adaptive_max_pool2d(torch.from_numpy(heat)[None], FINEST)[0].numpy()
+    levels = Image.fromarray(np.uint8(np.round(255 * heat)))
     palette = _palette(colormap)
     levels.putpalette(palette[:, :3].tobytes())
     buffer = BytesIO()
@@ -147,15 +154,27 @@ def cased(name: str, path: str) -> tuple[tuple[str, str], ...]:
 
 
 def heated(
-    attribution: Tensor, box: Box, label: str, colormap: str, maximum: float | None = None, spot: bool = True
+    attribution: Tensor, stage: Stage | None, box: Box, label: str, colormap: str, maximum: float | None, spot: bool
 ) -> str:
-    """A heatmap over the part of the photo that the model saw, and with `spot` the edge of its hottest tenth."""
+    """A heatmap over the part of the photo that the model saw, and with `spot` the edge of its hottest tenth.
+
+    Without it a ring stands around the largest value of a fine map, whose heat may be a single pixel.
+    """
     if colormap != CONTOURS:
-        edge = cased("edge", hottest_edge(attribution, box)) if spot else ()
-        return layers(label, box, heat_layer(attribution, colormap, maximum), edge)
-    levels = relative_heat(attribution, (HEAT_SIDE, HEAT_SIDE), maximum)
+        mark = hottest_edge(attribution, box, stage) if spot else _ring(attribution, box, stage)
+        return layers(label, box, heat_layer(attribution, colormap, maximum, stage), cased("edge", mark))
+    levels = relative_heat(attribution, (HEAT_SIDE, HEAT_SIDE), maximum, stage)
     drawn = [line for level in LINES for line in cased(f"level l{level * 5:.0f}", outline(levels, level, box))]
     return layers(label, box, lines=drawn)
+
+
+def _ring(attribution: Tensor, box: Box, stage: Stage | None) -> str:
+    side = max(attribution.shape[-2:])
+    if side <= FINEST or attribution.max() <= 0:
+        return ""
+    y, x = divmod(int(heatmap(attribution, (side, side), stage).argmax()), side)
+    left, top = 1000 * (box[0] + box[2] * (x + 0.5) / side), 1000 * (box[1] + box[3] * (y + 0.5) / side)
+    return f"M{left - 25:.0f} {top:.0f}a25 25 0 1 0 50 0a25 25 0 1 0-50 0Z"
 
 
 def around(edge: str) -> str:
@@ -181,6 +200,11 @@ def captioned(picture: str, title: str, caption: str, bar: str = "") -> str:
     )
 
 
-def with_photo(photo: str, size: Sequence[int], content: str, layout: str = "") -> str:
-    """Pictures that share a photo: its data: URL and its (height, width)."""
-    return f'<div class="photos {layout}" style="--photo:url({photo});--ratio:{size[1] / size[0]:.4f}">{content}</div>'
+def photo_style(photo: str, size: Sequence[int]) -> str:
+    """CSS for a photo under its layers: its data: URL and its (height, width)."""
+    return f"--photo:url({photo});--ratio:{size[1] / size[0]:.4f}"
+
+
+def with_photo(content: str, layout: str = "", style: str = "") -> str:
+    """Pictures over the visitor's photo, or over another one: its `photo_style`."""
+    return f'<div class="photos {layout}" style="{style}">{content}</div>'

@@ -3,13 +3,13 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from urllib.parse import urlencode
 
 from torch import Tensor
 
-from cvlab.explain import METHODS, Score, against, class_score, contrast_score, region_score, regions
-from cvlab.models import Model
+from cvlab.explain import METHODS, Score, against, class_score, contrast_score, default_stage, region_score, regions
+from cvlab.models import Model, probabilities
 from cvlab.page.html import quoted
 from cvlab.page.picture import CONTOURS
 
@@ -78,6 +78,14 @@ class Question:
         """The fields that decide which maps are computed; the others only choose among them and draw them."""
         slow = self.method if self.method in SLOW_METHODS else ""
         return self.class_name, self.rather_than, self.against, self.region, self.points, self.threshold, slow
+
+
+def settings_of(model: Model, question: Question) -> dict[str, object]:
+    """What the widgets show of a question, by its fields, where the model can be asked so."""
+    first, other = (name if name in model.class_names else "" for name in (question.class_name, question.rather_than))
+    stage = question.stage if question.stage in model.stages else default_stage(model)
+    threshold = question.threshold or model.threshold
+    return asdict(replace(question, class_name=first, rather_than=other, stage=stage, threshold=threshold))
 
 
 def to_query(model: str, question: Question) -> str:
@@ -170,7 +178,7 @@ def settled_score(class_idx: int, other: int | None, region: Tensor | None, nega
 def mask_of(question: Question, model: Model, logits: Tensor) -> Tensor:
     """The predicted mask (H, W) of the class that is asked about, at the question's threshold."""
     chosen, _ = class_indices(question, model, logits)
-    return logits.detach()[0, chosen].sigmoid() > (question.threshold or model.threshold)
+    return probabilities(model, logits.detach())[0, chosen] > (question.threshold or model.threshold)
 
 
 def region_of(question: Question, model: Model, logits: Tensor, true_mask: Tensor | None = None) -> Tensor:

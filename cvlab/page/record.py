@@ -12,7 +12,7 @@ from pathlib import Path
 from cvlab import plots
 from cvlab.checkpoint.card import ALT_TEXTS, SECTIONS, Section, read_history, read_text, title_and_alt_text
 from cvlab.checkpoint.config import opened
-from cvlab.page.html import Figure, as_html, card_text, code_block, paragraph, table
+from cvlab.page.html import card_text, code_block, figure, in_grid, paragraph, table
 from cvlab.transforms import open_image
 
 MOST_PICTURES = 40
@@ -51,8 +51,8 @@ def _gallery(paths: Sequence[Path]) -> str:
             image = open_image(file)
         image.thumbnail((MOST_SIDE, MOST_SIDE))
         title, alt_text = title_and_alt_text(path)
-        drawn.append(Figure(image, title, "", alt_text))
-    return as_html(drawn, "wide") if drawn else ""
+        drawn.append(figure(image, title, "", alt_text))
+    return in_grid(drawn, "wide") if drawn else ""
 
 
 def _curves(folder: Path) -> str:
@@ -63,7 +63,7 @@ def _curves(folder: Path) -> str:
     numbers = [value for line in history for value in line.values() if isinstance(value, float)]
     if not all(map(math.isfinite, numbers)):
         return paragraph("The history of the training holds values that are not finite numbers.")
-    return as_html([Figure(plots.curves(history), "Curves", "", ALT_TEXTS["Curves"])], "wide")
+    return in_grid([figure(plots.curves(history), "Curves", "", ALT_TEXTS["Curves"])], "wide")
 
 
 def _epochs(folder: Path) -> str:

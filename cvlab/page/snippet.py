@@ -12,27 +12,14 @@ from cvlab.page.evidence import GRADIENT_STEPS, OCCLUSION_PARTS
 from cvlab.page.question import STROKE_RADIUS, Question, parse_points
 
 PUBLIC = {
-    "checkpoint": "cvlab",
-    "in_view": "cvlab.page.evidence",
-    "open_mask": "cvlab.page.evidence",
-    "integrated_gradients": "cvlab.explain.slow",
-    "occlusion": "cvlab.explain.slow",
-    "against": "cvlab.explain",
-    "class_score": "cvlab.explain",
-    "contrast_score": "cvlab.explain",
-    "explain": "cvlab.explain",
-    "predict": "cvlab.explain",
-    "region_score": "cvlab.explain",
-    "box": "cvlab.explain.regions",
-    "brush": "cvlab.explain.regions",
-    "component": "cvlab.explain.regions",
-    "false_negatives": "cvlab.explain.regions",
-    "false_positives": "cvlab.explain.regions",
-    "pixel": "cvlab.explain.regions",
-    "whole": "cvlab.explain.regions",
-    "overlay": "cvlab.render",
-    "open_image": "cvlab.transforms",
-    "view": "cvlab.transforms",
+    "cvlab": ("checkpoint",),
+    "cvlab.page.evidence": ("in_view", "open_mask"),
+    "cvlab.explain": ("against", "class_score", "contrast_score", "explain", "predict", "region_score"),
+    "cvlab.explain.regions": ("box", "brush", "component", "false_negatives", "false_positives", "pixel", "whole"),
+    "cvlab.explain.slow": ("integrated_gradients", "occlusion"),
+    "cvlab.models": ("probabilities",),
+    "cvlab.render": ("overlay",),
+    "cvlab.transforms": ("open_image", "view"),
 }
 
 
@@ -66,7 +53,8 @@ def as_python(source: str, photo: str, model: Model, question: Question, true_ma
     lines.append(f"score = {score}")
     if question.against:
         lines.append("score = against(score)")
-    lines += [_attribution(question, model), "overlay(images, attribution).save('overlay.png')"]
+    read_at = f", stage=model.stages[{question.stage or default_stage(model)!r}]" if question.method in METHODS else ""
+    lines += [_attribution(question, model), f"overlay(images, attribution{read_at}).save('overlay.png')"]
     return "\n".join([*_imports(lines), "", *lines, ""])
 
 
@@ -88,7 +76,7 @@ def _region(question: Question, model: Model, true_mask: str) -> list[str]:
         }
         return [f"region = {asked[question.region]}"]
     threshold = question.threshold or "model.threshold"
-    lines = [f"mask = predict(model, images)[0, class_idx].sigmoid() > {threshold}"]
+    lines = [f"mask = probabilities(model, predict(model, images))[0, class_idx] > {threshold}"]
     if question.region == "mask":
         return [*lines, "region = whole(mask)"]
     if question.region == "part":
@@ -114,7 +102,5 @@ def _attribution(question: Question, model: Model) -> str:
 def _imports(lines: list[str]) -> list[str]:
     """The import statements of the public names in use, one for each module."""
     used = {node.id for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, ast.Name)}
-    modules: dict[str, list[str]] = {}
-    for name in sorted(used & PUBLIC.keys()):
-        modules.setdefault(PUBLIC[name], []).append(name)
-    return [f"from {module} import {', '.join(names)}" for module, names in sorted(modules.items())]
+    found = {module: [name for name in names if name in used] for module, names in sorted(PUBLIC.items())}
+    return [f"from {module} import {', '.join(names)}" for module, names in found.items() if names]

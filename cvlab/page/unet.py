@@ -3,9 +3,11 @@
 import html
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 
 from cvlab.explain.paths import dependence_sentence
 from cvlab.metrics import segmentation_counts, segmentation_scores
+from cvlab.models import probabilities
 from cvlab.page.evidence import in_view, peak_of
 from cvlab.page.heat import METHOD_NAMES, UNIT, draw_map
 from cvlab.page.host import sentence_of
@@ -20,8 +22,9 @@ CLASSIFIER = (
     "This model is a classifier: it has no mask and no U-Net stages. Its own stages can be chosen in the tab Grad-CAM."
 )
 READING = (
-    "Each map is divided by its own maximum. A peak is that maximum times the number of positions of its stage, in "
-    "units of the score (logits). Peaks of one model's stages can be compared, peaks of two models cannot."
+    "Each map is divided by its own maximum; in fine maps a ring marks it. A peak is that maximum times the number of "
+    "positions of its stage, in units of the score (logits). Peaks of one model's stages can be compared, peaks of two "
+    "models cannot."
 )
 THIRDS = "Early: fine detail", "Middle: the whole scene", "Late: drawing the mask"
 WORKING = "The stages that depend most on what was asked about are being worked out."
@@ -29,6 +32,7 @@ DEPENDENCE = "Does a map depend on your region? r near 1: it would look the same
 ALL_SELECTED = "The region is the whole picture: there is nothing else to compare its maps with."
 
 
+@lru_cache(maxsize=1)  # two tabs show it
 def region_picker(answer: Answer) -> str:
     """The photo with the outline of the mask and an orange line around the region, to choose another region in."""
     if not answer.segments:
@@ -37,19 +41,19 @@ def region_picker(answer: Answer) -> str:
     pixels = prediction.images.shape[-1]
     chosen, _ = class_indices(question, answer.model, prediction.logits)
     threshold = question.threshold or answer.model.threshold
-    edge = outline(prediction.logits[0, chosen].sigmoid().numpy(), threshold, answer.box)
+    edge = outline(probabilities(answer.model, prediction.logits)[0, chosen].numpy(), threshold, answer.box)
     lines = [("dim", around(edge) if edge else ""), *cased("edge", edge)]
     legend = "Nothing was found. Click or drag to ask about a place."
     at = pixels // 2, pixels // 2
     with suppress(ValueError):  # the other panels say it; the picture is there to choose another region in
-        lines += cased("spot", hottest_edge(answer.attribution, answer.box))
+        lines += cased("spot", hottest_edge(answer.attribution, answer.box, answer.read_at))
         legend = "Whole line: what was found. Dashed: where it looked most. Click a part to ask about it."
         if question.region != "mask":
             lines += cased("asked", outline(answer.evidence.region.numpy().astype(float), 0.5, answer.box))
             at = parse_points(question.points)[-1]
     label = "The photo, dark outside the mask; an orange line around what is asked about"
     figure = captioned(layers(label, lines=lines, picks=pixels, at=at), "", legend, slider("Mask", question.opacity))
-    return with_photo(prediction.photo, prediction.size, figure, "main")
+    return with_photo(figure, "main")
 
 
 def stages(answer: Answer) -> str:
@@ -59,7 +63,7 @@ def stages(answer: Answer) -> str:
     evidence, question, paths = answer.evidence, answer.question, answer.paths
     if question.method in SLOW_METHODS:
         return paragraph(f"{METHOD_NAMES[question.method]} belongs to no stage: see the tab Grad-CAM.")
-    drawn, prediction = [], answer.prediction
+    drawn = []
     for stage, first in evidence.maps["grad_cam"].items():
         two, sentences = [], []
         for method, maps in evidence.maps.items():
@@ -79,14 +83,16 @@ def stages(answer: Answer) -> str:
     reading = READING
     reading += f" {DEPENDENCE if paths.dependence else ALL_SELECTED}" if paths else ""
     score = paragraph(f"{answer.words}; score {number(evidence.score)} {UNIT}.")
-    every = f'{score}<div class="pairs">{"".join(drawn)}</div>{paragraph(reading)}'
-    three = three_stages(answer) + folded(f"All {len(drawn)} stages by both methods, with their figures", every, "all")
-    return with_photo(prediction.photo, prediction.size, three)
+    every = score + with_photo("".join(drawn), "pairs") + paragraph(reading)
+    return three_stages(answer) + folded(f"All {len(drawn)} stages by both methods, with their figures", every, "all")
 
 
 def three_stages(answer: Answer) -> str:
     """Of the early, middle and late stages the one whose map depends most on the region, a sentence each."""
-    evidence, paths, method = answer.evidence, answer.paths, answer.question.method
+    method = answer.question.method
+    if not answer.segments or method in SLOW_METHODS:
+        return ""
+    evidence, paths = answer.evidence, answer.paths
     if not paths:
         return paragraph(WORKING)
     maps, r = evidence.maps[method], paths.dependence.get(method, {})
@@ -96,13 +102,13 @@ def three_stages(answer: Answer) -> str:
         if not third:
             continue
         stage = min(third, key=lambda each: abs(r.get(each, 1.0)))
-        lies = shares_of_evidence(maps[stage], evidence.region)
+        lies = shares_of_evidence(maps[stage], evidence.region, answer.model.stages[stage])
         most = max(lies, key=lies.get, default="")
         says = f"{lies[most]:.0%} of the evidence lies {most}." if lies else "No evidence here."
         alike = " It would look the same for any part." if dependence_sentence(r.get(stage, 0.0)) else ""
-        shown = captioned(draw_map(answer, stage)[0], stage, says + alike)
+        shown = captioned(draw_map(answer, stage, spot=False)[0], stage, says + alike)
         drawn.append(f"<div><h3>{title}</h3>{shown}</div>")
-    return f'<div class="three">{"".join(drawn)}</div>' + slider("Heat", answer.question.opacity)
+    return with_photo("".join(drawn), "three") + slider("Heat", answer.question.opacity)
 
 
 def contributions(answer: Answer) -> str:
@@ -141,7 +147,5 @@ def errors(answer: Answer) -> str:
             drawn += captioned(draw_map(asked)[0], title, f"{asked.words} at {asked.stage}, {peak}.")
         except ValueError as error:  # there is no such error
             drawn += captioned(layers(title), title, sentence_of(error))
-    listed = ", ".join(f"{name} {getattr(scores, name):.3f}" for name in ("iou", "dice", "precision", "recall"))
-    return paragraph(f"At threshold {question.threshold or model.threshold:g}: {listed}.") + with_photo(
-        prediction.photo, prediction.size, f'<div class="three">{drawn}</div>'
-    )
+    listed = ", ".join(f"{name} {scores[name]:.3f}" for name in ("iou", "dice", "precision", "recall"))
+    return paragraph(f"At threshold {question.threshold or model.threshold:g}: {listed}.") + with_photo(drawn, "three")

@@ -1,15 +1,15 @@
 """A visitor's photo before a model, and the answers to what is asked about it. Each value is computed once."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
 
 from cvlab.explain import METHODS, default_stage
-from cvlab.models import Model
+from cvlab.models import Model, Stage
 from cvlab.page.cache import Cache
 from cvlab.page.evidence import (
     WHOLE_PICTURE,
@@ -27,10 +27,13 @@ from cvlab.page.models import Models
 from cvlab.page.picture import Box, seen_part
 from cvlab.page.question import SLOW_METHODS, Question, class_indices, region_words
 from cvlab.transforms import open_image
-from cvlab.trust import Deletion, deletion
+from cvlab.trust import Judgement, judge
 from cvlab.trust.diagnosis import diagnose
 
 MAX_BYTES = 512 * 2**20  # of what is cached about photos
+SMALL = 2**12  # bytes of a value that is a few numbers
+QUIET, FORGOTTEN = 10, 3600  # seconds after a question until its visitor is not thought to wait, or to be there
+FORWARDS, SECONDS = 45, 3  # of a verdict; one that takes longer is given on request
 
 
 class Visits:
@@ -38,7 +41,8 @@ class Visits:
 
     def __init__(self, models: Models) -> None:
         self.models = models
-        self._cache = Cache(MAX_BYTES, attrgetter("nbytes"))
+        self._cache = Cache(MAX_BYTES, lambda value: getattr(value, "nbytes", SMALL))
+        self._asked: dict[str, tuple[float, tuple | None]] = {}
 
     def get(self, photo: str | None, name: str) -> "Visit":
         """An uploaded photo before a model by its name in `Models`.
@@ -46,6 +50,20 @@ class Visits:
         Gradio names the folder of an upload by a hash of the content: the path is the key of what is cached about it.
         """
         return Visit(photo, name, self.models, self._cache)
+
+    def note(self, session: str, key: tuple | None) -> None:
+        """Notes the `Answer.key` of what a visitor asks; None for what cannot be answered."""
+        now, asked = time.monotonic(), list(self._asked.items())
+        self._asked = {each: (at, of) for each, (at, of) in asked if now - at < FORGOTTEN} | {session: (now, key)}
+
+    def is_last(self, session: str, key: tuple) -> bool:
+        """Whether a visitor asked this last."""
+        return self._asked.get(session, (0, None))[1] == key
+
+    def others_ask(self, session: str) -> bool:
+        """Whether another visitor asked something within the last seconds."""
+        now = time.monotonic()
+        return any(now - at < QUIET for each, (at, _) in list(self._asked.items()) if each != session)
 
 
 class Visit:
@@ -86,7 +104,7 @@ class Visit:
         return self._cache.known((self.photo, self.name, *key))
 
 
-@dataclass
+@dataclass(eq=False)
 class Answer:
     """The answer to one question about one visit: what every panel of the page is drawn from."""
 
@@ -163,6 +181,11 @@ class Answer:
         return stage
 
     @property
+    def read_at(self) -> Stage | None:
+        """The same as an object, which knows where its cells look; None for a slow method."""
+        return self.model.stages.get(self.stage)
+
+    @property
     def attribution(self) -> Tensor:
         """The map that is asked for, signed, (1, 1, h, w)."""
         return self.evidence.maps[self.question.method][self.stage]
@@ -181,7 +204,8 @@ class Answer:
         if self.question.method in SLOW_METHODS:
             return "" if attribution.max() > 0 else "Blank: all evidence speaks against the score."
         plain = self.evidence.other is None and not self.question.against
-        return diagnose(attribution, self.evidence.logits if plain else None, self.evidence.class_idx)
+        logits = self.evidence.logits / self.model.temperature
+        return diagnose(attribution, logits if plain else None, self.evidence.class_idx)
 
     @property
     def box(self) -> Box:
@@ -189,11 +213,32 @@ class Answer:
         return seen_part(self.model, self.prediction.size)
 
     @property
-    def check(self) -> Deletion:
-        """What hiding the hottest tenth of the map does. Raises a ValueError where the map has no evidence."""
-        images, evidence = self.prediction.images, self.evidence
-        make = partial(deletion, self.model, images, self.attribution, evidence.class_idx, evidence.region)
-        return self.visit.once(("check", *self._key, self.question.method, self.stage), make)
+    def testable(self) -> bool:
+        """Whether the map is evidence for one class: hiding it then has to lower the score of that class."""
+        return self.evidence.other is None and not self.question.against
+
+    @property
+    def quick(self) -> bool:
+        """Whether a verdict takes few seconds, judged by the pass of the prediction, as long as three forwards."""
+        return self.prediction.seconds / 3 * FORWARDS < SECONDS
+
+    @property
+    def key(self) -> tuple:
+        """What decides the verdict."""
+        return (self.visit.photo, self.visit.name, *self._key, self.question.method, self.question.stage)
+
+    @property
+    def verdict(self) -> Judgement | None:
+        """Whether the map can be believed, if `work_out_verdict` was called before."""
+        return self.visit.known(("verdict", *self.key))
+
+    def work_out_verdict(self) -> None:
+        """Takes 44 forwards; `verdict` is known afterwards. Does nothing where the map is not `testable`."""
+        if self.testable:
+            images, evidence = self.prediction.images, self.evidence
+            stage = self.stage if self.read_at else None
+            make = partial(judge, self.model, images, self.attribution, evidence.class_idx, evidence.region, stage)
+            self.visit.once(("verdict", *self.key), make)
 
     @property
     def paths(self) -> Paths | None:

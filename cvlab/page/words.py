@@ -1,10 +1,11 @@
-"""The answer in plain sentences: what the model thinks, where it looked, and whether that spot mattered."""
+"""The answer in plain sentences: what the model thinks, and where it looked."""
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
 from cvlab.explain import heatmap, predicted_masks
+from cvlab.models import Stage
 from cvlab.page.html import quoted
 from cvlab.page.question import Question, mask_of, region_words
 from cvlab.page.visit import Answer
@@ -33,7 +34,7 @@ def said(answer: Answer) -> tuple[str, str]:
         return found(answer), asked_about(answer)
     evidence, names = answer.evidence, answer.model.class_names
     name, share = plain(names[evidence.class_idx]), prediction.shares[names[evidence.class_idx]]
-    where = place(attribution)
+    where = place(attribution, answer.read_at)
     if answer.question.against or evidence.other is not None or share < max(prediction.shares.values()):
         side = "against" if answer.question.against else "for"
         rather = "" if evidence.other is None else f" rather than {plain(names[evidence.other])}"
@@ -60,7 +61,7 @@ def found(answer: Answer) -> str:
 
 def asked_about(answer: Answer) -> str:
     """Where the evidence for a segmenter's region lies, mostly."""
-    lies = shares_of_evidence(answer.attribution, answer.evidence.region)
+    lies = shares_of_evidence(answer.attribution, answer.evidence.region, answer.read_at)
     if not lies:
         return "No part of the picture speaks for it."
     where = max(lies, key=lies.get)
@@ -71,9 +72,9 @@ def asked_about(answer: Answer) -> str:
     return f"What speaks {side} {region} lies mostly {where}."
 
 
-def shares_of_evidence(attribution: Tensor, region: Tensor) -> dict[str, float]:
+def shares_of_evidence(attribution: Tensor, region: Tensor, stage: Stage | None = None) -> dict[str, float]:
     """The shares of a map's evidence inside a region (H, W), along its edge and around it; empty for a blank map."""
-    heat = relative_heat(attribution, region.shape)
+    heat = relative_heat(attribution, region.shape, stage=stage)
     if not heat.any():
         return {}
     near, whole = max(1, round(EDGE * region.shape[-1])), region[None, None].float()
@@ -87,9 +88,9 @@ def shares_of_evidence(attribution: Tensor, region: Tensor) -> dict[str, float]:
     return {"inside it": inside, "along its edge": max(0.0, 1 - inside - outside), "around it": outside}
 
 
-def place(attribution: Tensor) -> str:
+def place(attribution: Tensor, stage: Stage | None = None) -> str:
     """Where the hottest tenth of a map lies; empty for a blank map."""
-    heat = heatmap(attribution, (GRID, GRID))
+    heat = heatmap(attribution, (GRID, GRID), stage)
     if not (heat > 0).any():
         return ""
     ys, xs = np.nonzero(hottest_part(heat, 0.1).numpy())
@@ -103,23 +104,6 @@ def place(attribution: Tensor) -> str:
     if row:
         return "above the middle" if row == "upper" else "below the middle"
     return f"{column} of the middle" if column else "at the middle"
-
-
-def verdict(answer: Answer) -> tuple[bool | None, str, str]:
-    """Whether the marked spot mattered, that in words, and why. Of the spot alone: the answer may still be wrong.
-
-    None and no words where the question is such that hiding the spot need not lower anything.
-    """
-    check, evidence = answer.check, answer.evidence
-    places, name = len(check.random), plain(answer.model.class_names[evidence.class_idx])
-    where = "" if evidence.region is None else " on average in what was asked about"
-    why = (
-        f"With the spot hidden, {name} gets {percent(check.hidden)} instead of {percent(check.before)}{where}; with as "
-        f"much hidden at {places} other places, {percent(min(check.random))} to {percent(max(check.random))}."
-    )
-    if answer.question.against or evidence.other is not None:
-        return None, "", why
-    return check.telling, f"The marked spot mattered {'' if check.telling else 'no '}more than {places} others", why
 
 
 def percent(share: float) -> str:

@@ -43,7 +43,8 @@ def diagnose(attribution: Tensor, logits: Tensor | None = None, class_idx: int =
 
     Args:
         attribution: the signed map of one image, (1, 1, h, w).
-        logits: (1, C) or (1, C, H, W); with them an unsure prediction, and a map that only repeats it, are recognised.
+        logits: (1, C) or (1, C, H, W), divided by the model's temperature: they show an unsure prediction, and a map
+            that only repeats it.
         class_idx: the class that was explained.
     """
     return next(_of_map(attribution, logits, class_idx), "")
@@ -132,7 +133,7 @@ def _of_model(model: Model, images: Tensor, score: Callable, stage: str, method:
             # A layer norm ignores the length of its input, so its gradient is perpendicular to its input.
             why = f"A skip goes around {stage}, or a layer norm makes activation times gradient 0 there. Use grad_cam."
         yield f"Tiny: at most {largest.item():.1e} of a score of {seen.scores.item():.1e}. {why}"
-    yield from _of_map(attribution, logits, _explained_class(of_logits))
+    yield from _of_map(attribution, logits / getattr(model, "temperature", 1.0), _explained_class(of_logits))
     if logits.ndim == 2 and logits.shape[1] > 1 and activation.shape[1] > 1:
         others = logits[0].topk(min(5, logits.shape[1])).indices
         maps = explain(model, images.expand(len(others), -1, -1, -1), class_score(others), [stage], [method])

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the repository root: cvlab needs no installation
 
 from cvlab import render
-from cvlab.data.duplicates import copies_among, examine
+from cvlab.data.duplicates import Copies
 from cvlab.data.folders import IMAGE_SUFFIXES
 
 KINDS = ("exact", "saved again", "resized", "mirrored", "all three")
@@ -56,7 +56,7 @@ def measure(folder: Path) -> tuple[list[str], list[tuple[Path, Path]]]:
             planted.append(Path(beside) / f"{i}.jpg")
             planted[-1].write_bytes(copied(path, KINDS[i % len(KINDS)], rng))
         start = time.process_time()
-        found = copies_among(examine([*photos, *planted]))
+        found = Copies([*photos, *planted]).pairs
         seconds = time.process_time() - start
     n = len(photos)
     pairs = {(copy.first, copy.second): copy.exact for copy in found}

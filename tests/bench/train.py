@@ -59,7 +59,7 @@ from cvlab.learning import frozen
 from cvlab.learning.accelerator import accelerator_for
 from cvlab.memory import keep_freed_memory
 from cvlab.models import build
-from cvlab.transforms import open_image, resize_shorter, to_uint8, whole_mask, whole_view
+from cvlab.transforms import open_image, resized, to_uint8, whole_mask, whole_view
 
 PHOTO_SIDE = 400
 MIN_AREA, DEGREES, AMOUNT = 0.6, 15, 0.3  # of the augmentation, as train/classifier.py has it
@@ -206,7 +206,7 @@ def cvlab_set(task: Task, folder: Path, cache: Cache) -> AugmentedImages | Augme
     side = math.ceil(task.size * CACHE_MARGIN)
     images, labels = Parts(
         "scenes", [], {"train": samples}, lambda path, at_least: (open_image(path, at_least), 0)
-    ).read("train", lambda image: to_uint8(resize_shorter(image, side)), at_least=2 * side, cache=cache)
+    ).read("train", lambda image: to_uint8(resized(image, side)), at_least=2 * side, cache=cache)
     return AugmentedImages(images, torch.tensor(labels), task.size, seed=0, min_area=MIN_AREA)
 
 
@@ -218,9 +218,9 @@ def cvlab_epoch(task: Task, folder: Path, precision: str, cache: Cache) -> Calla
     train_set = cvlab_set(task, folder, cache)
     loader, model, criterion = cvlab_loader(train_set, task.batch), task.model(), task.criterion
     model = model.to(memory_format=torch.channels_last)
-    with tempfile.TemporaryDirectory() as state:
-        batch = next(iter(loader))
-        accelerator = accelerator_for(model, batch, criterion, precision, Path(state), resume=False, seed=0)
+    with tempfile.TemporaryDirectory() as out:
+        args = argparse.Namespace(precision=precision, out=Path(out), resume=False, seed=0)
+        accelerator = accelerator_for(model, next(iter(loader)), criterion, args)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 

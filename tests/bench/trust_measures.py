@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository r
 from cvlab.explain import heatmap
 from cvlab.models import Stage
 from cvlab.trust import hide
-from cvlab.trust.deletion import BORDER
+from cvlab.trust.hiding import BORDER
 
 MATTERS = 0.25  # of the largest Shapley value: an object that is worth as much matters
 CELLS = 4  # a side, of the grid whose cells are hidden one at a time
