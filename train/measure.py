@@ -80,14 +80,14 @@ def add_unknown(found: dict, pictures: dict, model: Model, views: Tensor, folder
     def strange(some: Tensor) -> Tensor:
         return foreignness(model.statistics, features_of(model, some))
 
-    own, curves, found["unknown"] = strange(views), {}, {}
+    own, curves = strange(views), {}
     rows = [("pictures", "number", "refused (95% interval)", "area under ROC")]
     for name, scores in {"own": own, **{path.name: strange(foreign_views(path, model)) for path in folders}}.items():
         refused = int(((model.statistics["val"] >= scores[:, None]).float().mean(1) < FOREIGN).sum())
         share = metrics.interval(refused / len(scores), metrics.wilson_interval(refused, len(scores)))
         truth, both = [0] * len(own) + [1] * len(scores), torch.cat([own, scores])
         area, curves[name] = roc_auc_score(truth, both), roc_curve(truth, both)[:2]
-        found["unknown"][name] = {"n": len(scores), "refused": share, "roc_area": area}
+        found[f"refused {name}"] = share | {"n": len(scores), "roc_area": area}
         told = "{value:.3f} ({low:.3f} to {high:.3f})".format(**share)
         rows.append((name, str(len(scores)), told, f"{area:.3f}"))
     pictures["unknown.png"] = partial(plots.lines_picture, curves, FOREIGN, "share of own pictures refused")

@@ -81,6 +81,6 @@ def answers(model: Model, views: Tensor, labels: list) -> tuple[Tensor, Tensor]:
     drawn, pairs = torch.Generator().manual_seed(0), []
     for logits, mask in zip(chain.from_iterable(predict_views(model, views)), labels, strict=True):
         chosen = torch.randint(mask.numel(), (PIXELS,), generator=drawn)
-        pairs.append((resize_logits(logits[None], mask.shape[-2:]).flatten()[chosen], mask.flatten()[chosen]))
-    logits, truth = zip(*pairs, strict=True)
-    return torch.cat(logits), torch.cat(truth)
+        resized = resize_logits(logits[None], mask.shape[-2:])
+        pairs.append(torch.stack([resized.flatten()[chosen], mask.flatten()[chosen]]))
+    return torch.cat(pairs, 1).unbind()

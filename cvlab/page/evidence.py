@@ -16,6 +16,7 @@ from cvlab.models.unet import UNet
 from cvlab.page.picture import MAX_SIDE, photo_style, picture_url
 from cvlab.page.question import SLOW_METHODS, Question, score_of, settled, settled_score
 from cvlab.transforms import view, whole_mask
+from cvlab.trust import familiarity
 
 WHOLE_PICTURE = "the whole picture"  # stands for the stage of a map that belongs to none
 OCCLUSION_PARTS = 8  # windows along a side of the view; each overlaps half of the next
@@ -76,6 +77,7 @@ class Prediction:
         seconds: that the pass took.
         notes: what was done to open the photo.
         evidence: the answer to `Question()`; None where nothing was found.
+        familiar: as the function says.
     """
 
     images: Tensor
@@ -86,12 +88,18 @@ class Prediction:
     seconds: float
     notes: list[str] = field(default_factory=list)
     evidence: Evidence | None = None
+    familiar: float | None = None
 
     @property
     def nbytes(self) -> int:
         """Memory of nearly all of it."""
         maps = self.evidence.nbytes if self.evidence else 0
         return len(self.photo) + maps + self.images.nbytes + self.logits.nbytes
+
+
+def familiar(model: Model, images: Tensor) -> float | None:
+    """`cvlab.trust.familiarity` of one image (1, 3, S, S); None for a model without statistics."""
+    return familiarity(model, images).item() if model.statistics else None
 
 
 def predict_photo(image: Image.Image, model: Model) -> Prediction:
@@ -111,7 +119,17 @@ def predict_photo(image: Image.Image, model: Model) -> Prediction:
     shares = dict(zip(model.class_names, values.tolist(), strict=True))
     photo = image.copy()
     photo.thumbnail((MAX_SIDE, MAX_SIDE))
-    return Prediction(images, logits, shares, photo_style(picture_url(photo), size), size, seconds, notes, evidence)
+    return Prediction(
+        images,
+        logits,
+        shares,
+        photo_style(picture_url(photo), size),
+        size,
+        seconds,
+        notes,
+        evidence,
+        familiar(model, images),
+    )
 
 
 def evidence_for(

@@ -1,7 +1,4 @@
-"""Does a photo look like those that a model was trained on? A classifier names one of its classes for anything.
-
-The answer comes from statistics in the model's folder, which cvlab/learning/calibration.py fits: numbers, never photos.
-"""
+"""Does a photo look like those that a model was trained on? Statistics in its folder tell, never the photos."""
 
 import torch
 import torch.nn.functional as F
@@ -31,10 +28,9 @@ def familiarity(model: Model, images: Tensor) -> Tensor:
 
 
 def features(model: Model, images: Tensor) -> Tensor:
-    """What a network holds of each image (N, 3, S, S), as numbers, (N, D).
+    """Of each image (N, 3, S, S), (N, D): what enters the head of timm's networks, which know more than their classes.
 
-    Of a network of timm what enters its head, as it was trained on more than the model's own classes; of others mean
-    and standard deviation of each channel at every stage.
+    Of others standard deviation and mean of each channel at every stage.
     """
     rows: list[Tensor] = []
 
@@ -58,9 +54,8 @@ def features(model: Model, images: Tensor) -> Tensor:
 def foreignness(statistics: dict[str, Tensor], found: Tensor) -> Tensor:
     """How little features (N, D) look like those of the photos of training: (N,), higher for more foreign ones.
 
-    Args:
-        statistics: "basis" (D, k), directions in which the own features lie, scaled to length 1: what counts is the
-            part outside them. Or "weight" (D,) and "bias" (1,) of a logistic regression: own photos against others.
+    By "basis" (D, k), directions in which the own features lie, scaled to length 1, it is the part outside them; or by
+    "weight" (D,) and "bias" (1,) of a logistic regression of own photos against others.
     """
     if "basis" in statistics:
         return 1 - (F.normalize(found, dim=1) @ statistics["basis"].float()).norm(dim=1)
