@@ -63,8 +63,9 @@ def ways(model: Model, groups: dict[str, Tensor], labels: Tensor) -> dict[str, S
     add("10th nearest neighbour", lambda rows: 1 - (rows @ unit["train"].T).topk(10).values[:, -1], unit)
     means = torch.stack([unit["train"][labels == i].mean(0) for i in labels.unique()])
     add("nearest mean of a class", lambda rows: 1 - (rows @ F.normalize(means, dim=1).T).amax(1), unit)
-    imitated = fit_statistics(model, groups["train"], groups["val"], imitations(groups["train"]))
-    add("class for rejecting imitations", lambda rows: foreignness(imitated, rows), kept)
+    if model.config["network"] not in PRETRAINED:
+        imitated = fit_statistics(model, groups["train"], groups["val"], imitations(groups["train"]))
+        add("class for rejecting imitations", lambda rows: foreignness(imitated, rows), kept)
     add("energy", lambda rows: -rows.logsumexp(1), logits)
     add("probability of the prediction", lambda rows: -rows.softmax(1).amax(1), logits)
     return found
