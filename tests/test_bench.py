@@ -15,6 +15,10 @@ import conformance
 import explain
 import page
 import tables
+import torch
+import verdict
+
+from cvlab.models import build
 
 
 def run(script, *arguments):
@@ -74,6 +78,8 @@ def test_families_of_timm_are_examined(tmp_path):
     assert [row[0] for row in rows(first)[2:]] == ["selecsls", "pit"]
     assert all(row[-1] == "equal" for row in rows(first)[2:])
     assert "2 of 2** modules" in first
+    assert "Of 2 networks **" in first
+    assert all(float(row[5]) < 16 for row in rows(first)[2:])  # half a cell: as maps were stretched over the view
     path.write_text(path.read_text().splitlines()[0] + "\n")
     assert run("conformance.py", *arguments) == first  # goes on where it was stopped
     assert len(path.read_text().splitlines()) == 2
@@ -103,11 +109,43 @@ def test_the_page_is_timed(tmp_path):
     assert [row[1] for row in rows(text)[2 : 2 + len(ways)]] == ways
 
 
+def test_a_shift_is_found():
+    """A grid that is 5 pixels off, right and down, in a view of 64, is 5 * 224 / 64 pixels off at 224."""
+    torch.manual_seed(0)
+    model = conformance.positive(build("convnet", ["a", "b"], 64, {"widths": [4, 8]}).eval())
+    assert conformance.shift(model, 64) < conformance.AIM
+    module = model.stages["stage2"].module
+    module.grid = module.grid._replace(offset=module.grid.offset + 5)
+    off = conformance.shift(model, 64)
+    assert math.isclose(off, math.hypot(5, 5) * 224 / 64, abs_tol=conformance.AIM)
+
+
 def test_the_page_is_held_against_what_it_should_be():
     assert page.upload_ratios({"page": [3.0, 1.0], "identity": [1.0, 0.5], "pass": [0.5, 0.5]}) == [2.0, 1.0]
     ideal = [0.2 * (i + 1) for i in range(32)]
     assert math.isclose(page.crowd_ratio([ideal, ideal], 0.2), 1.0, rel_tol=0.02)
     assert math.isclose(page.crowd_ratio([[2 * each for each in ideal]], 0.2), 2.0, rel_tol=0.02)
+
+
+def test_verdicts_are_counted_by_model_and_by_kind_of_map(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    text = run("verdict.py", "--quick", "--json", str(path))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["set"], line["picture"]) for line in lines] == [(name, 0) for name in verdict.QUICK]
+    assert all(abs(each) <= 1 for line in lines for found in line["maps"].values() for each in found[:3])
+    assert "A verdict takes 44 pictures, each further map 10." in text
+    kinds = [row[0] for row in rows(text)]
+    assert all(kinds.count(kind) >= 1 for line in lines for kind in line["maps"])
+    sets = [f"{name}={ROOT / where}" for name, where in verdict.QUICK.items()]
+    assert list(verdict.collect(sets, 1, 0, lines)) == []  # what is known is not done again
+
+
+def test_shares_of_verdicts_are_counted_by_hand():
+    rows = [("a", 0.5, "believable"), ("a", 0.7, "doubtful"), ("b", 0.1, "believable"), ("b", 0.3, "believable")]
+    assert verdict.share(rows, "confirmed", "believable") == "50% (50% to 50%) of 2"
+    assert verdict.share(rows, "refuted", "believable") == "100% (100% to 100%) of 1"
+    assert verdict.share(rows, "confirmed", "doubtful", verdict.CLEARLY) == "100% (100% to 100%) of 1"
+    assert verdict.area([0.5, 0.1, 0.3], [1.0, 0.0, 2.0]) == "1.000"
 
 
 def test_refusing_the_unknown_is_measured(tmp_path):

@@ -140,6 +140,29 @@ def test_numbers_are_written_before_pictures_are_drawn(model: Path, data: Path, 
     assert found["loss"]["low"] <= loss <= found["loss"]["high"]
 
 
+def test_trust_is_measured_once_and_kept_where_the_verdict_and_the_card_read_it(
+    model: Path, data: Path, evaluate: Callable
+) -> None:
+    trust = model / "trust.json"
+    evaluate(model, "--data", data, "--trust", 2)
+    two = read(trust)["maps"]
+    trust.write_text(json.dumps({"weights": read(trust)["weights"], "maps": two[:1]}))  # as it was when it was stopped
+    evaluate(model, "--data", data, "--trust", 3)
+    found = read(trust)
+    assert len(two) == 2
+    assert found["maps"][:2] == two
+    assert found["pictures"] == len(found["maps"]) == 3
+    assert {sum(counts.values()) for counts in found["stages"].values()} <= {0, 1, 2, 3}  # blank maps are left out
+    assert checkpoint.load(model).config["limits"] == found["limits"]
+    card = (model / "README.md").read_text("utf-8")
+    assert f"Recommended stage: {found['recommended']}" in card
+    first = found["maps"][0]
+    found["weights"] = "of another model"
+    trust.write_text(json.dumps(found | {"maps": [{"stage1": [1, 1]}]}))
+    evaluate(model, "--data", data, "--trust", 1)
+    assert read(trust)["maps"] == [first]
+
+
 def test_of_many_classes_the_most_confused_are_drawn_too(tmp_path: Path, evaluate: Callable) -> None:
     photos = noise(tmp_path / "photos", [f"class {i}" for i in range(41)], each=1)
     checkpoint.save(build("convnet", sorted(path.name for path in photos.iterdir()), 16, {"widths": [4, 8]}), tmp_path)

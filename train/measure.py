@@ -107,14 +107,15 @@ def measure_trust(model: Model, parts: Parts, most: int, folder: Path) -> None:
     trust.json is written after every picture: a run that was stopped goes on there if the weights are the same.
     """
     views, _ = read_views(parts, "val", model)
-    views = views[torch.randperm(len(views), generator=torch.Generator().manual_seed(0))[:most]] / 255
+    views = views[torch.randperm(len(views), generator=torch.Generator().manual_seed(0))]
+    most = min(most, len(views))
     weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     known = read_json(folder / "trust.json")
     pictures = known["maps"][:most] if known.get("weights") == weights else []
     served = for_serving(model)
-    for i in tqdm(range(len(pictures), len(views)), "trust", len(views), initial=len(pictures)):
-        others = torch.cat([views[i + 1 :], views[:i]])[:12]
-        pictures.append(examine(served, views[i : i + 1], others))
+    for i in tqdm(range(len(pictures), most), "trust", most, initial=len(pictures)):
+        one, *others = views.roll(-i, 0)[:13] / 255
+        pictures.append(examine(served, one[None], torch.stack(others)))
         write_text(folder / "trust.json", to_json({"weights": weights, "maps": pictures}) + "\n")
     found = {"weights": weights, **summary(model, pictures), "maps": pictures}
     write_text(folder / "trust.json", to_json(found) + "\n")

@@ -3,6 +3,7 @@
 import html
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 
 from cvlab.explain.paths import dependence_sentence
 from cvlab.metrics import segmentation_counts, segmentation_scores
@@ -31,6 +32,7 @@ DEPENDENCE = "Does a map depend on your region? r near 1: it would look the same
 ALL_SELECTED = "The region is the whole picture: there is nothing else to compare its maps with."
 
 
+@lru_cache(maxsize=1)  # two tabs show it
 def region_picker(answer: Answer) -> str:
     """The photo with the outline of the mask and an orange line around the region, to choose another region in."""
     if not answer.segments:
