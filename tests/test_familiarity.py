@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from cvlab import checkpoint
 from cvlab.checkpoint import CheckpointError, card
 from cvlab.data.evaluation import foreign_views, parts_of, read_views
-from cvlab.learning.calibration import calibrate, features_of, fit_statistics
+from cvlab.learning.calibration import calibrate, fit_statistics
 from cvlab.models import Model, build
 from cvlab.page.evidence import predict_photo
 from cvlab.page.many import explain_many, to_csv
@@ -84,11 +84,11 @@ def test_the_class_for_rejecting_is_scikit_learns() -> None:
     model, generator = small(), torch.Generator().manual_seed(0)
     own, val, others = (torch.randint(high, (20, 3, 32, 32), generator=generator).byte() for high in (200, 200, 256))
     found = fit_statistics(model, own, val, others)
-    rows = [features_of(model, views).numpy() for views in (own, others)]
+    rows = [features(model, views).numpy() for views in (own, others)]
     oracle = LogisticRegression(C=0.01, class_weight="balanced", max_iter=500)
     scaled = make_pipeline(StandardScaler().fit(rows[0]), oracle)
     oracle.fit(scaled[0].transform(np.concatenate(rows)), [0] * 20 + [1] * 20)
-    expected = scaled.decision_function(features_of(model, val).numpy())
+    expected = scaled.decision_function(features(model, val).numpy())
     np.testing.assert_allclose(found["val"].numpy(), expected, rtol=1e-2, atol=1e-3)
 
 

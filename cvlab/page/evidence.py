@@ -77,7 +77,7 @@ class Prediction:
         seconds: that the pass took.
         notes: what was done to open the photo.
         evidence: the answer to `Question()`; None where nothing was found.
-        familiar: as the function says.
+        familiar: `cvlab.trust.familiarity`; None for a model without statistics.
     """
 
     images: Tensor
@@ -97,11 +97,6 @@ class Prediction:
         return len(self.photo) + maps + self.images.nbytes + self.logits.nbytes
 
 
-def familiar(model: Model, images: Tensor) -> float | None:
-    """`cvlab.trust.familiarity` of one image (1, 3, S, S); None for a model without statistics."""
-    return familiarity(model, images).item() if model.statistics else None
-
-
 def predict_photo(image: Image.Image, model: Model) -> Prediction:
     """The prediction for a photo and the evidence for it, in one forward and one backward pass."""
     images, begun = view(image, model), time.perf_counter()
@@ -119,17 +114,11 @@ def predict_photo(image: Image.Image, model: Model) -> Prediction:
     shares = dict(zip(model.class_names, values.tolist(), strict=True))
     photo = image.copy()
     photo.thumbnail((MAX_SIDE, MAX_SIDE))
-    return Prediction(
-        images,
-        logits,
-        shares,
+    style, known = (
         photo_style(picture_url(photo), size),
-        size,
-        seconds,
-        notes,
-        evidence,
-        familiar(model, images),
+        familiarity(model, images).item() if model.statistics else None,
     )
+    return Prediction(images, logits, shares, style, size, seconds, notes, evidence, known)
 
 
 def evidence_for(

@@ -25,10 +25,10 @@ from cvlab.explain import check_stages, default_stage
 from cvlab.explain.many import explain_batches
 from cvlab.files import to_json, whole_file
 from cvlab.models import Model, probabilities
-from cvlab.page.evidence import familiar
 from cvlab.page.unzip import Picture
 from cvlab.render import overlay
 from cvlab.transforms import ImageError, view
+from cvlab.trust import familiarity
 from cvlab.trust.diagnosis import diagnose
 
 BATCH = 16
@@ -119,9 +119,8 @@ def explain_many(
             warning = diagnose(attribution, logits / model.temperature, class_idx) if prediction else nothing
             photo = photos.pop(id(picture))
             sentence = " ".join(filter(None, [warning, *photo.info["notes"]]))
-            row = Row(
-                number, picture.label, prediction, share, line["peak"][method][stage], sentence, familiar(model, seen)
-            )
+            known = familiarity(model, seen).item() if model.statistics else None
+            row = Row(number, picture.label, prediction, share, line["peak"][method][stage], sentence, known)
             yield Explained(row, seen, attribution, photo)
         if progress:
             progress(number, len(pictures))

@@ -3,10 +3,13 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from cvlab.explain.hooks import alone_with, forward
+from cvlab.explain.many import BATCH_SIZE
 from cvlab.explain.scores import takes_wrapped
 from cvlab.models import Model
+from cvlab.transforms import to_float
 
 PRETRAINED = ("timm", "timm_head")
 FOREIGN = 0.05  # less familiar than this is called foreign: so are this share of the photos of val
@@ -28,11 +31,10 @@ def familiarity(model: Model, images: Tensor) -> Tensor:
 
 
 def features(model: Model, images: Tensor) -> Tensor:
-    """Of each image (N, 3, S, S), (N, D): what enters the head of timm's networks, which know more than their classes.
-
-    Of others standard deviation and mean of each channel at every stage.
-    """
-    rows: list[Tensor] = []
+    """What enters the head of a timm network; of others each stage's deviation and mean by channel: (N, D)."""
+    if len(images) > BATCH_SIZE:
+        return torch.cat([features(model, some) for some in tqdm(images.split(BATCH_SIZE), "features", leave=False)])
+    images, rows = to_float(images) if images.dtype == torch.uint8 else images, []
 
     def read(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         rows.extend(torch.std_mean(output.float(), (2, 3), correction=0))

@@ -30,11 +30,11 @@ from cvlab import checkpoint
 from cvlab.data.evaluation import foreign_views, parts_of, read_views
 from cvlab.data.shapes import scene
 from cvlab.explain.many import predict_views
-from cvlab.learning.calibration import features_of, fit_statistics
+from cvlab.learning.calibration import fit_statistics
 from cvlab.metrics import wilson_interval
 from cvlab.models import Model, build
 from cvlab.transforms import square_view, to_uint8
-from cvlab.trust.familiarity import FOREIGN, PRETRAINED, foreignness
+from cvlab.trust.familiarity import FOREIGN, PRETRAINED, features, foreignness
 
 Scores = dict[str, Tensor]  # of each group of pictures, (N,): higher is more foreign
 MARK = "bench-unknown"
@@ -46,7 +46,7 @@ def ways(model: Model, groups: dict[str, Tensor], labels: Tensor) -> dict[str, S
     Args:
         labels: of train.
     """
-    kept = {name: features_of(model, views) for name, views in groups.items()}
+    kept = {name: features(model, views) for name, views in groups.items()}
     logits = {name: torch.cat([*predict_views(model, views)]) for name, views in groups.items()}
     unit = {name: F.normalize(rows, dim=1) for name, rows in kept.items()}
     found: dict[str, Scores] = {}
