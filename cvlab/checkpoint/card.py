@@ -215,7 +215,7 @@ def _limits(folder: Path) -> Section:
     refused = {name.removeprefix("refused "): each["value"] for name, each in measured.items() if "refused " in name}
     missed = [name for name, share in refused.items() if name != "own" and share < 0.8]
     told = task != "classification" or (folder / "familiarity.safetensors").is_file()
-    note = f"Photos of none of its classes it cannot tell: {', '.join(missed) or 'nothing was fitted for it'}."
+    note = f"It cannot tell photos of none of its classes{': ' if missed else ''}{', '.join(missed)}."
     return Section("Limits", sentences=[LIMITS[task], *([note] if missed or not told else [])])
 
 
