@@ -110,17 +110,21 @@ def differences(model: Model, images: Tensor) -> dict[str, float]:
 
 
 def positive(model: Model) -> Model:
-    """Convolutions as weighted means of what they see."""
+    """Convolutions as weighted means of what they see, and no normalisation that changes a sign."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             weight = module.weight.data.abs_()
             weight /= weight.flatten(1).sum(1).clamp_min(1e-12).view(-1, 1, 1, 1)
+        if isinstance(module, nn.BatchNorm2d) and module.affine:
+            module.weight.data.abs_()
     return model
 
 
 @torch.no_grad()
 def shift(model: Model, side: int) -> float | None:
-    """How far from a spot the map of what it changes is drawn, in pixels at 224; None for a stage without a grid.
+    """How far from a spot the map of what it changes is drawn, in pixels at 224.
+
+    None for a stage without a grid, or that a spot does not change.
 
     Args:
         model: with `positive` weights.
@@ -147,6 +151,8 @@ def shift(model: Model, side: int) -> float | None:
     finally:
         handle.remove()
         stage.module.grid = grid
+    if not heat.flatten(1).any(1).all():
+        return None
     places = torch.arange(side, dtype=torch.double)
     centres = torch.stack([heat.sum(2) @ places, heat.sum(1) @ places], 1) / heat.sum((1, 2))[:, None]
     found, true = centres - middle, spots - middle
