@@ -14,8 +14,8 @@ The verdict is about the map, not about the answer: a wrong answer may have a ri
 
 - If a picture of one colour already is of the class, as it may be a dandelion to a model of flowers, something missing
   speaks for the class, and what is missing cannot be hidden: see the check "empty picture".
-- A map that knows nothing of the model may be right by accident: the edges of the picture, or its centre. The checks
-  "like the edges" and "like the centre" say so. The mean activation of the last stage nearly is the map, and passes.
+- A map that knows nothing of the class may be right by accident, and is believable then: the edges of the picture, its
+  centre, the mean activation of a stage. The checks "like the edges" and "like the centre" say so.
 - A map that is blank or the same everywhere marks no place. It is called doubtful.
 - The cause of a segmenter's region nearly always is the region itself. A map that only repeats it passes; the check
   "outside" says what lies elsewhere. On regions hidden squares alone decide: the other question tells less there.
@@ -146,7 +146,7 @@ class Verdicts(Hiding):
             outside = 1 - F.adaptive_avg_pool2d(self.region[None, None].float(), CELLS)
             cells = F.adaptive_avg_pool2d(heat.relu(), CELLS)
             heat_there, change_there = (
-                ((each * outside).sum() / each.sum()).item() for each in (cells, self.importance.relu())
+                ((each * outside).sum() / each.sum().clamp_min(1e-9)).item() for each in (cells, self.importance.relu())
             )
             words = (
                 f"Outside the region lie {heat_there:.0%} of the heat, and {change_there:.0%} of what hiding changes."

@@ -6,8 +6,9 @@ python tests/bench/page.py --write           put the tables into tests/bench/REA
 python tests/bench/page.py --quick           one model, a few requests: whether it runs
 
 The page is `python app.py` in a process of its own, asked over HTTP as a browser does: a photo is uploaded, the answer
-to it is queued for, and read when it is there with all that the tabs Predict, Grad-CAM and U-Net stages show. Every
-photo is another one, a JPEG of 512 x 512 pixels, so nothing is answered from memory.
+to it is queued for, and read when it is there with all that the tabs Predict and Grad-CAM show. What takes more passes,
+the verdict and the stages of a U-Net, comes later. Every photo is another one, a JPEG of 512 x 512 pixels, so nothing
+is answered from memory.
 
 One upload   against the round trip of an identity app (Gradio hands the same upload back as it is) plus the model's
              pass (one forward and one backward, in this process), all three timed in turn: over HTTP alone, and in a

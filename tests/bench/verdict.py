@@ -1,7 +1,7 @@
 """How often the verdict on a heatmap is wrong: `cvlab.trust.judge` against 228 other hidden parts a picture.
 
 python tests/bench/verdict.py flowers=checkpoints/flowers:DIR scenes=checkpoints/shapes-segmenter: --json FILE
-python tests/bench/verdict.py --json FILE --write         no more pictures, the tables into README.md
+python tests/bench/verdict.py --json FILE --write         the tables, into README.md too
 
 NAME=MODEL:DATA is a model and the folder of its photos, nothing for synthetic scenes. FILE gets a line a picture; what
 stands there is not done again. The pictures are of val and test, in a shuffled order; the constants of the verdict were
@@ -272,6 +272,8 @@ def main() -> None:
         if options.json:
             with options.json.open("a") as file:
                 file.write(json.dumps(line) + "\n")
+    if sets and not options.quick:
+        return
     text = page(lines, measure_price(*(64, 1) if options.quick else (224, 5)))
     if options.write:
         README.write_text(inserted(README.read_text(), MARK, text))
