@@ -93,7 +93,7 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
     with gr.Column(elem_id="camera"):
         at.camera = photo_input(label="Camera, or paste a picture", sources=["webcam", "clipboard"], height=320)
     with gr.Row(elem_id="answer"):
-        at.sentence = html(elem_id="sentence")
+        at.sentence = html("<h2><span>The model is looking …</span></h2>", elem_id="sentence")
         at.chip = html(elem_id="chip")
     with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):
         with gr.Tab("Predict"):

@@ -225,9 +225,8 @@ def training_frame(model: Model, views: Tensor, title: str, masks: Sequence[Tens
             titles.append(model.class_names[logits.argmax()])
             continue
         photo, mask = to_picture(images), predicted_masks(model, predict(model, images))[0].cpu()
-        drawn.append(photo)
-        for each in (whole_mask(masks[i], model.image_size), mask):
-            drawn.append(mask_overlay(photo, each.any(0).numpy()))
+        pair = whole_mask(masks[i], model.image_size), mask
+        drawn += [photo, *(mask_overlay(photo, each.any(0).numpy()) for each in pair)]
         drawn.append(overlay(images, grad_cam(model, images)[1], stage=last) if mask[0].any() else photo)
         titles += ["image", "true mask", "predicted", "why" if mask[0].any() else "nothing found"]
     return strip(drawn, titles, title)

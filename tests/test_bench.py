@@ -15,7 +15,10 @@ import conformance
 import explain
 import page
 import tables
+import torch
 import verdict
+
+from cvlab.models import build
 
 
 def run(script, *arguments):
@@ -75,6 +78,8 @@ def test_families_of_timm_are_examined(tmp_path):
     assert [row[0] for row in rows(first)[2:]] == ["selecsls", "pit"]
     assert all(row[-1] == "equal" for row in rows(first)[2:])
     assert "2 of 2** modules" in first
+    assert "Of 2 networks **" in first
+    assert all(float(row[5]) < 16 for row in rows(first)[2:])  # half a cell: as maps were stretched over the view
     path.write_text(path.read_text().splitlines()[0] + "\n")
     assert run("conformance.py", *arguments) == first  # goes on where it was stopped
     assert len(path.read_text().splitlines()) == 2
@@ -104,6 +109,17 @@ def test_the_page_is_timed(tmp_path):
     assert [row[1] for row in rows(text)[2 : 2 + len(ways)]] == ways
 
 
+def test_a_shift_is_found():
+    """A grid that is 5 pixels off, right and down, in a view of 64, is 5 * 224 / 64 pixels off at 224."""
+    torch.manual_seed(0)
+    model = conformance.positive(build("convnet", ["a", "b"], 64, {"widths": [4, 8]}).eval())
+    assert conformance.shift(model, 64) < conformance.AIM
+    module = model.stages["stage2"].module
+    module.grid = module.grid._replace(offset=module.grid.offset + 5)
+    off = conformance.shift(model, 64)
+    assert math.isclose(off, math.hypot(5, 5) * 224 / 64, abs_tol=conformance.AIM)
+
+
 def test_the_page_is_held_against_what_it_should_be():
     assert page.upload_ratios({"page": [3.0, 1.0], "identity": [1.0, 0.5], "pass": [0.5, 0.5]}) == [2.0, 1.0]
     ideal = [0.2 * (i + 1) for i in range(32)]
@@ -130,3 +146,16 @@ def test_shares_of_verdicts_are_counted_by_hand():
     assert verdict.share(rows, "refuted", "believable") == "100% (100% to 100%) of 1"
     assert verdict.share(rows, "confirmed", "doubtful", verdict.CLEARLY) == "100% (100% to 100%) of 1"
     assert verdict.area([0.5, 0.1, 0.3], [1.0, 0.0, 2.0]) == "1.000"
+
+
+def test_refusing_the_unknown_is_measured(tmp_path):
+    text = run("unknown.py", "--quick", "--json", str(tmp_path / "figures.json"))
+    (found,) = json.loads((tmp_path / "figures.json").read_text()).values()
+    assert [row[0] for row in rows(text)[2:]] == list(found)
+    for by_group in found.values():
+        assert by_group.keys() == {"test", "noise"}
+        assert by_group["noise"]["n"] == 12
+        for each in by_group.values():
+            assert 0 <= each["low"] <= each["refused"] <= each["high"] <= 1
+        assert 0 <= by_group["noise"]["area"] <= 1
+    assert found["**kept in the folder**"]["noise"]["refused"] == 1

@@ -142,7 +142,7 @@ def test_a_report_and_the_card_tell_of_the_unknown(run: tuple[Path, Path, Path],
     (tmp_path / "config.json").write_bytes((out / "config.json").read_bytes())
     (tmp_path / "metrics.json").write_text(json.dumps({"part": "test", "n": 4} | found))
     card.write(tmp_path)
-    assert "none of its classes: like own." in (tmp_path / "README.md").read_text()
+    assert "it cannot tell: like own." in (tmp_path / "README.md").read_text()
 
 
 def test_without_statistics_nothing_can_be_told(run: tuple[Path, Path, Path], tmp_path: Path) -> None:

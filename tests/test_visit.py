@@ -140,7 +140,9 @@ def test_how_far_maps_depend_on_the_region_is_worked_out_later_and_stays_beside_
 
 
 def test_one_scale_brings_the_peaks_of_all_stages_under_one_top(visits: Visits, photo: str) -> None:
-    html = draw(visits.get(photo, "riders").ask(Question(common_scale=True)), ["stages"])["stages"]
+    answer = visits.get(photo, "riders").ask(Question(common_scale=True))
+    answer.work_out_paths()
+    html = draw(answer, ["stages"])["stages"]
     tops = re.findall(r"</span> ([\d.,e+-]+) </div>", html)
     assert len(set(tops)) == len(METHODS)
 

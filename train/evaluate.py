@@ -14,22 +14,18 @@ OUT/report/val/, report/NAME-test/    the same of other parts or other data, if 
 """
 
 import argparse
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import cli
 import numpy as np
 import torch
 import torch.nn.functional as F
+from measure import add_calibration, add_comparison, add_unknown, iou, mask_counts, mean_loss, measure_trust
 from PIL import Image
 from sklearn.metrics import classification_report
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root: cvlab needs no installation
-
-import cli
-from measure import add_calibration, add_comparison, add_unknown, iou, mask_counts, mean_loss, measure_trust
 
 from cvlab import checkpoint, metrics, plots, render
 from cvlab.checkpoint import card

@@ -57,15 +57,10 @@ def iou(counts: Tensor) -> float:
 
 
 def add_calibration(found: dict, model: Model, logits: Tensor, labels: Tensor) -> str:
-    """Adds the calibration error of logits, as they are and at the model's temperature; returns the report's line.
-
-    Args:
-        logits: (N, C), or (N,) of pixels.
-        labels: (N,), as for `cvlab.metrics.fit_temperature`.
-    """
+    """Adds the calibration error of logits (N, C), or (N,) of pixels, as `answers` gives them; returns a line."""
     both = logits if logits.ndim == 2 else torch.stack([-logits / 2, logits / 2], 1)
-    bare, shown = (both.softmax(1), (both / model.temperature).softmax(1))
-    error, after = (metrics.expected_calibration_error(each, labels.long()) for each in (bare, shown))
+    shares = (both.softmax(1), (both / model.temperature).softmax(1))
+    error, after = (metrics.expected_calibration_error(each, labels.long()) for each in shares)
     found["expected_calibration_error"] = error
     if "temperature" not in model.config:
         return f"\nExpected calibration error {error:.4f}; --calibrate fits a temperature that may mend it."
@@ -86,15 +81,15 @@ def add_unknown(found: dict, pictures: dict, model: Model, views: Tensor, folder
         return foreignness(model.statistics, features_of(model, some))
 
     own, curves, found["unknown"] = strange(views), {}, {}
-    rows = [("pictures", "number", "refused", "95% interval", "area under ROC")]
+    rows = [("pictures", "number", "refused (95% interval)", "area under ROC")]
     for name, scores in {"own": own, **{path.name: strange(foreign_views(path, model)) for path in folders}}.items():
         refused = int(((model.statistics["val"] >= scores[:, None]).float().mean(1) < FOREIGN).sum())
         share = metrics.interval(refused / len(scores), metrics.wilson_interval(refused, len(scores)))
         truth, both = [0] * len(own) + [1] * len(scores), torch.cat([own, scores])
         area, curves[name] = roc_auc_score(truth, both), roc_curve(truth, both)[:2]
         found["unknown"][name] = {"n": len(scores), "refused": share, "roc_area": area}
-        cells = ("{value:.3f}", "{low:.3f} to {high:.3f}")
-        rows.append((name, str(len(scores)), *(cell.format(**share) for cell in cells), f"{area:.3f}"))
+        told = "{value:.3f} ({low:.3f} to {high:.3f})".format(**share)
+        rows.append((name, str(len(scores)), told, f"{area:.3f}"))
     pictures["unknown.png"] = partial(plots.lines_picture, curves, FOREIGN, "share of own pictures refused")
     return "\n" + card.table(rows)
 

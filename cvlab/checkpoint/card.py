@@ -211,16 +211,13 @@ def _pictures(folder: Path) -> Section:
 
 
 def _limits(folder: Path) -> Section:
-    config, measured = read_config(folder / "config.json"), _read_json(folder / "metrics.json").get("unknown", {})
-    sentences, rows = [LIMITS[config["task"]]], [("photos of", "number", "refused", "95% interval")]
+    task, measured = read_config(folder / "config.json")["task"], _read_json(folder / "metrics.json").get("unknown", {})
+    sentences, rows = [LIMITS[task]], [("photos of", "number", "refused (95% interval)")]
     for name, each in measured.items():
-        share = each["refused"]
-        rows.append((name, str(each["n"]), f"{share['value']:.3f}", f"{share['low']:.3f} to {share['high']:.3f}"))
+        rows.append((name, str(each["n"]), "{value:.3f} ({low:.3f} to {high:.3f})".format(**each["refused"])))
     missed = [name for name, each in measured.items() if name != "own" and each["refused"]["value"] < 0.8]
-    if config["task"] == "classification" and ("familiarity" not in config or missed):
-        sentences.append(
-            f"It cannot tell that a photo shows none of its classes: {', '.join(missed) or 'nothing fitted'}."
-        )
+    if task == "classification" and (missed or not (folder / "familiarity.safetensors").is_file()):
+        sentences.append(f"Photos of none of its classes it cannot tell: {', '.join(missed) or 'nothing was fitted'}.")
     return Section("Limits", sentences=sentences, tables=[rows] if measured else [])
 
 

@@ -41,7 +41,7 @@ ALLOWED_ARGUMENTS = {
     "encoder": str,
     "decoder_channels": list,
 }
-OPTIONAL = {"interpolation": str, "crop_mode": str, "stages": list, "familiarity": str}
+OPTIONAL = {"interpolation": str, "crop_mode": str, "stages": list}
 OPTIONAL |= {"temperature": float, "limits": list, "data": dict, "options": dict, "precision": str, "versions": dict}
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash")

@@ -28,7 +28,6 @@ MAX_HEADER_BYTES = 8 * 2**20  # of model.safetensors: names and shapes
 MAX_PARAMETERS = hub.MAX_WEIGHTS_BYTES // 4  # with buffers, in float32
 MAX_ACTIVATIONS = 2**31  # numbers in the outputs of all layers for one image: 8 GiB
 STATISTICS = "familiarity.safetensors"
-MAX_STATISTICS_BYTES = 300_000, 3_000  # at all, or for each class where that is more
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32")
 
 Shapes = dict[str, tuple[int, ...]]
@@ -122,8 +121,7 @@ def load(folder_or_id: str | Path) -> Model:
         raise CheckpointError(f"{weights_file} does not fit config.json: {reason}.") from error
     model.config = {**config, "stages": list(model.stages)}
     if (path := folder / STATISTICS).exists():
-        each = MAX_STATISTICS_BYTES[1] * len(model.class_names)
-        with opened(path, max(MAX_STATISTICS_BYTES[0], each)) as file:
+        with opened(path, max(300_000, 3_000 * len(model.class_names))) as file:
             model.statistics = _read_tensors(file, _read_header(file, path)[0], path)
     model.temperature = config.get("temperature", 1.0)
     model.source = hub.source_of(folder)

@@ -26,9 +26,7 @@ DIRECTIONS = 32  # of the features of a pretrained network: tests/bench/unknown.
 def calibrate(folder: str | Path, parts: Parts, others: Path | None = None) -> Model:
     """Fits on val what the folder of a model tells about it, writes it there, and prints it; returns the model.
 
-    Args:
-        parts: those of its training.
-        others: photos of anything else, for `cvlab.trust.familiarity`; networks of timm do without.
+    `others` are photos of anything else, for `cvlab.trust.familiarity`; networks of timm do without.
     """
     model = checkpoint.load(folder)
     views, labels = read_views(parts, "val", model)
@@ -42,9 +40,7 @@ def calibrate(folder: str | Path, parts: Parts, others: Path | None = None) -> M
         some = random.Random(0).sample(parts.samples["train"], min(MOST, len(parts.samples["train"])))
         own, _ = read_views(replace(parts, samples={"train": some}), "train", model)
         model.statistics = fit_statistics(model, own, views, foreign_views(others, model) if others else None)
-        how = f"a class for rejecting, trained on photos of {others.name}" if others else "the features of its own"
-        print(f"Photos of none of its classes are told by {how}.")
-        model.config["familiarity"] = how
+        print(f"Photos of none of its classes are told by {'photos of other things' if others else 'features'}.")
     checkpoint.save(model, folder)
     return model
 
@@ -53,16 +49,17 @@ def fit_statistics(model: Model, own: Tensor, val: Tensor, others: Tensor | None
     """What `cvlab.trust.familiarity` needs, of pictures of train, of val and perhaps of others, (N, 3, S, S) uint8."""
     rows = features_of(model, own)
     if others is None:
-        directions = torch.linalg.svd(F.normalize(rows, dim=1), full_matrices=False).Vh[:DIRECTIONS]
+        directions = torch.linalg.svd(F.normalize(rows, dim=1), full_matrices=False).Vh[
+            : min(DIRECTIONS, rows.shape[1] // 2)
+        ]
         found = {"basis": directions.T.half().contiguous()}
     else:
         from sklearn.linear_model import LogisticRegression  # imported here: it takes a second
 
         both = torch.cat([rows, features_of(model, others)])
         mean, scale = rows.mean(0), rows.std(0, correction=0).clamp(min=1e-6)
-        kinds = [0] * len(rows) + [1] * len(others)
         reject = LogisticRegression(C=0.01, class_weight="balanced", max_iter=500)
-        reject.fit(((both - mean) / scale).numpy(), kinds)
+        reject.fit(((both - mean) / scale).numpy(), [0] * len(rows) + [1] * len(others))
         weight = torch.from_numpy(reject.coef_[0]).float() / scale
         found = {"weight": weight, "bias": torch.from_numpy(reject.intercept_).float() - weight @ mean}
     foreign = foreignness(found, features_of(model, val))
@@ -77,9 +74,7 @@ def features_of(model: Model, views: Tensor) -> Tensor:
 def answers(model: Model, views: Tensor, labels: list) -> tuple[Tensor, Tensor]:
     """Logits and truth for `cvlab.metrics.fit_temperature`: of each picture, or of a sample of each picture's pixels.
 
-    Args:
-        views: (N, 3, S, S) uint8.
-        labels: N classes, or masks (C, H, W) bool.
+    `views` are (N, 3, S, S) uint8, and `labels` N classes or masks (C, H, W) bool.
     """
     if model.task == "classification":
         return torch.cat([*predict_views(model, views)]), torch.tensor(labels)

@@ -153,7 +153,11 @@ def add_api(visits: Visits) -> None:
             answer = visits.get(image, model).ask(Question(class_name=class_name, stage=stage))
             answer.work_out_verdict()
             verdict = answer.verdict
-        return verdict.level, verdict.sentence, {name: check._asdict() for name, check in verdict.checks.items()}
+        checks = {
+            name: {"value": float(check.value), "passed": bool(check.passed), "sentence": check.sentence}
+            for name, check in verdict.checks.items()
+        }
+        return verdict.level, verdict.sentence, checks
 
     image = photo_input(visible=False, label="a photo, in any format")
     model = gr.Textbox(visible=False, label="a model by its name on the page, or on the Hub: user/name")

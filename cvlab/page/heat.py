@@ -1,5 +1,7 @@
 """The maps of an answer as pictures, on the scale that the question asks for."""
 
+from functools import lru_cache
+
 from cvlab.page.evidence import peak_of
 from cvlab.page.picture import heated
 from cvlab.page.question import Question
@@ -14,6 +16,7 @@ METHOD_NAMES = {
 UNIT = "logits"
 
 
+@lru_cache(maxsize=1)  # two tabs show it
 def draw_map(answer: Answer, stage: str = "", method: str = "", spot: bool = True) -> tuple[str, float]:
     """A map over the photo, and the top of its scale as a peak; by default the map that is asked for.
 

@@ -13,7 +13,7 @@ const drawn = () => {
   if (link) history.replaceState(null, '', link.getAttribute('href') + (theme ? '&__theme=' + theme : ''));
   // The sliders stay where the visitor put them, and what was unfolded stays open.
   const slider = element.querySelector('.fade input'), set = root.style.getPropertyValue('--fade');
-  if (slider) fade(set ? 100 * set : slider.value);
+  if (slider) set ? slider.value = 100 * set : fade(slider.value);
   element.querySelectorAll('details').forEach(each => { each.open = opened[each.dataset.name]; });
 };
 watch('value', drawn);

@@ -31,8 +31,8 @@ SAME_MAP = (
     "faster copy of the model, which rounds differently."
 )
 ICONS = {"believable": "M4 9l3 3 7-7", "doubtful": "M9 4v6M9 13.5v.5", "not believable": "M5 5l8 8M13 5l-8 8"}
-CHECKING = '<p class="chip">Checking whether the marked spot mattered …</p>'
-ON_REQUEST = '<button class="chip ask">Check whether the marked spot mattered</button>'
+CHECKING = '<p class="chip">Checking the marked spot …</p>'
+ON_REQUEST = '<button class="chip ask">Check the marked spot</button>'
 REDRAWN = (  # what a question changes, the sentence first
     *("sentence", "chip", "look", "side", "three", "grad_cam"),
     *("picker", "stages", "contributions", "errors", "link", "code"),
@@ -100,7 +100,7 @@ def facts(answer: Answer) -> str:
     return folded("About this model", paragraph(model_facts(answer.model)) + paragraph(HUB_HINT), "about")
 
 
-def why(answer: Answer) -> str:
+def grad_cam(answer: Answer) -> str:
     """The map that is asked for, large, and on demand its scale, peak and stage, and what the model sees."""
     question, attribution, prediction = answer.question, answer.attribution, answer.prediction
     drawn, top = draw_map(answer)
@@ -176,23 +176,8 @@ def record(answer: Answer) -> str:
 
 
 PANELS: dict[str, Callable[..., str]] = {
-    "sentence": sentence,
-    "background": background,
-    "look": look,
-    "three": three_stages,
-    "side": side,
-    "facts": facts,
-    "grad_cam": why,
-    "picker": region_picker,
-    "stages": stages,
-    "contributions": contributions,
-    "errors": errors,
-    "link": link,
-    "code": code,
-    "chip": chip,
-    "reasons": reasons,
-    "believe": believe,
-    "compared": compare,
-    "record": record,
+    **{each.__name__: each for each in (sentence, background, look, side, facts, grad_cam, chip, reasons, believe)},
+    **{each.__name__: each for each in (stages, contributions, errors, link, code, record)},
+    **{"three": three_stages, "picker": region_picker, "compared": compare},
 }
 SPEAKING = ("sentence", "grad_cam", "stages", "errors", "code", "compared", "record")  # of what went wrong

@@ -3,6 +3,7 @@
 import html
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 
 from cvlab.explain.paths import dependence_sentence
 from cvlab.metrics import segmentation_counts, segmentation_scores
@@ -31,6 +32,7 @@ DEPENDENCE = "Does a map depend on your region? r near 1: it would look the same
 ALL_SELECTED = "The region is the whole picture: there is nothing else to compare its maps with."
 
 
+@lru_cache(maxsize=1)  # two tabs show it
 def region_picker(answer: Answer) -> str:
     """The photo with the outline of the mask and an orange line around the region, to choose another region in."""
     if not answer.segments:
@@ -61,6 +63,8 @@ def stages(answer: Answer) -> str:
     evidence, question, paths = answer.evidence, answer.question, answer.paths
     if question.method in SLOW_METHODS:
         return paragraph(f"{METHOD_NAMES[question.method]} belongs to no stage: see the tab Grad-CAM.")
+    if not paths:
+        return paragraph(WORKING)
     drawn = []
     for stage, first in evidence.maps["grad_cam"].items():
         two, sentences = [], []
@@ -69,7 +73,7 @@ def stages(answer: Answer) -> str:
             picture, top = draw_map(answer, stage, method, spot=False)
             caption = f"peak {number(peak_of(attribution, method))} {UNIT}"
             known = [answer.warning(attribution)]
-            if paths and paths.dependence:
+            if paths.dependence:
                 r = paths.dependence[method][stage]
                 caption += f", r\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{r:.2f}"
                 known.append(dependence_sentence(r))
@@ -78,8 +82,7 @@ def stages(answer: Answer) -> str:
             sentences += [f"{name}: {each}" for each in known if each]
         head = f"<h3>{html.escape(stage)}, {first.shape[-1]} x {first.shape[-2]}</h3>"
         drawn.append(f'<div class="pair">{head}{"".join(two)}{paragraph(" ".join(sentences))}</div>')
-    reading = READING
-    reading += f" {DEPENDENCE if paths.dependence else ALL_SELECTED}" if paths else ""
+    reading = f"{READING} {DEPENDENCE if paths.dependence else ALL_SELECTED}"
     score = paragraph(f"{answer.words}; score {number(evidence.score)} {UNIT}.")
     every = score + with_photo("".join(drawn), "pairs") + paragraph(reading)
     return three_stages(answer) + folded(f"All {len(drawn)} stages by both methods, with their figures", every, "all")

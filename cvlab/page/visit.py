@@ -104,7 +104,7 @@ class Visit:
         return self._cache.known((self.photo, self.name, *key))
 
 
-@dataclass
+@dataclass(eq=False)
 class Answer:
     """The answer to one question about one visit: what every panel of the page is drawn from."""
 
@@ -233,7 +233,7 @@ class Answer:
         return self.visit.known(("verdict", *self.key))
 
     def work_out_verdict(self) -> None:
-        """Takes 42 forwards; `verdict` is known afterwards. Does nothing where the map is not `testable`."""
+        """Takes 44 forwards; `verdict` is known afterwards. Does nothing where the map is not `testable`."""
         if self.testable:
             images, evidence = self.prediction.images, self.evidence
             stage = self.stage if self.read_at else None

@@ -38,7 +38,7 @@ FLATTENING = (torch.flatten, torch.reshape, Tensor.flatten, Tensor.reshape, Tens
 FAITHFUL = 0.95  # correlation of Grad-CAM with HiResCAM from which Grad-CAM can be used under a flatten head
 
 
-def diagnose(attribution: Tensor, logits: Tensor | None = None, class_idx: int = 0, temperature: float = 1.0) -> str:
+def diagnose(attribution: Tensor, logits: Tensor | None = None, class_idx: int = 0) -> str:
     """A warning about a map in a sentence, or "" if there is nothing to warn of.
 
     Args:
@@ -156,7 +156,7 @@ def _of_input(images: Tensor) -> Iterator[str]:
         yield "Constant image: every pixel has the same colour (or was divided by 255 twice)."
 
 
-def _of_map(attribution: Tensor, logits: Tensor | None, class_idx: int | None, temperature: float) -> Iterator[str]:
+def _of_map(attribution: Tensor, logits: Tensor | None, class_idx: int | None) -> Iterator[str]:
     """Reasons that the numbers of a map show. Without a class, those that depend on it are not checked."""
     if not attribution.isfinite().all():
         yield "Not finite: the map holds NaN or infinity."

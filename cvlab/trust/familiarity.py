@@ -17,10 +17,7 @@ FOREIGN = 0.05  # less familiar than this is called foreign: so are this share o
 
 @takes_wrapped
 def familiarity(model: Model, images: Tensor) -> Tensor:
-    """The share of the photos of val that look at least as foreign as each image, (N,) from 0 to 1.
-
-    Args:
-        images: (N, 3, S, S) in [0, 1].
+    """The share of the photos of val that look at least as foreign as each image (N, 3, S, S) in [0, 1]: (N,).
 
     Raises:
         ValueError: the model's folder has no statistics for it, or they are of another network.
@@ -30,9 +27,7 @@ def familiarity(model: Model, images: Tensor) -> Tensor:
         foreign = foreignness(statistics, features(model, images))
         return (statistics["val"] >= foreign[:, None]).float().mean(1)
     except (KeyError, RuntimeError) as error:
-        raise ValueError(
-            "this model's folder has no statistics of its photos: train/evaluate.py --calibrate fits them"
-        ) from error
+        raise ValueError("no statistics of its photos are kept: train/evaluate.py --calibrate fits them") from error
 
 
 def features(model: Model, images: Tensor) -> Tensor:

@@ -8,12 +8,22 @@ python tests/bench/conformance.py --modules resnet swin_transformer
 Weights are random. At every stage the map of `cvlab.explain.explain` is compared with captum.attr.LayerGradCam on the
 stage's (N, C, h, w) form, at the default stage that of `grad_cam` too. A module passes if they differ by at most 1e-5
 of the map's largest absolute value, and every map is finite and not constant.
+
+Is the map drawn where its cause is? A spot is moved over a plain image, to 20 places: five groups of four that mirror
+each other about the middle of the view. What it changes at the last stage, drawn by the stage's grid, has its centre of
+mass beside the spot; the `shift` is the mean of a group, and of these the median, in pixels at 224. Mirrored spots take
+out what is no shift: a spot may lie anywhere in a large cell, and what reaches the whole map (attention, gates, wide
+receptive fields) pulls every centre to the middle. By how much it pulls is fitted and undone. Weights of convolutions
+are made positive here, so that no influence cancels another's. Edges cut maps off, and not alike on both sides where
+strides are padded on one: a network above the aim is measured again in a view twice as large, if it takes one.
 """
 
 import argparse
 import gc
 import json
+import statistics
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import timm
@@ -24,7 +34,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository root: cvlab needs no installation
 
-from cvlab.explain import class_score, default_stage, explain, grad_cam
+from cvlab.explain import class_score, default_stage, explain, grad_cam, heatmap
 from cvlab.models import Model, build
 from cvlab.models.timm import default_view
 
@@ -32,7 +42,8 @@ MARK = "bench-conformance"
 TOLERANCE = 1e-5
 LARGEST = 288  # pixels: networks that are shown larger views are shown SMALLER ones here, if they can be
 SMALLER = 224
-HEAD = ["module of timm", "network", "pixels", "stages", "largest difference", "verdict"]
+AIM = 2.0  # pixels at 224, of the shift
+HEAD = ["module of timm", "network", "pixels", "stages", "largest difference", "shift", "in a larger view", "verdict"]
 
 
 class Probe(nn.Identity):
@@ -98,6 +109,60 @@ def differences(model: Model, images: Tensor) -> dict[str, float]:
     return worst
 
 
+def positive(model: Model) -> Model:
+    """Convolutions as weighted means of what they see."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            weight = module.weight.data.abs_()
+            weight /= weight.flatten(1).sum(1).clamp_min(1e-12).view(-1, 1, 1, 1)
+    return model
+
+
+@torch.no_grad()
+def shift(model: Model, side: int) -> float | None:
+    """How far from a spot the map of what it changes is drawn, in pixels at 224; None for a stage without a grid.
+
+    Args:
+        model: with `positive` weights.
+        side: of the view, pixels; the grid of the model's own view goes on beyond its edges.
+    """
+    stage = model.stages[list(model.stages)[-1]]
+    if stage.grid is None:
+        return None
+    middle, unit = (side - 1) / 2, model.image_size / 224
+    aside = (60 * unit * torch.rand(5, 1, 2, generator=torch.Generator().manual_seed(0))).round() + middle % 1
+    spots = (middle + aside * torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]])).view(20, 2)
+    images = torch.full((21, 3, side, side), 0.5)
+    for image, (y, x) in zip(images[1:], spots.long().tolist(), strict=True):
+        image[:, y - 3 : y + 4, x - 3 : x + 4] = 1
+    seen: list[Tensor] = []
+    handle = stage.module.register_forward_hook(lambda module, inputs, output: seen.append(stage.to_map(output)))
+    grid = stage.grid
+    try:
+        for batch in images.split(7):
+            model(batch)
+        stage.module.grid = grid._replace(side=side)
+        plain, *changed = torch.cat(seen)
+        heat = heatmap((torch.stack(changed) - plain).abs().sum(1, keepdim=True), (side, side), stage)[:, 0].double()
+    finally:
+        handle.remove()
+        stage.module.grid = grid
+    places = torch.arange(side, dtype=torch.double)
+    centres = torch.stack([heat.sum(2) @ places, heat.sum(1) @ places], 1) / heat.sum((1, 2))[:, None]
+    found, true = centres - middle, spots - middle
+    pull = (found * true).sum() / true.square().sum()  # 1 where nothing pulls to the middle
+    return (found / pull - true).view(5, 4, 2).mean(1).median(0).values.norm().item() / unit
+
+
+def shifts(model: Model) -> dict:
+    """The shift at the model's own view, and if that is above the aim, in a view twice as large."""
+    found = {"shift": shift(positive(model), model.image_size), "shift_in_larger_view": None}
+    if found["shift"] and found["shift"] > AIM:
+        with suppress(Exception):  # many networks take one size only
+            found["shift_in_larger_view"] = shift(model, 2 * model.image_size)
+    return found
+
+
 def examine(module: str) -> dict:
     """One line of the table."""
     architecture = smallest(module)
@@ -119,6 +184,7 @@ def examine(module: str) -> dict:
         if difference > TOLERANCE:
             exact = max(differences(model.double(), images.double()).values())
             line["reason"] = f"differs at {max(worst, key=worst.get)}, in float64 by {exact:.0e}"
+        line |= shifts(model.float())
     except Exception as error:  # whatever a network does, the others are examined
         line |= {"stages": [], "difference": None, "reason": f"{type(error).__name__}: {error}".split("\n")[0][:200]}
     return line
@@ -136,6 +202,7 @@ def cells(line: dict) -> list:
         *(line[key] for key in ("module", "network", "pixels")),
         len(line["stages"]),
         difference,
+        *("" if line.get(key) is None else f"{line[key]:.1f}" for key in ("shift", "shift_in_larger_view")),
         line["reason"] or "equal",
     ]
 
@@ -151,6 +218,18 @@ def summary(lines: list[dict]) -> str:
         f"captum.attr.LayerGradCam on the stage's (N, C, h, w) form within {TOLERANCE:.0e} of their largest value; the "
         f"largest difference is {largest:.1e}."
     )
+    drawn = [line for line in lines if line.get("shift") is not None]
+    if drawn:
+        near, middle = sum(line["shift"] <= AIM for line in drawn), statistics.median(line["shift"] for line in drawn)
+        text += (
+            f"\n\nOf {len(drawn)} networks **{near}** draw the last stage's map at most {AIM:.0f} pixels (at 224) off "
+            f"its cause; the median is {middle:.1f}. The others, in brackets in a view twice as large, whose edges cut "
+            "off less (a dash: the network takes one size only): "
+        )
+        far = [line for line in drawn if line["shift"] > AIM]
+        wide = ["-" if line["shift_in_larger_view"] is None else f"{line['shift_in_larger_view']:.1f}" for line in far]
+        each = [f"{line['module']} {line['shift']:.1f} ({other})" for line, other in zip(far, wide, strict=True)]
+        text += ", ".join(each or ["none"]) + "."
     failed = [f"- {line['module']} ({line['network']}): {line['reason']}" for line in lines if line["reason"]]
     return "\n".join([text, *[""] * bool(failed), *failed])
 

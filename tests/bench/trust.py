@@ -203,7 +203,7 @@ def maps_table(lines: list[dict]) -> str:
         cells += [figure(found[4]), figure(found[5])]
         cells.append(figure(found[6]) if lines[0]["erased"] else f"not valid ({np.nanmean(found[6]):.2f})")
         cells.append(("passes" if measures.gate(sanity) else "fails") if sanity else "-")
-        cells.append(f"{np.nanmean(leaks):.2f}" if leaks else "-")
+        cells.append(f"{abs(np.nanmean(leaks)):.2f}" if leaks else "-")
         rows[key] = np.nanmean(found[2]), [*key.split(" | "), str(found.shape[1]), *cells]
     head = ["heatmap", "stage", "n", *MEASURES, "gate", "mosaic"]
     return table(head, [row for _, row in sorted(rows.values(), key=lambda each: -each[0])])

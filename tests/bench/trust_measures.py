@@ -140,7 +140,8 @@ def mosaic_leak(heat: np.ndarray) -> float:
     half, border = len(heat) // 2, len(heat) // 8
     kept = heat.copy()
     kept[half - border : half + border] = kept[:, half - border : half + border] = 0
-    return float(1 - kept[:half, :half].sum() / kept.sum()) if kept.any() else np.nan
+    right, total = kept[:half, :half].sum(), kept.sum()
+    return float(max(total - right, 0) / total) if total else np.nan
 
 
 def gate(correlations: Sequence[float]) -> bool:
