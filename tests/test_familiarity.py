@@ -1,5 +1,7 @@
 """Photos of none of a model's classes: how familiar they are, by statistics that stand in the model's folder."""
 
+import csv
+import io
 import json
 from pathlib import Path
 
@@ -17,8 +19,16 @@ from sklearn.preprocessing import StandardScaler
 from cvlab import checkpoint
 from cvlab.checkpoint import CheckpointError, card
 from cvlab.data.evaluation import foreign_views, parts_of, read_views
-from cvlab.learning.calibration import calibrate, features_of, fit_statistics
+from cvlab.learning.calibration import calibrate, fit_statistics
 from cvlab.models import Model, build
+from cvlab.page.evidence import predict_photo
+from cvlab.page.many import explain_many, to_csv
+from cvlab.page.models import Models
+from cvlab.page.question import Question
+from cvlab.page.unzip import Picture
+from cvlab.page.visit import Visits
+from cvlab.page.words import said
+from cvlab.transforms import open_image, view
 from cvlab.trust import familiarity
 from cvlab.trust.familiarity import features, foreignness
 
@@ -74,11 +84,11 @@ def test_the_class_for_rejecting_is_scikit_learns() -> None:
     model, generator = small(), torch.Generator().manual_seed(0)
     own, val, others = (torch.randint(high, (20, 3, 32, 32), generator=generator).byte() for high in (200, 200, 256))
     found = fit_statistics(model, own, val, others)
-    rows = [features_of(model, views).numpy() for views in (own, others)]
+    rows = [features(model, views).numpy() for views in (own, others)]
     oracle = LogisticRegression(C=0.01, class_weight="balanced", max_iter=500)
     scaled = make_pipeline(StandardScaler().fit(rows[0]), oracle)
     oracle.fit(scaled[0].transform(np.concatenate(rows)), [0] * 20 + [1] * 20)
-    expected = scaled.decision_function(features_of(model, val).numpy())
+    expected = scaled.decision_function(features(model, val).numpy())
     np.testing.assert_allclose(found["val"].numpy(), expected, rtol=1e-2, atol=1e-3)
 
 
@@ -130,19 +140,19 @@ def test_a_report_and_the_card_tell_of_the_unknown(run: tuple[Path, Path, Path],
     views, _ = read_views(parts_of(model, data, "test")[0], "test", model)
     own = tmp_path / "like own"
     own.mkdir()
-    for i, view in enumerate(views):
-        Image.fromarray(view.permute(1, 2, 0).numpy()).save(own / f"{i}.png")
+    for i, pixels in enumerate(views):
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(own / f"{i}.png")
     found, pictures = {}, {}
     table = add_unknown(found, pictures, model, views, [others, own])
-    assert found["unknown"]["green"]["refused"]["value"] == 1
-    assert found["unknown"]["green"]["roc_area"] == 1
-    assert found["unknown"]["like own"]["roc_area"] == pytest.approx(0.5, abs=0.05)
+    assert found["refused green"]["value"] == 1
+    assert found["refused green"]["roc_area"] == 1
+    assert found["refused like own"]["roc_area"] == pytest.approx(0.5, abs=0.05)
     assert table.count("\n") == 5  # a blank line, the head, its rule, own and two folders
     assert pictures["unknown.png"]().size[0] > 100
     (tmp_path / "config.json").write_bytes((out / "config.json").read_bytes())
     (tmp_path / "metrics.json").write_text(json.dumps({"part": "test", "n": 4} | found))
     card.write(tmp_path)
-    assert "it cannot tell: like own." in (tmp_path / "README.md").read_text()
+    assert "photos of none of its classes: like own." in (tmp_path / "README.md").read_text()
 
 
 def test_without_statistics_nothing_can_be_told(run: tuple[Path, Path, Path], tmp_path: Path) -> None:
@@ -173,3 +183,19 @@ def test_a_folder_of_others_that_is_not_there_is_found_out_at_once(tmp_path: Pat
     words = ["--data", tmp_path, "--out", tmp_path / "run", "--others", tmp_path / "nowhere"]
     assert "nowhere" in last_words("classifier", *words)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_page_says_what_is_unlike_its_photos(run: tuple[Path, Path, Path]) -> None:
+    out, data, others = run
+    model, photo, own = checkpoint.load(out), others / "0.png", next(iter(sorted((data / "red").iterdir())))
+    assert predict_photo(open_image(photo), model).familiar == 0
+    assert predict_photo(open_image(own), small()).familiar is None
+    rows = [each.row for each in explain_many(model, [Picture("green", photo), Picture("red", own)])]
+    assert [row.familiar for row in rows] == pytest.approx([0, familiarity(model, view(open_image(own), model)).item()])
+    header, first, _ = csv.reader(io.StringIO(to_csv(rows)))
+    assert dict(zip(header, first, strict=True))["familiar"] == "0.0"
+    visits = Visits(Models({"colours": str(out)}))
+    foreign, known = (said(visits.get(str(path), "colours").ask(Question()))[0] for path in (photo, own))
+    assert foreign.startswith("Unlike anything it was trained on. Nearest: ")
+    assert foreign.split("Nearest: ")[1].split(",")[0] in model.class_names  # which can still be seen
+    assert ("Unlike" in known) == (rows[1].familiar < 0.05)

@@ -19,11 +19,10 @@ from cvlab.data.evaluation import foreign_views, read_views
 from cvlab.data.parts import Parts
 from cvlab.explain.many import predict_views
 from cvlab.files import read_json, to_json, write_text
-from cvlab.learning.calibration import features_of
 from cvlab.models import Model, probabilities
 from cvlab.models.fused import for_serving
 from cvlab.transforms import resize_logits
-from cvlab.trust.familiarity import FOREIGN, familiarity, foreignness
+from cvlab.trust.familiarity import FOREIGN, familiarity, features, foreignness
 from cvlab.trust.reliability import examine, summary
 
 
@@ -75,19 +74,17 @@ def add_unknown(found: dict, pictures: dict, model: Model, views: Tensor, folder
     if not folders:
         return ""
 
-    familiarity(model, views[:1] / 255)  # says what is missing
-
-    def strange(some: Tensor) -> Tensor:
-        return foreignness(model.statistics, features_of(model, some))
-
-    own, curves, found["unknown"] = strange(views), {}, {}
+    familiarity(model, views[:1])  # says what is missing
+    own, curves = foreignness(model.statistics, features(model, views)), {}
     rows = [("pictures", "number", "refused (95% interval)", "area under ROC")]
-    for name, scores in {"own": own, **{path.name: strange(foreign_views(path, model)) for path in folders}}.items():
+    for folder in (None, *folders):
+        name = folder.name if folder else "own"
+        scores = foreignness(model.statistics, features(model, foreign_views(folder, model))) if folder else own
         refused = int(((model.statistics["val"] >= scores[:, None]).float().mean(1) < FOREIGN).sum())
         share = metrics.interval(refused / len(scores), metrics.wilson_interval(refused, len(scores)))
         truth, both = [0] * len(own) + [1] * len(scores), torch.cat([own, scores])
         area, curves[name] = roc_auc_score(truth, both), roc_curve(truth, both)[:2]
-        found["unknown"][name] = {"n": len(scores), "refused": share, "roc_area": area}
+        found[f"refused {name}"] = share | {"n": len(scores), "roc_area": area}
         told = "{value:.3f} ({low:.3f} to {high:.3f})".format(**share)
         rows.append((name, str(len(scores)), told, f"{area:.3f}"))
     pictures["unknown.png"] = partial(plots.lines_picture, curves, FOREIGN, "share of own pictures refused")

@@ -39,7 +39,7 @@ LIMITS = {
     ),
 }
 RECORDED = ("epochs", "minutes", "hardware", "peak_memory_mb", "precision", "seed", "finished")  # in manifest.json
-BY_CLASS = ("classes", "iou_by_class", "unknown")  # entries of metrics.json whose keys are names of classes
+BY_CLASS = ("classes", "iou_by_class")  # entries of metrics.json whose keys are names of classes
 USE = """\
 from cvlab.checkpoint import load
 from cvlab.explain import grad_cam
@@ -211,14 +211,12 @@ def _pictures(folder: Path) -> Section:
 
 
 def _limits(folder: Path) -> Section:
-    task, measured = read_config(folder / "config.json")["task"], _read_json(folder / "metrics.json").get("unknown", {})
-    sentences, rows = [LIMITS[task]], [("photos of", "number", "refused (95% interval)")]
-    for name, each in measured.items():
-        rows.append((name, str(each["n"]), "{value:.3f} ({low:.3f} to {high:.3f})".format(**each["refused"])))
-    missed = [name for name, each in measured.items() if name != "own" and each["refused"]["value"] < 0.8]
-    if task == "classification" and (missed or not (folder / "familiarity.safetensors").is_file()):
-        sentences.append(f"Photos of none of its classes it cannot tell: {', '.join(missed) or 'nothing was fitted'}.")
-    return Section("Limits", sentences=sentences, tables=[rows] if measured else [])
+    task, measured = read_config(folder / "config.json")["task"], _read_json(folder / "metrics.json")
+    refused = {name.removeprefix("refused "): each["value"] for name, each in measured.items() if "refused " in name}
+    missed = [name for name, share in refused.items() if name != "own" and share < 0.8]
+    told = task != "classification" or (folder / "familiarity.safetensors").is_file()
+    note = f"It cannot tell photos of none of its classes{': ' if missed else ''}{', '.join(missed)}."
+    return Section("Limits", sentences=[LIMITS[task], *([note] if missed or not told else [])])
 
 
 SECTIONS: tuple[Callable[[Path], Section], ...] = (_model, _scores, _trust, _data, _training, _pictures, _limits)

@@ -51,10 +51,9 @@ def save(model: Model, folder: str | Path, **facts: object) -> None:
     config = to_json({**keys_of_timm, "cvlab": block}, indent=1) + "\n"  # first, because it may fail
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored(model).state_dict().items()}
     write_bytes(folder / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
+    (folder / STATISTICS).unlink(missing_ok=True)  # of the model that was there before
     if model.statistics:
         write_bytes(folder / STATISTICS, to_safetensors(model.statistics))
-    else:
-        (folder / STATISTICS).unlink(missing_ok=True)  # of the model that was there before
     write_text(folder / "config.json", config)
 
 

@@ -23,7 +23,6 @@ from cvlab.checkpoint.hub_errors import HubError, hub_errors, is_temporary, mess
 from cvlab.files import write_text
 
 NEEDED = ["config.json", "model.safetensors"]
-# At the root of the repository.
 FILES = [
     *NEEDED,
     "README.md",

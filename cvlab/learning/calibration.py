@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from cvlab import checkpoint
 from cvlab.data.evaluation import MOST, foreign_views, read_views
@@ -24,10 +23,7 @@ DIRECTIONS = 32  # of the features of a pretrained network: tests/bench/unknown.
 
 
 def calibrate(folder: str | Path, parts: Parts, others: Path | None = None) -> Model:
-    """Fits on val what the folder of a model tells about it, writes it there, and prints it; returns the model.
-
-    `others` are photos of anything else, for `cvlab.trust.familiarity`; networks of timm do without.
-    """
+    """Fits on val what a model's folder tells about it, and writes it there; `others` are photos of anything else."""
     model = checkpoint.load(folder)
     views, labels = read_views(parts, "val", model)
     try:
@@ -47,7 +43,7 @@ def calibrate(folder: str | Path, parts: Parts, others: Path | None = None) -> M
 
 def fit_statistics(model: Model, own: Tensor, val: Tensor, others: Tensor | None) -> dict[str, Tensor]:
     """What `cvlab.trust.familiarity` needs, of pictures of train, of val and perhaps of others, (N, 3, S, S) uint8."""
-    rows = features_of(model, own)
+    rows = features(model, own)
     if others is None:
         directions = torch.linalg.svd(F.normalize(rows, dim=1), full_matrices=False).Vh[
             : min(DIRECTIONS, rows.shape[1] // 2)
@@ -56,31 +52,23 @@ def fit_statistics(model: Model, own: Tensor, val: Tensor, others: Tensor | None
     else:
         from sklearn.linear_model import LogisticRegression  # imported here: it takes a second
 
-        both = torch.cat([rows, features_of(model, others)])
+        both = torch.cat([rows, features(model, others)])
         mean, scale = rows.mean(0), rows.std(0, correction=0).clamp(min=1e-6)
         reject = LogisticRegression(C=0.01, class_weight="balanced", max_iter=500)
         reject.fit(((both - mean) / scale).numpy(), [0] * len(rows) + [1] * len(others))
         weight = torch.from_numpy(reject.coef_[0]).float() / scale
         found = {"weight": weight, "bias": torch.from_numpy(reject.intercept_).float() - weight @ mean}
-    foreign = foreignness(found, features_of(model, val))
+    foreign = foreignness(found, features(model, val))
     return found | {"val": foreign.quantile(torch.linspace(0, 1, 1000)) if len(foreign) > 1000 else foreign}
 
 
-def features_of(model: Model, views: Tensor) -> Tensor:
-    """`cvlab.trust.familiarity.features` of many views (N, 3, S, S) uint8: (N, D)."""
-    return torch.cat([features(model, batch / 255) for batch in tqdm(views.split(32), "features", leave=False)])
-
-
 def answers(model: Model, views: Tensor, labels: list) -> tuple[Tensor, Tensor]:
-    """Logits and truth for `cvlab.metrics.fit_temperature`: of each picture, or of a sample of each picture's pixels.
-
-    `views` are (N, 3, S, S) uint8, and `labels` N classes or masks (C, H, W) bool.
-    """
+    """Logits and truth for `fit_temperature`: of pictures (N, 3, S, S) uint8, or of a sample of each one's pixels."""
     if model.task == "classification":
         return torch.cat([*predict_views(model, views)]), torch.tensor(labels)
     drawn, pairs = torch.Generator().manual_seed(0), []
     for logits, mask in zip(chain.from_iterable(predict_views(model, views)), labels, strict=True):
         chosen = torch.randint(mask.numel(), (PIXELS,), generator=drawn)
-        pairs.append((resize_logits(logits[None], mask.shape[-2:]).flatten()[chosen], mask.flatten()[chosen]))
-    logits, truth = zip(*pairs, strict=True)
-    return torch.cat(logits), torch.cat(truth)
+        resized = resize_logits(logits[None], mask.shape[-2:])
+        pairs.append(torch.stack([resized.flatten()[chosen], mask.flatten()[chosen]]))
+    return torch.cat(pairs, 1).unbind()

@@ -130,10 +130,7 @@ class Model(nn.Module):
 
 
 def probabilities(model: Model, logits: Tensor) -> Tensor:
-    """The probabilities of logits (N, C) or (N, C, H, W), calibrated by the model's temperature, in the same shape.
-
-    Guo et al., "On Calibration of Modern Neural Networks", 2017, section 4.2.
-    """
+    """The probabilities of logits (N, C) or (N, C, H, W), calibrated by the model's temperature, in the same shape."""
     scaled = logits / getattr(model, "temperature", 1.0)  # of any module with a task
     # The softmax of a single logit would be 1 for ever: its probability is the sigmoid.
     return scaled.softmax(1) if model.task == "classification" and logits.shape[1] > 1 else scaled.sigmoid()

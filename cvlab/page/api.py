@@ -90,7 +90,7 @@ def add_api(visits: Visits) -> None:
     """Adds the endpoints to the page that is being built."""
 
     def predict(image: str, model: str) -> dict:
-        """{label, confidences} for a classifier, {mask, shares, numbers} for a segmenter."""
+        """{label, confidences, familiar} for a classifier, {mask, shares, numbers} for a segmenter."""
         with in_sentences():
             answer = visits.get(image, model).ask(Question())
             if answer.segments:
@@ -99,7 +99,7 @@ def add_api(visits: Visits) -> None:
                 return {"mask": mask.model_dump(), "shares": shares, "numbers": numbers}
             ranked = sorted(answer.prediction.shares.items(), key=lambda item: -item[1])
         confidences = [{"label": name, "confidence": share} for name, share in ranked]
-        return {"label": ranked[0][0], "confidences": confidences}
+        return {"label": ranked[0][0], "confidences": confidences, "familiar": answer.prediction.familiar}
 
     def grad_cam(
         image: str, model: str, class_name: str | None = None, stage: str | None = None

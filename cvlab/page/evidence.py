@@ -16,6 +16,7 @@ from cvlab.models.unet import UNet
 from cvlab.page.picture import MAX_SIDE, photo_style, picture_url
 from cvlab.page.question import SLOW_METHODS, Question, score_of, settled, settled_score
 from cvlab.transforms import view, whole_mask
+from cvlab.trust import familiarity
 
 WHOLE_PICTURE = "the whole picture"  # stands for the stage of a map that belongs to none
 OCCLUSION_PARTS = 8  # windows along a side of the view; each overlaps half of the next
@@ -76,6 +77,7 @@ class Prediction:
         seconds: that the pass took.
         notes: what was done to open the photo.
         evidence: the answer to `Question()`; None where nothing was found.
+        familiar: `cvlab.trust.familiarity`; None for a model without statistics.
     """
 
     images: Tensor
@@ -86,6 +88,7 @@ class Prediction:
     seconds: float
     notes: list[str] = field(default_factory=list)
     evidence: Evidence | None = None
+    familiar: float | None = None
 
     @property
     def nbytes(self) -> int:
@@ -111,7 +114,11 @@ def predict_photo(image: Image.Image, model: Model) -> Prediction:
     shares = dict(zip(model.class_names, values.tolist(), strict=True))
     photo = image.copy()
     photo.thumbnail((MAX_SIDE, MAX_SIDE))
-    return Prediction(images, logits, shares, photo_style(picture_url(photo), size), size, seconds, notes, evidence)
+    style, known = (
+        photo_style(picture_url(photo), size),
+        familiarity(model, images).item() if model.statistics else None,
+    )
+    return Prediction(images, logits, shares, style, size, seconds, notes, evidence, known)
 
 
 def evidence_for(

@@ -28,6 +28,7 @@ from cvlab.models import Model, probabilities
 from cvlab.page.unzip import Picture
 from cvlab.render import overlay
 from cvlab.transforms import ImageError, view
+from cvlab.trust import familiarity
 from cvlab.trust.diagnosis import diagnose
 
 BATCH = 16
@@ -46,6 +47,7 @@ class Row:
         share: probability of the class, or the share of the view that the mask covers.
         peak: of the map that explains the prediction.
         sentence: a warning about the map, or why there is none.
+        familiar: how familiar the picture is, as `cvlab.trust.familiarity` says.
     """
 
     number: int
@@ -54,6 +56,7 @@ class Row:
     share: float | None
     peak: float | None
     sentence: str
+    familiar: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ def explain_many(
             warning = diagnose(attribution, logits / model.temperature, class_idx) if prediction else nothing
             photo = photos.pop(id(picture))
             sentence = " ".join(filter(None, [warning, *photo.info["notes"]]))
-            row = Row(number, picture.label, prediction, share, line["peak"][method][stage], sentence)
+            known = familiarity(model, seen).item() if model.statistics else None
+            row = Row(number, picture.label, prediction, share, line["peak"][method][stage], sentence, known)
             yield Explained(row, seen, attribution, photo)
         if progress:
             progress(number, len(pictures))

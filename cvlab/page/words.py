@@ -11,6 +11,7 @@ from cvlab.page.question import Question, mask_of, region_words
 from cvlab.page.visit import Answer
 from cvlab.render import relative_heat
 from cvlab.trust import hottest_part
+from cvlab.trust.familiarity import FOREIGN
 
 GRID = 96  # pixels a side, on which places are found
 SURE, LIKELY = 0.6, 0.4  # below the first the model is not sure, below the second it guesses
@@ -41,6 +42,8 @@ def said(answer: Answer) -> tuple[str, str]:
         lies = f"lies {where}" if where else "is nowhere in the picture"
         return upper(f"{name} got {percent(share)}."), f"What speaks {side} it{rather} {lies}."
     doubt = "" if share >= SURE else "Not sure: " if share >= LIKELY else "A guess: "
+    if prediction.familiar is not None and prediction.familiar < FOREIGN:
+        doubt = "Unlike anything it was trained on. Nearest: "
     looked = f"It looked {where}." if where else "No part of the picture speaks for it."
     return upper(f"{doubt}{name}, {percent(share)}."), looked
 

@@ -43,8 +43,7 @@ def diagnose(attribution: Tensor, logits: Tensor | None = None, class_idx: int =
 
     Args:
         attribution: the signed map of one image, (1, 1, h, w).
-        logits: (1, C) or (1, C, H, W), divided by the model's temperature: they show an unsure prediction, and a map
-            that only repeats it.
+        logits: (1, C) or (1, C, H, W) at the model's temperature: show an unsure prediction, or a map that repeats it.
         class_idx: the class that was explained.
     """
     return next(_of_map(attribution, logits, class_idx), "")

@@ -1,15 +1,15 @@
-"""Does a photo look like those that a model was trained on? A classifier names one of its classes for anything.
-
-The answer comes from statistics in the model's folder, which cvlab/learning/calibration.py fits: numbers, never photos.
-"""
+"""Does a photo look like those that a model was trained on? Statistics in its folder tell, never the photos."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from cvlab.explain.hooks import alone_with, forward
+from cvlab.explain.many import BATCH_SIZE
 from cvlab.explain.scores import takes_wrapped
 from cvlab.models import Model
+from cvlab.transforms import to_float
 
 PRETRAINED = ("timm", "timm_head")
 FOREIGN = 0.05  # less familiar than this is called foreign: so are this share of the photos of val
@@ -31,12 +31,10 @@ def familiarity(model: Model, images: Tensor) -> Tensor:
 
 
 def features(model: Model, images: Tensor) -> Tensor:
-    """What a network holds of each image (N, 3, S, S), as numbers, (N, D).
-
-    Of a network of timm what enters its head, as it was trained on more than the model's own classes; of others mean
-    and standard deviation of each channel at every stage.
-    """
-    rows: list[Tensor] = []
+    """What enters the head of a timm network; of others each stage's deviation and mean by channel: (N, D)."""
+    if len(images) > BATCH_SIZE:
+        return torch.cat([features(model, some) for some in tqdm(images.split(BATCH_SIZE), "features", leave=False)])
+    images, rows = to_float(images) if images.dtype == torch.uint8 else images, []
 
     def read(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         rows.extend(torch.std_mean(output.float(), (2, 3), correction=0))
@@ -58,9 +56,8 @@ def features(model: Model, images: Tensor) -> Tensor:
 def foreignness(statistics: dict[str, Tensor], found: Tensor) -> Tensor:
     """How little features (N, D) look like those of the photos of training: (N,), higher for more foreign ones.
 
-    Args:
-        statistics: "basis" (D, k), directions in which the own features lie, scaled to length 1: what counts is the
-            part outside them. Or "weight" (D,) and "bias" (1,) of a logistic regression: own photos against others.
+    By "basis" (D, k), directions in which the own features lie, scaled to length 1, it is the part outside them; or by
+    "weight" (D,) and "bias" (1,) of a logistic regression of own photos against others.
     """
     if "basis" in statistics:
         return 1 - (F.normalize(found, dim=1) @ statistics["basis"].float()).norm(dim=1)
