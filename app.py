@@ -197,13 +197,14 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     def begin(request: gr.Request, shown: str, photo: str | None, name: str, mask: str | None, *values) -> dict:
         query, before = {} if shown else dict(request.query_params), answer_of(photo, name, mask, *values).given
         question = Question(**{key: getattr(before, key) for key in KEPT}) if shown else from_query(query)
-        name = query.get("model") or name
+        linked = {"model": query["model"]} if query.get("model") else {}
+        name = linked.get("model", name)
         answer, changed = answer_to(photo, name, mask, question), {"shown": "none"}
         with suppress(ValueError, OSError):  # the sentence says it
             wanted = settings_of(answer.model, question)
             # Gradio makes each widget anew that gets more than a value, or nothing.
             changed = {"shown": name} | wanted | (lists_of(answer.model, wanted) if name != shown else {})
-        return redrawn(request, answer, "background", "facts") | by_widget({"model": name} | changed)
+        return redrawn(request, answer, "background", "facts") | by_widget(linked | changed)
 
     def redrawn(request: gr.Request, answer: Answer, *more: str) -> dict:
         key = None
