@@ -551,7 +551,7 @@ def test_grad_cam_of_a_segmenters_class_is_that_of_its_predicted_mask(segmenter,
 
 def test_default_stage(classifier, segmenter):
     assert default_stage(classifier) == "stage2"
-    assert default_stage(segmenter) == "bottleneck"
+    assert default_stage(segmenter) == "decoder2"
 
 
 def test_heatmap_by_hand():

@@ -74,7 +74,7 @@ def test_models_are_compared_at_the_stage_that_they_share(classifier, segmenter)
     assert compared_stages(classifier, deeper, ["stage1", "stage2"]) == ("stage2", "stage2")
     assert compared_stages(deeper, classifier, ["stage1", "stage3"]) == ("stage3", "stage2")
     assert compared_stages(deeper, deeper, ["stage2", "stage1"]) == ("stage1", "stage1")
-    assert compared_stages(segmenter, segmenter, list(segmenter.stages)) == ("bottleneck", "bottleneck")
+    assert compared_stages(segmenter, segmenter, list(segmenter.stages)) == ("decoder2", "decoder2")
 
 
 def test_mean_maps_do_not_depend_on_the_batches():

@@ -187,9 +187,9 @@ def page(lines: list[dict], price: dict) -> str:
         if not chosen:
             continue
         rows = []
-        for name in dict.fromkeys(line["set"] for line in chosen):
-            own = [line for line in chosen if line["set"] == name]
-            maps = [((name, line["picture"]), *found) for line in own for found in line["maps"].values()]
+        for name in (*dict.fromkeys(line["set"] for line in chosen), "all"):
+            own = [line for line in chosen if name in (line["set"], "all")]
+            maps = [((line["set"], line["picture"]), *found) for line in own for found in line["maps"].values()]
             plain = [(picture, truth, level) for picture, truth, *_, level in maps]
             kinds = [label(truth) for _, truth, _ in plain]
             agreement = np.mean([line["agreement"] for line in own])
