@@ -114,7 +114,7 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
             at.believe = html()
         with gr.Tab("U-Net stages"):
             at.stages = html()
-            with gr.Column(visible=False) as at.asking:
+            with gr.Column(elem_id="asking"):
                 with gr.Row():
                     with gr.Column(min_width=260):
                         at.picker = html()
@@ -171,7 +171,6 @@ def lists_of(model: Model, values: dict[str, object]) -> dict[str, gr.Component]
         "class_name": choice([("(the first)" if segments else "(predicted)", ""), *names], values["class_name"]),
         "rather_than": choice([("(nothing else)", ""), *names], values["rather_than"], visible=len(names) > 1),
         "stage": choice(list(model.stages), values["stage"]),
-        "asking": gr.Column(visible=segments),
     }
 
 
@@ -180,7 +179,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     settings = {field.name: getattr(at, field.name) for field in fields(Question)}
     asked = [at.photo, at.model, at.mask, *settings.values()]
     changed = [getattr(at, name) for name in {**dict.fromkeys(REDRAWN), **dict.fromkeys(CHECKED)}]
-    everything = [at.shown, at.background, at.facts, at.model, at.asking, *changed, *settings.values()]
+    everything = [at.shown, at.background, at.facts, at.model, *changed, *settings.values()]
 
     def by_widget(shown: dict[str, object]) -> dict:
         return {getattr(at, name): value for name, value in shown.items()}
@@ -198,17 +197,13 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     def begin(request: gr.Request, shown: str, photo: str | None, name: str, mask: str | None, *values) -> dict:
         query, before = {} if shown else dict(request.query_params), answer_of(photo, name, mask, *values).given
         question = Question(**{key: getattr(before, key) for key in KEPT}) if shown else from_query(query)
-        linked = {"model": query["model"]} if query.get("model") else {}
-        name = linked.get("model", name)
+        name = query.get("model") or name
         answer, changed = answer_to(photo, name, mask, question), {"shown": "none"}
         with suppress(ValueError, OSError):  # the sentence says it
             wanted = settings_of(answer.model, question)
-            if name == shown:  # what is there already need not be sent
-                changed = {key: value for key, value in wanted.items() if getattr(before, key) != value}
-            else:
-                changed = {"shown": name} | wanted | lists_of(answer.model, wanted)
-        panels = ("background",) if name == shown else ("background", "facts")
-        return redrawn(request, answer, *panels) | by_widget(linked | changed)
+            # Gradio makes each widget anew that gets more than a value, or nothing.
+            changed = {"shown": name} | wanted | (lists_of(answer.model, wanted) if name != shown else {})
+        return redrawn(request, answer, "background", "facts") | by_widget({"model": name} | changed)
 
     def redrawn(request: gr.Request, answer: Answer, *more: str) -> dict:
         key = None

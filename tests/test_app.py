@@ -27,7 +27,7 @@ from cvlab import checkpoint
 from cvlab.data import shapes
 from cvlab.explain import class_score, explain, grad_cam, peak, predict
 from cvlab.metrics import segmentation_counts, segmentation_scores
-from cvlab.models import build
+from cvlab.models import build, probabilities
 from cvlab.page.models import Models, offered_models
 from cvlab.transforms import open_image, view
 from cvlab.trust import Judgement, judge
@@ -90,7 +90,7 @@ def test_predict_gives_label_and_confidences_that_are_the_models(client: Client,
     answer = client.predict(image=handle_file(scene), model=CLASSIFIER, api_name="/predict")
     model = checkpoint.load(ROOT / "checkpoints" / CLASSIFIER)
     with torch.no_grad():
-        probs = model(view(open_image(scene), model)).softmax(1)[0]
+        probs = probabilities(model, model(view(open_image(scene), model)))[0]
     assert answer["label"] == model.class_names[probs.argmax()] == shapes.CLASS_NAMES[shapes.scene(4003).label]
     found = {each["label"]: each["confidence"] for each in answer["confidences"]}
     assert found == pytest.approx(dict(zip(model.class_names, probs.tolist(), strict=True)), abs=1e-6)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from measure import add_calibration
-from runs import SMALL_CLASSIFIER, colours, here, noise
+from runs import SMALL_CLASSIFIER, colours, discs, here, noise
 from scipy.optimize import minimize_scalar
 
 from cvlab import checkpoint
@@ -41,8 +41,7 @@ def test_temperature_is_the_one_that_scipy_finds_by_golden_section() -> None:
 
 
 def test_where_every_prediction_is_right_no_temperature_fits() -> None:
-    with pytest.raises(ValueError, match="no temperature"):
-        fit_temperature(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
+    assert fit_temperature(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])) == 1
 
 
 def test_probabilities_by_hand() -> None:
@@ -131,3 +130,24 @@ def test_a_training_fits_the_temperature(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == kept
     logits, truth = answers(model, *read_views(parts, "val", model))
     assert F.nll_loss(probabilities(model, logits).log(), truth) < F.cross_entropy(logits, truth)
+
+
+def test_a_threshold_follows_the_temperature_so_that_masks_stay(tmp_path: Path) -> None:
+    """The threshold is the one that 40% of the pixels exceed."""
+    data = discs(tmp_path / "data")
+    torch.manual_seed(0)
+    unet = build("unet", ["disc"], 32, {"width": 4, "depth": 2}).eval()
+    checkpoint.save(unet, tmp_path / "model")
+    parts, _ = parts_of(unet, data, "val")
+    views, _ = read_views(parts, "val", unet)
+    with torch.no_grad():  # sigmoid(-2.5 / T) is the share of the discs, an eighth, at T = 1.3
+        unet.head.bias -= 2.5 + predict(unet, views / 255).mean()
+    logits = predict(unet, views / 255)
+    unet.threshold = logits.flatten()[:8192].quantile(0.6).sigmoid().item()
+    checkpoint.save(unet, tmp_path / "model")
+    after = calibrate(tmp_path / "model", parts)
+    assert after.temperature == pytest.approx(1.3, abs=0.15)
+    assert abs(after.threshold - unet.threshold) > 0.01
+    same = predicted_masks(after, logits) == predicted_masks(unet, logits)
+    assert same.float().mean() > 0.999
+    assert 0.3 < predicted_masks(after, logits).float().mean() < 0.5

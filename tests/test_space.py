@@ -21,7 +21,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from cvlab import checkpoint
 from cvlab.data import shapes
-from cvlab.models import build
+from cvlab.models import build, probabilities
 from cvlab.transforms import open_image, view
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,7 +161,7 @@ def test_the_space_answers_by_the_name_on_the_hub(hub, running, checkpoints, pho
         answer = client.predict(image=handle_file(photo), model=model_id, api_name="/predict")
         model = checkpoint.load(checkpoints / model_id.split("/")[1])
         with torch.no_grad():
-            probs = model(view(open_image(photo), model)).softmax(1)[0]
+            probs = probabilities(model, model(view(open_image(photo), model)))[0]
         found = {each["label"]: each["confidence"] for each in answer["confidences"]}
         assert found == pytest.approx(dict(zip(model.class_names, probs.tolist(), strict=True)), abs=1e-6)
 

@@ -26,12 +26,11 @@ def calibrate(folder: str | Path, parts: Parts, others: Path | None = None) -> M
     """Fits on val what a model's folder tells about it, and writes it there; `others` are photos of anything else."""
     model = checkpoint.load(folder)
     views, labels = read_views(parts, "val", model)
-    try:
-        model.temperature = model.config["temperature"] = fit_temperature(*answers(model, views, labels))
-        print(f"Probabilities: of the logits divided by {model.temperature:.3f}, which fits val best.")
-    except ValueError as error:
-        model.temperature = model.config["temperature"] = 1.0
-        print(f"Probabilities stay as they are: on the {len(views)} pictures of val {error}.")
+    before = model.temperature
+    model.temperature = model.config["temperature"] = fit_temperature(*answers(model, views, labels))
+    model.threshold = 1 / (1 + (1 / model.threshold - 1) ** (before / model.temperature))  # masks stay as they are
+    unfit = f": none fits these {len(views)} pictures, so probabilities stay as they are" * (model.temperature == 1)
+    print(f"Temperature {model.temperature:.3f}, fitted on val{unfit}.")
     if model.task == "classification" and (others or model.config["network"] in PRETRAINED):
         some = random.Random(0).sample(parts.samples["train"], min(MOST, len(parts.samples["train"])))
         own, _ = read_views(replace(parts, samples={"train": some}), "train", model)

@@ -3,7 +3,6 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from cvlab.explain.hooks import alone_with, forward
 from cvlab.explain.many import BATCH_SIZE
@@ -33,7 +32,7 @@ def familiarity(model: Model, images: Tensor) -> Tensor:
 def features(model: Model, images: Tensor) -> Tensor:
     """What enters the head of a timm network; of others each stage's deviation and mean by channel: (N, D)."""
     if len(images) > BATCH_SIZE:
-        return torch.cat([features(model, some) for some in tqdm(images.split(BATCH_SIZE), "features", leave=False)])
+        return torch.cat([features(model, some) for some in images.split(BATCH_SIZE)])
     images, rows = to_float(images) if images.dtype == torch.uint8 else images, []
 
     def read(module: nn.Module, inputs: tuple, output: Tensor) -> None:

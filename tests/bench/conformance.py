@@ -43,6 +43,7 @@ TOLERANCE = 1e-5
 LARGEST = 288  # pixels: networks that are shown larger views are shown SMALLER ones here, if they can be
 SMALLER = 224
 AIM = 2.0  # pixels at 224, of the shift
+LEAST = 0.3  # as many pixels as a map's centre moves with the spot's one, or it says nothing of a place
 HEAD = ["module of timm", "network", "pixels", "stages", "largest difference", "shift", "in a larger view", "verdict"]
 
 
@@ -110,17 +111,21 @@ def differences(model: Model, images: Tensor) -> dict[str, float]:
 
 
 def positive(model: Model) -> Model:
-    """Convolutions as weighted means of what they see."""
+    """Convolutions as weighted means of what they see, and no normalisation that changes a sign."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             weight = module.weight.data.abs_()
             weight /= weight.flatten(1).sum(1).clamp_min(1e-12).view(-1, 1, 1, 1)
+        if isinstance(module, nn.BatchNorm2d) and module.affine:
+            module.weight.data.abs_()
     return model
 
 
 @torch.no_grad()
 def shift(model: Model, side: int) -> float | None:
-    """How far from a spot the map of what it changes is drawn, in pixels at 224; None for a stage without a grid.
+    """How far from a spot the map of what it changes is drawn, in pixels at 224.
+
+    None for a stage without a grid, or where a spot changes nothing, or nearly the same everywhere.
 
     Args:
         model: with `positive` weights.
@@ -147,10 +152,14 @@ def shift(model: Model, side: int) -> float | None:
     finally:
         handle.remove()
         stage.module.grid = grid
+    if not (heat.sum((1, 2)) > 0).all():  # nor if it is not finite
+        return None
     places = torch.arange(side, dtype=torch.double)
     centres = torch.stack([heat.sum(2) @ places, heat.sum(1) @ places], 1) / heat.sum((1, 2))[:, None]
     found, true = centres - middle, spots - middle
     pull = (found * true).sum() / true.square().sum()  # 1 where nothing pulls to the middle
+    if pull < LEAST:
+        return None
     return (found / pull - true).view(5, 4, 2).mean(1).median(0).values.norm().item() / unit
 
 
