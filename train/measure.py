@@ -107,9 +107,8 @@ def measure_trust(model: Model, parts: Parts, most: int, folder: Path) -> None:
     views = views[torch.randperm(len(views), generator=torch.Generator().manual_seed(0))]
     most = min(most, len(views))
     weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    known = read_json(folder / "trust.json")
+    known, served = read_json(folder / "trust.json"), for_serving(model)
     pictures = known["maps"][:most] if known.get("weights") == weights else []
-    served = for_serving(model)
     for i in tqdm(range(len(pictures), most), "trust", most, initial=len(pictures)):
         one, *others = views.roll(-i, 0)[:13] / 255
         pictures.append(examine(served, one[None], torch.stack(others)))

@@ -23,15 +23,8 @@ from cvlab.checkpoint.hub_errors import HubError, hub_errors, is_temporary, mess
 from cvlab.files import write_text
 
 NEEDED = ["config.json", "model.safetensors"]
-FILES = [
-    *NEEDED,
-    "README.md",
-    "metrics.json",
-    "trust.json",
-    "history.jsonl",
-    "manifest.json",
-    "familiarity.safetensors",
-]
+FILES = [*NEEDED, "README.md", "metrics.json", "trust.json", "history.jsonl", "manifest.json"]  # at the root
+FILES += ["familiarity.safetensors"]
 MAX_WEIGHTS_BYTES = 2 * 2**30  # model.safetensors
 MAX_TEXT_BYTES = 4 * 2**20  # each of the others
 AROUND = " \t\n\"'“”\u2018\u2019`\u00a0\u200b\u200e\u200f\u2060\ufeff"  # characters that are copied along with a name

@@ -116,8 +116,7 @@ class Verdicts(Hiding):
             sentence = "The map marks no place: it is blank or the same everywhere, so there is nothing to test."
             return Judgement("doubtful", sentence, {"marked spot": Check(0.0, False, sentence)})
         checks = self.checks(heat)
-        usual = LIMITS if self.region is None else REGION_LIMITS
-        limits = getattr(self.model, "config", {}).get("limits", usual)
+        limits = getattr(self.model, "config", {}).get("limits", LIMITS if self.region is None else REGION_LIMITS)
         value = evidence(checks)
         level = "believable" if value > limits[0] else "not believable" if value < limits[1] else "doubtful"
         empty = checks["empty picture"]
@@ -144,25 +143,18 @@ class Verdicts(Hiding):
             found["shown and hidden"] = curve, curve > AGREES, words
         else:
             outside = 1 - F.adaptive_avg_pool2d(self.region[None, None].float(), CELLS)
-            cells = F.adaptive_avg_pool2d(heat.relu(), CELLS)
-            heat_there, change_there = (
-                ((each * outside).sum() / each.sum().clamp_min(1e-9)).item() for each in (cells, self.importance.relu())
-            )
-            words = (
-                f"Outside the region lie {heat_there:.0%} of the heat, and {change_there:.0%} of what hiding changes."
-            )
-            found["outside"] = heat_there, heat_there < change_there + 0.2, words
+            weights = F.adaptive_avg_pool2d(heat.relu(), CELLS), self.importance.relu()
+            marked, moved = (((each * outside).sum() / each.sum().clamp_min(1e-9)).item() for each in weights)
+            words = f"Outside the region lie {marked:.0%} of the heat, and {moved:.0%} of what hiding changes."
+            found["outside"] = marked, marked < moved + 0.2, words
         is_empty = self.empty > self.probability / 2
         words = " So something missing may decide, which cannot be hidden." if is_empty else ""
         found["empty picture"] = self.empty, not is_empty, f"A picture of one colour gets {self.empty:.0%}.{words}"
         for name, blind in blind_maps(self.images).items():
             like = correlation(F.adaptive_avg_pool2d(heat, 2 * CELLS), blind).item()
-            words = " So it may be right by accident." if like > LIKE else ""
-            found[f"like the {name}"] = (
-                like,
-                like <= LIKE,
-                f"The map is like the picture's {name}: r = {like:.2f}.{words}",
-            )
+            words = f"The map is like the picture's {name}: r = {like:.2f}."
+            words += " So it may be right by accident." if like > LIKE else ""
+            found[f"like the {name}"] = like, like <= LIKE, words
         return {name: Check(*each) for name, each in found.items()}
 
 
