@@ -87,7 +87,7 @@ def test_families_of_timm_are_examined(tmp_path):
 
 def test_a_module_that_fails_is_named_with_its_reason():
     line = {"module": "m", "network": "n", "pixels": 64, "stages": [], "difference": None, "reason": "no map"}
-    assert conformance.cells(line) == ["m", "n", 64, 0, "", "no map"]
+    assert conformance.cells(line) == ["m", "n", 64, 0, "", "", "", "no map"]
     good = {"module": "g", "network": "h", "pixels": 64, "stages": ["a", "b"], "difference": 2e-7, "reason": ""}
     text, _, failed = conformance.summary([good, line]).split("\n")
     assert text.startswith("**1 of 2**")
