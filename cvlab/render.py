@@ -55,11 +55,7 @@ def heatmap_picture(
 
 
 def overlay(
-    view: Tensor,
-    attribution: Tensor,
-    colormap: str = COLORMAP,
-    opacity: float = 0.7,
-    stage: Stage | None = None,
+    view: Tensor, attribution: Tensor, colormap: str = COLORMAP, opacity: float = 0.7, stage: Stage | None = None
 ) -> Image.Image:
     """A map over the view the network saw: (1, 3, H, W) in [0, 1] and (1, 1, h, w) to PIL RGB.
 

@@ -61,19 +61,17 @@ def add_calibration(found: dict, model: Model, logits: Tensor, labels: Tensor) -
     shares = (both.softmax(1), (both / model.temperature).softmax(1))
     error, after = (metrics.expected_calibration_error(each, labels.long()) for each in shares)
     found["expected_calibration_error"] = error
+    told = f"\nExpected calibration error {error:.4f}"
     if "temperature" not in model.config:
-        return f"\nExpected calibration error {error:.4f}; --calibrate fits a temperature that may mend it."
+        return f"{told}; --calibrate fits a temperature that may mend it."
     found |= {"temperature": model.temperature, "expected_calibration_error_at_temperature": after}
-    return (
-        f"\nExpected calibration error {error:.4f}, at temperature {model.temperature:.3f} (fitted on val) {after:.4f}."
-    )
+    return f"{told}, at temperature {model.temperature:.3f} (fitted on val) {after:.4f}."
 
 
 def add_unknown(found: dict, pictures: dict, model: Model, views: Tensor, folders: Sequence[Path]) -> str:
     """Adds how many own views (N, 3, S, S), and pictures of anything else in folders, are refused; returns a table."""
     if not folders:
         return ""
-
     familiarity(model, views[:1])  # says what is missing
     own, curves = foreignness(model.statistics, features(model, views)), {}
     rows = [("pictures", "number", "refused (95% interval)", "area under ROC")]

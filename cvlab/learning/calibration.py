@@ -44,10 +44,8 @@ def fit_statistics(model: Model, own: Tensor, val: Tensor, others: Tensor | None
     """What `cvlab.trust.familiarity` needs, of pictures of train, of val and perhaps of others, (N, 3, S, S) uint8."""
     rows = features(model, own)
     if others is None:
-        directions = torch.linalg.svd(F.normalize(rows, dim=1), full_matrices=False).Vh[
-            : min(DIRECTIONS, rows.shape[1] // 2)
-        ]
-        found = {"basis": directions.T.half().contiguous()}
+        directions = torch.linalg.svd(F.normalize(rows, dim=1), full_matrices=False).Vh
+        found = {"basis": directions[: min(DIRECTIONS, rows.shape[1] // 2)].T.half().contiguous()}
     else:
         from sklearn.linear_model import LogisticRegression  # imported here: it takes a second
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
 
+from cvlab.checkpoint.card import confirmed
 from cvlab.explain import METHODS, default_stage
 from cvlab.explain.many import compared_stages, likeness
 from cvlab.files import write_bytes
@@ -29,11 +30,7 @@ ORDERS = {
 
 
 def compare(answer: Answer, second: Answer) -> str:
-    """Two models on one picture, one model on two pictures, or both; each explains its prediction.
-
-    Raises:
-        ValueError, OSError: as the answers; or a classifier is compared with a segmenter.
-    """
+    """Two models on one picture, one on two, or both; ValueError where a classifier is compared with a segmenter."""
     if (second.visit.name, second.visit.photo) == (answer.visit.name, answer.visit.photo):
         return paragraph("Choose a second model, a second picture, or both.")
     first = answer.again(_comparable(answer.question))
@@ -50,13 +47,11 @@ def compare(answer: Answer, second: Answer) -> str:
         words = f"{each.words} at {each.stage}"
         peak = f"Peak {number(peak_of(attribution, question.method))} logits."
         shown = heated(attribution, each.read_at, each.box, f"{title}: {words}", question.colormap, None, True)
-        caption = f"{' '.join(said(each))} {words}. {peak}"
+        tested = confirmed(each.visit.models.folder(each.visit.name), each.stage)
+        caption = f"{' '.join(said(each))} {words}. {peak} {tested}"
         drawn += with_photo(captioned(shown, title, caption), style=each.prediction.photo)
-    return (
-        paragraph(_agreement(first, second))
-        + slider("Heat", first.question.opacity)
-        + f'<div class="two">{drawn}</div>'
-    )
+    agreement = paragraph(_agreement(first, second))
+    return f'{agreement}{slider("Heat", first.question.opacity)}<div class="two">{drawn}</div>'
 
 
 def _comparable(question: Question) -> Question:

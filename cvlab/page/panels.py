@@ -7,7 +7,10 @@ import html
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from cvlab.explain import METHODS, heatmap
+import torch
+
+from cvlab.explain import METHODS, Score, correlation, explain, heatmap
+from cvlab.models import build, settings_in
 from cvlab.page.evidence import peak_of
 from cvlab.page.gallery import compare
 from cvlab.page.heat import METHOD_NAMES, UNIT, draw_map
@@ -21,7 +24,7 @@ from cvlab.page.snippet import as_python
 from cvlab.page.unet import contributions, errors, region_picker, stages, three_stages
 from cvlab.page.visit import Answer
 from cvlab.page.words import place, said, shares_of_evidence
-from cvlab.render import to_picture
+from cvlab.render import overlay, to_picture
 from cvlab.trust import hide, hottest_part
 from cvlab.trust.diagnosis import diagnose_model
 from cvlab.trust.judge import SHARES
@@ -145,13 +148,27 @@ def reasons(answer: Answer) -> str:
 
 
 def believe(answer: Answer) -> str:
-    """The same for the tab of the map, with what the map itself says against believing it."""
+    """The same for the tab of the map, with what else speaks for or against believing it."""
     evidence, question, images = answer.evidence, answer.question, answer.prediction.images
     reason = ""
     if question.method in METHODS:
         score = settled_score(evidence.class_idx, evidence.other, evidence.region, question.against)
         reason = paragraph(diagnose_model(answer.model, images, score, answer.stage, question.method))
+        reason += untrained(answer, score) if answer.quick else ""
     return reasons(answer) + reason
+
+
+def untrained(answer: Answer, score: Score) -> str:
+    """On demand, the map of the same network with weights drawn anew: what its layers show without learning."""
+    method, stage = answer.question.method, answer.stage
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build(**settings_in(answer.model.config)).eval()
+    found = explain(network, answer.prediction.images, score, [stage], [method]).maps[method][stage]
+    shown = overlay(answer.prediction.images, found, stage=answer.read_at)
+    alike = f"It agrees with the map of the model with r = {correlation(found, answer.attribution).item():.2f}."
+    drawn = in_grid([figure(shown, "The same network with random weights", alike)])
+    return folded("What would a network show that learned nothing?", drawn, "untrained")
 
 
 def link(answer: Answer) -> str:

@@ -19,11 +19,7 @@ EDGE = 1 / 40  # of the side: so near is along the edge of a region
 
 
 def said(answer: Answer) -> tuple[str, str]:
-    """What the model thinks, and what it looked at; a question that has no answer counts as the usual one.
-
-    Raises:
-        ValueError, OSError: model or photo cannot be opened.
-    """
+    """What the model thinks and looked at; the usual question if it has no answer. Errors as of `Visit.prediction`."""
     prediction = answer.prediction
     try:
         attribution = answer.attribution
