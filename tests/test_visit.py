@@ -12,8 +12,11 @@ from PIL import Image
 from torch import nn
 
 from cvlab import checkpoint
+from cvlab.checkpoint.card import confirmed
 from cvlab.data import shapes
 from cvlab.explain import METHODS, explain, predicted_score
+from cvlab.files import to_json
+from cvlab.models import build
 from cvlab.page.evidence import evidence_for, open_mask, peak_of
 from cvlab.page.host import sentence_of
 from cvlab.page.html import quoted
@@ -165,6 +168,25 @@ def test_the_check_says_what_speaks_against_the_map(visits: Visits, photo: str) 
     said = diagnose_model(answer.model, answer.prediction.images, score, "decoder1")
     assert said
     assert said in draw(answer, ["believe"])["believe"]
+
+
+def test_a_network_that_learned_nothing_agrees_with_itself_alone(visits: Visits, photo: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    checkpoint.save(build("convnet", ["cat", "dog"], 16, {"widths": [4, 8]}), tmp_path / "pets")
+    assert "with r = 1.00" in PANELS["believe"](visits.get(photo, "pets").ask(Question()))
+    torch.manual_seed(1)
+    checkpoint.save(build("convnet", ["cat", "dog"], 16, {"widths": [4, 8]}), tmp_path / "riders")
+    assert "with r = 1.00" not in PANELS["believe"](visits.get(photo, "riders").ask(Question()))
+
+
+def test_how_many_tested_maps_were_confirmed_is_read_from_the_folder(tmp_path: Path) -> None:
+    stages = {"stage1": {"confirmed": 2, "undecided": 3, "refuted": 4}}
+    (tmp_path / "trust.json").write_text(to_json({"stages": stages}))
+    assert confirmed(tmp_path, "stage1") == "Of 9 tested maps at stage1 2 were confirmed."
+    assert confirmed(tmp_path, "stage2") == confirmed(tmp_path / "none", "stage1") == ""
+    for strange in ("[]", '{"stages": 3}', '{"stages": {"stage1": {"confirmed": "<b>"}}}', "{"):
+        (tmp_path / "trust.json").write_text(strange)
+        assert confirmed(tmp_path, "stage1") == ""
 
 
 def test_an_error_becomes_a_sentence_and_keeps_the_names_in_it() -> None:
