@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from calibration import PIXELS, answers, calibrate
 from measure import add_calibration
 from runs import SMALL_CLASSIFIER, colours, discs, here, noise
 from scipy.optimize import minimize_scalar
@@ -14,7 +15,6 @@ from cvlab import checkpoint
 from cvlab.checkpoint import CheckpointError
 from cvlab.data.evaluation import parts_of, read_views
 from cvlab.explain import predict, predicted_masks
-from cvlab.learning.calibration import PIXELS, answers, calibrate
 from cvlab.metrics import fit_temperature
 from cvlab.models import build, probabilities
 from cvlab.transforms import resize_logits

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from calibration import calibrate, fit_statistics
 from measure import add_unknown
 from PIL import Image
 from runs import SMALL_CLASSIFIER, colours, here, last_words
@@ -19,7 +20,6 @@ from sklearn.preprocessing import StandardScaler
 from cvlab import checkpoint
 from cvlab.checkpoint import CheckpointError, card
 from cvlab.data.evaluation import foreign_views, parts_of, read_views
-from cvlab.learning.calibration import calibrate, fit_statistics
 from cvlab.models import Model, build
 from cvlab.page.evidence import predict_photo
 from cvlab.page.many import explain_many, to_csv

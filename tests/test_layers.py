@@ -9,7 +9,18 @@ ROOT = Path(__file__).resolve().parents[1]
 APP = ROOT / "app.py"
 TRAIN = sorted((ROOT / "train").glob("*.py"))
 CVLAB = sorted((ROOT / "cvlab").rglob("*.py"))
-SHARED = {"cli", "limits", "measure", "resume", "run", "run_queue", "sweep_plan", "sweep_tables"}  # by the scripts
+SHARED = {
+    "accelerator",
+    "calibration",
+    "cli",
+    "limits",
+    "measure",
+    "resume",
+    "run",
+    "run_queue",
+    "sweep_plan",
+    "sweep_tables",
+}  # by the scripts
 SCRIPTS = {path.stem for path in TRAIN} - SHARED | {"app", "train"}
 # A room of cvlab/, a file or a folder, and the rooms that it may import besides its own.
 ROOMS = {
@@ -22,7 +33,7 @@ ROOMS = {
     "learning": {"models", "files"},
     "data": {"models", "transforms", "files"},
     "explain": {"models"},
-    "trust": {"explain", "models"},
+    "trust": {"explain", "models", "transforms"},
     "plots": {"fonts"},
     "render": {"explain", "models", "transforms", "files", "fonts", "plots"},
     "checkpoint": {"models", "files"},

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerator import fastest_precision
 from torch import Tensor, nn
 
-from cvlab.learning.accelerator import fastest_precision
 from cvlab.learning.optim import OPTIMIZERS, SCHEDULES, optimizer, schedule
 
 

@@ -13,6 +13,7 @@ import cli
 import torch
 import torch.nn.functional as F
 from accelerate.utils import broadcast, set_seed
+from accelerator import accelerator_for, with_common_statistics
 from resume import start_from
 from run import Run, open_run
 from timm.utils import ModelEmaV3
@@ -23,7 +24,6 @@ from cvlab.data.augment import mixing
 from cvlab.data.cache import Cache
 from cvlab.data.parts import classification_parts
 from cvlab.learning import optim
-from cvlab.learning.accelerator import accelerator_for, with_common_statistics
 from cvlab.learning.losses import cross_entropy
 
 

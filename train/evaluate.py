@@ -22,6 +22,7 @@ import cli
 import numpy as np
 import torch
 import torch.nn.functional as F
+from calibration import answers, calibrate
 from measure import add_calibration, add_comparison, add_unknown, iou, mask_counts, mean_loss, measure_trust
 from PIL import Image
 from sklearn.metrics import classification_report
@@ -33,7 +34,6 @@ from cvlab.data.evaluation import is_own_test_part, note_test_read, parts_of, re
 from cvlab.data.parts import SHAPES, Parts
 from cvlab.explain.many import predict_views
 from cvlab.files import to_json, write_text
-from cvlab.learning.calibration import answers, calibrate
 from cvlab.models import Model, probabilities
 from cvlab.transforms import open_image, square_view, to_uint8
 

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerator import save_state
+from calibration import calibrate
 from PIL import Image
 from resume import check_options, record
 from torch import Tensor
@@ -29,8 +31,6 @@ from cvlab import checkpoint, plots, render
 from cvlab.checkpoint import card, hub, manifest
 from cvlab.data.parts import Parts
 from cvlab.files import read_json, to_json, write_text
-from cvlab.learning.accelerator import save_state
-from cvlab.learning.calibration import calibrate
 from cvlab.models import Model
 
 # The record of when the test part was read is none of these: it stays.

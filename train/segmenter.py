@@ -12,6 +12,7 @@ from functools import partial
 import cli
 import torch
 from accelerate.utils import set_seed
+from accelerator import accelerator_for, with_common_statistics
 from resume import start_from
 from run import Run, open_run
 
@@ -20,7 +21,6 @@ from cvlab.data import sets
 from cvlab.data.cache import Cache
 from cvlab.data.parts import segmentation_parts
 from cvlab.learning import optim
-from cvlab.learning.accelerator import accelerator_for, with_common_statistics
 from cvlab.learning.losses import SEGMENTATION_LOSSES
 from cvlab.metrics import segmentation_counts, segmentation_scores
 from cvlab.transforms import resize_logits

@@ -17,6 +17,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from accelerate.utils import set_seed
+from accelerator import accelerator_for
 from resume import start_from
 from run import Run, open_run
 
@@ -25,7 +26,6 @@ from cvlab.data import sets
 from cvlab.data.cache import Cache
 from cvlab.data.parts import classification_parts
 from cvlab.learning import frozen, optim
-from cvlab.learning.accelerator import accelerator_for
 from cvlab.learning.losses import cross_entropy
 from cvlab.models import Model
 from cvlab.models.timm import default_view, load_pretrained

@@ -48,7 +48,9 @@ from torchvision.io import decode_image
 from torchvision.transforms import InterpolationMode, functional, v2
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # the repository root: cvlab needs no installation
+sys.path[:0] = [str(ROOT), str(ROOT / "train")]  # the repository root and what the scripts share
+
+from accelerator import accelerator_for
 
 from cvlab.checkpoint import load
 from cvlab.data import shapes
@@ -56,7 +58,6 @@ from cvlab.data.cache import Cache
 from cvlab.data.parts import Parts
 from cvlab.data.sets import CACHE_MARGIN, AugmentedImages, AugmentedPairs, EvaluationSet, channels_last
 from cvlab.learning import frozen
-from cvlab.learning.accelerator import accelerator_for
 from cvlab.memory import keep_freed_memory
 from cvlab.models import build
 from cvlab.transforms import open_image, resized, to_uint8, whole_mask, whole_view

@@ -24,13 +24,14 @@ from tables import README, inserted, table
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # the repository root: cvlab needs no installation
+sys.path[:0] = [str(ROOT), str(ROOT / "train")]  # the repository root and what the scripts share
+
+from calibration import fit_statistics
 
 from cvlab import checkpoint
 from cvlab.data.evaluation import foreign_views, parts_of, read_views
 from cvlab.data.shapes import scene
 from cvlab.explain.many import predict_views
-from cvlab.learning.calibration import fit_statistics
 from cvlab.metrics import wilson_interval
 from cvlab.models import Model, build
 from cvlab.transforms import square_view, to_uint8
