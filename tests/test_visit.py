@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from cvlab import checkpoint
@@ -177,6 +178,21 @@ def test_a_network_that_learned_nothing_agrees_with_itself_alone(visits: Visits,
     torch.manual_seed(1)
     checkpoint.save(build("convnet", ["cat", "dog"], 16, {"widths": [4, 8]}), tmp_path / "riders")
     assert "with r = 1.00" not in PANELS["believe"](visits.get(photo, "riders").ask(Question()))
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [{}, {"val": torch.zeros(5)}, {"val": torch.zeros(2, 2), "weight": torch.zeros(24, 3), "bias": torch.zeros(3)},
+     {"val": torch.zeros(3), "weight": torch.zeros(7), "bias": torch.zeros(1)}, {"basis": torch.zeros(24)},
+     {"val": torch.zeros(0), "basis": torch.zeros(2, 2, 2)}],
+)  # fmt: skip
+def test_statistics_that_do_not_fit_the_network_are_left_out(
+    strange: dict, classifier: nn.Module, tmp_path: Path
+) -> None:
+    checkpoint.save(classifier, tmp_path / "pets")
+    (tmp_path / "pets" / "familiarity.safetensors").write_bytes(to_safetensors(strange))
+    models = Models({"pets": str(tmp_path / "pets")})
+    assert not models["pets"].statistics
 
 
 def test_how_many_tested_maps_were_confirmed_is_read_from_the_folder(tmp_path: Path) -> None:

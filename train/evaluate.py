@@ -176,7 +176,6 @@ def evaluate_segmenter(model: Model, other: Model | None, parts: Parts, args: ar
         lines.append(add_comparison(found, args.compare, "iou", counts, other_counts.sum(1), iou))
 
     lines.append(add_calibration(found, model, *answers(model, views, masks)))
-
     pictures = {}
     if args.part in ("test", "val") and parts.samples["val"]:
         thresholds = [round(0.05 * step, 2) for step in range(1, 20)]

@@ -69,11 +69,7 @@ def check_options(args: Namespace, state: Path) -> None:
 
 
 def record(args: Namespace, parts: Parts, resumed: bool, first: bool) -> dict:
-    """What config.json says about options and data. The first of several processes writes it for --resume, too.
-
-    Raises:
-        ValueError: classes or pictures are not those of the run that is resumed.
-    """
+    """What config.json says about options and data, checked with --resume; the first of several processes writes it."""
     made_with = {"options": options_of(args), "class_names": parts.class_names, "data": parts.facts}
     if resumed and (before := read_json(args.out / RECORD)):
         _check_data(before, made_with)

@@ -114,10 +114,8 @@ def predict_photo(image: Image.Image, model: Model) -> Prediction:
     shares = dict(zip(model.class_names, values.tolist(), strict=True))
     photo = image.copy()
     photo.thumbnail((MAX_SIDE, MAX_SIDE))
-    style, known = (
-        photo_style(picture_url(photo), size),
-        familiarity(model, images).item() if model.statistics else None,
-    )
+    style = photo_style(picture_url(photo), size)
+    known = familiarity(model, images).item() if model.statistics else None
     return Prediction(images, logits, shares, style, size, seconds, notes, evidence, known)
 
 

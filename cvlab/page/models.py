@@ -14,6 +14,7 @@ from cvlab.models import Model
 from cvlab.page.cache import Cache
 from cvlab.page.html import quoted
 from cvlab.transforms import view
+from cvlab.trust import familiarity
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_NAME = 300  # characters of a model's name
@@ -114,8 +115,12 @@ def faster_copy(model: Model) -> Model:
     """
     from cvlab.models.fused import for_serving  # imported here: it takes time that the first page need not wait for
 
-    copy = for_serving(model).eval()
     images = view(shapes.scene(TEST_SCENE, model.image_size).image, model)
+    try:
+        _ = familiarity(model, images).item() if model.statistics else None
+    except (ValueError, RuntimeError):  # a stranger's statistics may be of another network
+        model.statistics = None
+    copy = for_serving(model).eval()
     own, fused = (explain(each, images, _first_class, None, tuple(METHODS)).maps for each in (model, copy))
     for method, stages in own.items():
         for stage, attribution in stages.items():

@@ -25,7 +25,7 @@ def familiarity(model: Model, images: Tensor) -> Tensor:
     try:
         foreign = foreignness(statistics, features(model, images))
         return (statistics["val"] >= foreign[:, None]).float().mean(1)
-    except (KeyError, RuntimeError) as error:
+    except (LookupError, RuntimeError) as error:
         raise ValueError("no statistics of its photos are kept: train/evaluate.py --calibrate fits them") from error
 
 
