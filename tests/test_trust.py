@@ -95,6 +95,15 @@ def test_a_map_of_what_decides_is_believable_and_its_opposite_is_not(task: str) 
     assert judge(Brightness(task), images, right) == found["right"]
 
 
+def test_a_spot_that_did_not_matter_is_never_said_to_have_mattered() -> None:
+    """The map is right but for its hottest sixteenth, a corner that changes nothing."""
+    heat = square(slice(0, 16), slice(0, 16)) + 1.05 * square(slice(24, 32), slice(24, 32))
+    verdict = judge(Brightness("classification"), bright_quarter(), heat, 0)
+    assert verdict.level == "believable"
+    assert not verdict.checks["marked spot"].passed
+    assert not verdict.sentence.startswith("The marked spot mattered")
+
+
 def test_a_verdict_costs_44_pictures_and_ten_for_each_further_map() -> None:
     """Of a region, whose verdict has no curve: 35, and one."""
     heat, costs = square(slice(0, 16), slice(0, 16)), []

@@ -153,10 +153,7 @@ def add_api(visits: Visits) -> None:
             answer = visits.get(image, model).ask(Question(class_name=class_name, stage=stage))
             answer.work_out_verdict()
             verdict = answer.verdict
-        checks = {
-            name: {"value": float(check.value), "passed": bool(check.passed), "sentence": check.sentence}
-            for name, check in verdict.checks.items()
-        }
+        checks = {name: check._asdict() for name, check in verdict.checks.items()}
         return verdict.level, verdict.sentence, checks
 
     image = photo_input(visible=False, label="a photo, in any format")

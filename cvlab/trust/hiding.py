@@ -61,11 +61,7 @@ class Hiding:
 
 
 def hottest_part(heat: Tensor, share: float) -> Tensor:
-    """The hottest `share` of the pixels of a heatmap (1, 1, H, W) >= 0, none of them 0, as (H, W) bool.
-
-    Raises:
-        ValueError: the heatmap is blank, or the same everywhere, as one of a single position is.
-    """
+    """The hottest `share` of a heatmap (1, 1, H, W) >= 0, none of it 0: (H, W) bool. ValueError if blank or flat."""
     heat = heat[0, 0]
     count = min(round(share * heat.numel()), int((heat > 0).sum()))
     if not count:

@@ -47,6 +47,10 @@ SENTENCES = {
     "doubtful": "The marked spot may or may not have mattered: hiding parts of the picture does not tell.",
     "not believable": "The marked spot hardly mattered: hiding parts of the picture refutes it.",
 }
+ON_THE_WHOLE = {  # where the hottest spot alone says otherwise
+    ("believable", False): "The heat is right on the whole: hiding parts confirms it, if hardly at the hottest spot.",
+    ("not believable", True): "The heat is wrong on the whole: hiding parts refutes it, if not at the hottest spot.",
+}
 
 
 class Check(NamedTuple):
@@ -119,8 +123,9 @@ class Verdicts(Hiding):
         limits = getattr(self.model, "config", {}).get("limits", LIMITS if self.region is None else REGION_LIMITS)
         value = evidence(checks)
         level = "believable" if value > limits[0] else "not believable" if value < limits[1] else "doubtful"
-        empty = checks["empty picture"]
-        return Judgement(level, SENTENCES[level] + ("" if empty.passed else f" {empty.sentence}"), checks)
+        empty, sentence = checks["empty picture"], SENTENCES[level]
+        sentence = ON_THE_WHOLE.get((level, checks["marked spot"].passed), sentence)
+        return Judgement(level, sentence + ("" if empty.passed else f" {empty.sentence}"), checks)
 
     def checks(self, heat: Tensor) -> dict[str, Check]:
         """What a verdict rests on, and what it cannot tell."""
@@ -155,7 +160,7 @@ class Verdicts(Hiding):
             words = f"The map is like the picture's {name}: r = {like:.2f}."
             words += " So it may be right by accident." if like > LIKE else ""
             found[f"like the {name}"] = like, like <= LIKE, words
-        return {name: Check(*each) for name, each in found.items()}
+        return {name: Check(float(value), bool(passed), words) for name, (value, passed, words) in found.items()}
 
 
 def evidence(checks: dict[str, Check]) -> float:
