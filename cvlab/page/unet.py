@@ -47,7 +47,7 @@ def region_picker(answer: Answer) -> str:
     at = pixels // 2, pixels // 2
     with suppress(ValueError):  # the other panels say it; the picture is there to choose another region in
         lines += cased("spot", hottest_edge(answer.attribution, answer.box, answer.read_at))
-        legend = "Whole line: what was found. Dashed: where it looked most. Click a part to ask about it."
+        legend = "Line: what was found. Dashed: where it looked most. Click to ask about a part."
         if question.region != "mask":
             lines += cased("asked", outline(answer.evidence.region.numpy().astype(float), 0.5, answer.box))
             at = parse_points(question.points)[-1]
