@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from calibration import calibrate, fit_statistics
+from calibration import calibrate
 from measure import add_unknown
 from PIL import Image
 from runs import SMALL_CLASSIFIER, colours, here, last_words
@@ -30,7 +30,7 @@ from cvlab.page.visit import Visits
 from cvlab.page.words import said
 from cvlab.transforms import open_image, view
 from cvlab.trust import familiarity
-from cvlab.trust.familiarity import features, foreignness
+from cvlab.trust.familiarity import features, fit_statistics, foreignness
 
 
 def green(folder: Path, count: int = 40) -> Path:

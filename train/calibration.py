@@ -6,7 +6,6 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cvlab import checkpoint
@@ -16,10 +15,9 @@ from cvlab.explain.many import predict_views
 from cvlab.metrics import fit_temperature
 from cvlab.models import Model
 from cvlab.transforms import resize_logits
-from cvlab.trust.familiarity import PRETRAINED, features, foreignness
+from cvlab.trust.familiarity import PRETRAINED, fit_statistics
 
 PIXELS = 10_000  # of each picture, drawn at random
-DIRECTIONS = 32  # of the features of a pretrained network: tests/bench/unknown.py tries more and fewer
 
 
 def calibrate(folder: str | Path, parts: Parts, others: Path | None = None) -> Model:
@@ -38,25 +36,6 @@ def calibrate(folder: str | Path, parts: Parts, others: Path | None = None) -> M
         print(f"Photos of none of its classes are told by {'photos of other things' if others else 'features'}.")
     checkpoint.save(model, folder)
     return model
-
-
-def fit_statistics(model: Model, own: Tensor, val: Tensor, others: Tensor | None) -> dict[str, Tensor]:
-    """What `cvlab.trust.familiarity` needs, of pictures of train, of val and perhaps of others, (N, 3, S, S) uint8."""
-    rows = features(model, own)
-    if others is None:
-        directions = torch.linalg.svd(F.normalize(rows, dim=1), full_matrices=False).Vh
-        found = {"basis": directions[: min(DIRECTIONS, rows.shape[1] // 2)].T.half().contiguous()}
-    else:
-        from sklearn.linear_model import LogisticRegression  # imported here: it takes a second
-
-        both = torch.cat([rows, features(model, others)])
-        mean, scale = rows.mean(0), rows.std(0, correction=0).clamp(min=1e-6)
-        reject = LogisticRegression(C=0.01, class_weight="balanced", max_iter=500)
-        reject.fit(((both - mean) / scale).numpy(), [0] * len(rows) + [1] * len(others))
-        weight = torch.from_numpy(reject.coef_[0]).float() / scale
-        found = {"weight": weight, "bias": torch.from_numpy(reject.intercept_).float() - weight @ mean}
-    foreign = foreignness(found, features(model, val))
-    return found | {"val": foreign.quantile(torch.linspace(0, 1, 1000)) if len(foreign) > 1000 else foreign}
 
 
 def answers(model: Model, views: Tensor, labels: list) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from cvlab.models import Model
 from cvlab.transforms import to_float
 
 PRETRAINED = ("timm", "timm_head")
+DIRECTIONS = 32  # of the features of a pretrained network: tests/bench/unknown.py tries more and fewer
 FOREIGN = 0.05  # less familiar than this is called foreign: so are this share of the photos of val
 
 
@@ -61,3 +62,22 @@ def foreignness(statistics: dict[str, Tensor], found: Tensor) -> Tensor:
     if "basis" in statistics:
         return 1 - (F.normalize(found, dim=1) @ statistics["basis"].float()).norm(dim=1)
     return found @ statistics["weight"] + statistics["bias"]
+
+
+def fit_statistics(model: Model, own: Tensor, val: Tensor, others: Tensor | None) -> dict[str, Tensor]:
+    """What `familiarity` needs, of pictures of train, of val and perhaps of others, (N, 3, S, S) uint8."""
+    rows = features(model, own)
+    if others is None:
+        directions = torch.linalg.svd(F.normalize(rows, dim=1), full_matrices=False).Vh
+        found = {"basis": directions[: min(DIRECTIONS, rows.shape[1] // 2)].T.half().contiguous()}
+    else:
+        from sklearn.linear_model import LogisticRegression  # imported here: it takes a second
+
+        both = torch.cat([rows, features(model, others)])
+        mean, scale = rows.mean(0), rows.std(0, correction=0).clamp(min=1e-6)
+        reject = LogisticRegression(C=0.01, class_weight="balanced", max_iter=500)
+        reject.fit(((both - mean) / scale).numpy(), [0] * len(rows) + [1] * len(others))
+        weight = torch.from_numpy(reject.coef_[0]).float() / scale
+        found = {"weight": weight, "bias": torch.from_numpy(reject.intercept_).float() - weight @ mean}
+    foreign = foreignness(found, features(model, val))
+    return found | {"val": foreign.quantile(torch.linspace(0, 1, 1000)) if len(foreign) > 1000 else foreign}

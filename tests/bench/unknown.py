@@ -24,9 +24,7 @@ from tables import README, inserted, table
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "train")]  # the repository root and what the scripts share
-
-from calibration import fit_statistics
+sys.path.insert(0, str(ROOT))  # the repository root: cvlab needs no installation
 
 from cvlab import checkpoint
 from cvlab.data.evaluation import foreign_views, parts_of, read_views
@@ -35,7 +33,7 @@ from cvlab.explain.many import predict_views
 from cvlab.metrics import wilson_interval
 from cvlab.models import Model, build
 from cvlab.transforms import square_view, to_uint8
-from cvlab.trust.familiarity import FOREIGN, PRETRAINED, features, foreignness
+from cvlab.trust.familiarity import FOREIGN, PRETRAINED, features, fit_statistics, foreignness
 
 Scores = dict[str, Tensor]  # of each group of pictures, (N,): higher is more foreign
 MARK = "bench-unknown"
