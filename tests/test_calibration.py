@@ -93,11 +93,12 @@ def test_a_report_tells_the_error_before_and_after() -> None:
 
 @pytest.mark.parametrize("value", [0, -1, 1000, "2", True, math.nan, math.inf])
 def test_a_temperature_beyond_its_limits_is_refused(tmp_path: Path, value: object) -> None:
-    checkpoint.save(build("convnet", ["a", "b"], 16, {"widths": [4]}), tmp_path)
+    model = build("convnet", ["a", "b"], 16, {"widths": [4]})
+    checkpoint.save(model, tmp_path)
     checkpoint.annotate(tmp_path, temperature=value)
     with pytest.raises(CheckpointError, match="temperature"):
         checkpoint.load(tmp_path)
-    checkpoint.annotate(tmp_path, temperature=None)
+    checkpoint.save(model, tmp_path)
     assert checkpoint.load(tmp_path).temperature == 1
 
 

@@ -58,7 +58,7 @@ def save(model: Model, folder: str | Path, **facts: object) -> None:
 
 
 def annotate(folder: str | Path, **entries: object) -> None:
-    """Sets entries of ours in the config.json of a saved model, or takes out those that are None.
+    """Sets entries of ours in the config.json of a saved model.
 
     Raises:
         CheckpointError: another library wrote the folder.
@@ -68,8 +68,6 @@ def annotate(folder: str | Path, **entries: object) -> None:
     if "cvlab" not in config:
         raise CheckpointError(f"{path} was not written by cvlab: save the model first with cvlab.checkpoint.save.")
     config["cvlab"] |= entries
-    for name in (name for name, value in entries.items() if value is None):
-        del config["cvlab"][name]
     write_text(path, to_json(config, indent=1) + "\n")
 
 
