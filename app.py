@@ -31,7 +31,6 @@ except ValueError as error:
 
 import gradio as gr
 
-from cvlab.explain import METHODS
 from cvlab.memory import share_arenas
 from cvlab.models import Model
 from cvlab.page.api import ONE_AT_A_TIME, Page, add_api, fetch_with_progress, in_sentences
@@ -50,7 +49,7 @@ ROOT = Path(__file__).resolve().parent
 CSS, SCRIPT = ROOT / "cvlab/page/page.css", (ROOT / "cvlab/page/page.js").read_text("utf-8")
 COLOURS = ("colormap", "common_scale")  # the settings that need no other map
 KEPT = ("method", "opacity", *COLOURS)  # of the settings, when another photo or model is chosen
-METHOD_CHOICES = [(name + (" (slow)" if key not in METHODS else ""), key) for key, name in METHOD_NAMES.items()]
+METHOD_CHOICES = [(name, key) for key, name in METHOD_NAMES.items()]
 REGION_CHOICES = [(label, region) for region, label in REGIONS.items()]
 COLORMAP_HINTS = {"jet": " (as in older reports)", "contours": " (lines in place of colour)"}
 COLORMAP_CHOICES = [(name + COLORMAP_HINTS.get(name, ""), name) for name in COLORMAPS]
@@ -184,22 +183,16 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     def by_widget(shown: dict[str, object]) -> dict:
         return {getattr(at, name): value for name, value in shown.items()}
 
-    def answer_to(photo: str | None, name: str, mask: str | None, question: Question) -> Answer:
-        def show(done: float) -> None:
-            gr.Progress()(done, desc=METHOD_NAMES[question.method])
-
-        return visits.get(photo, name).ask(question, mask, show)
-
     def answer_of(photo: str | None, name: str, mask: str | None, *values: object) -> Answer:
         with in_sentences():
-            return answer_to(photo, name, mask, Question(*values))
+            return visits.get(photo, name).ask(Question(*values), mask)
 
     def begin(request: gr.Request, shown: str, photo: str | None, name: str, mask: str | None, *values) -> dict:
         query, before = {} if shown else dict(request.query_params), answer_of(photo, name, mask, *values).given
         question = Question(**{key: getattr(before, key) for key in KEPT}) if shown else from_query(query)
         linked = {"model": query["model"]} if query.get("model") else {}
         name = linked.get("model", name)
-        answer, changed = answer_to(photo, name, mask, question), {"shown": "none"}
+        answer, changed = visits.get(photo, name).ask(question, mask), {"shown": "none"}
         with suppress(ValueError, OSError):  # the sentence says it
             wanted = settings_of(answer.model, question)
             # Gradio makes each widget anew that gets more than a value, or nothing.
@@ -223,7 +216,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
         answer = answer_of(photo, name, mask, *values)
         with suppress(ValueError, OSError):  # the panels say it
             question = picked(answer.question, answer.model, answer.prediction.logits, event.points)
-            answer = answer_to(photo, name, mask, question)
+            answer = answer.again(question)
         chosen = {"region": answer.given.region, "points": answer.given.points}
         return redrawn(request, answer) | by_widget(chosen)
 

@@ -351,14 +351,6 @@ def test_what_is_asked_changes_the_map_and_how_it_is_drawn_the_picture(page: Pag
     page.get_by_role("button", name="Colours").click()
 
 
-def test_a_slow_cross_check_is_drawn_for_the_whole_picture(page: Page) -> None:
-    tab(page, "Grad-CAM")
-    choose(page, "Method", "Occlusion (slow)")
-    picture(page, "Heatmap: Evidence for “cross” at the whole picture")
-    choose(page, "Method", "Grad-CAM")
-    picture(page, "Heatmap: Evidence for “cross” at stage4")
-
-
 def checked(page: Page) -> Locator:
     """The chip of the verdict; while others ask it is given on request."""
     expect(page.locator("#chip .chip svg, #chip .ask")).to_be_visible()

@@ -30,7 +30,6 @@ from cvlab.explain import (
     predicted_score,
     region_score,
 )
-from cvlab.explain.slow import occlusion
 from cvlab.models import Stage, build
 from cvlab.trust import judge
 from cvlab.trust.diagnosis import diagnose, diagnose_model
@@ -590,14 +589,13 @@ WRAPPERS = (nn.DataParallel, AveragedModel, torch.compile, lambda model: nn.Data
 def test_a_model_in_the_wrapper_of_a_training_is_explained_as_the_model_itself(classifier, segmenter, images, wrap):
     segmenter.threshold = 0.3  # so that every picture has a mask
     for model in (classifier, segmenter):
-        wrapped, score = wrap(model), predicted_score(model)
+        wrapped = wrap(model)
         logits, attribution = grad_cam(wrapped, images)
         assert attribution.equal(grad_cam(model, images)[1])
         assert predict(wrapped, images).equal(logits)
         assert default_stage(wrapped) == default_stage(model)
         ours, theirs = (explain(each, images, predicted_score(each)).maps["grad_cam"] for each in (wrapped, model))
         assert all(ours[stage].equal(theirs[stage]) for stage in theirs)
-        assert occlusion(wrapped, images[:1], score, 8).equal(occlusion(model, images[:1], score, 8))
         assert diagnose_model(wrapped, images[:1]) == diagnose_model(model, images[:1])
         assert judge(wrapped, images[:1], attribution[:1]) == judge(model, images[:1], attribution[:1])
 
@@ -605,6 +603,6 @@ def test_a_model_in_the_wrapper_of_a_training_is_explained_as_the_model_itself(c
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_model_in_half_precision_is_told_what_to_do(classifier, images, dtype):
     half = classifier.to(dtype)
-    for ask in (grad_cam, predict, lambda model, images: occlusion(model, images, class_score(0), 8)):
+    for ask in (grad_cam, predict):
         with pytest.raises(ValueError, match=r"float\(\)"):
             ask(half, images)

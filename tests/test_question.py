@@ -20,7 +20,7 @@ def logits(segmenter: nn.Module) -> Tensor:
 
 
 def test_a_link_restores_the_question_and_leaves_out_what_is_as_usual() -> None:
-    question = Question("a & b", "c?", True, "stage2", "occlusion", "box", "1,2 3,4", 0.25, "jet", 0.5, True)
+    question = Question("a & b", "c?", True, "stage2", "hires_cam", "box", "1,2 3,4", 0.25, "jet", 0.5, True)
     link = to_query("user/name@main", question)
     assert dict(parse_qsl(link[1:]))["model"] == "user/name@main"
     assert from_query(dict(parse_qsl(link[1:]))) == question
@@ -36,7 +36,14 @@ def test_what_a_link_says_wrongly_is_left_out(wrong: dict) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"opacity": float("nan")}, {"threshold": 1.0}, {"against": "yes"}, {"class_name": ["a"]}, {"colormap": "magic"}],
+    [
+        {"opacity": float("nan")},
+        {"threshold": 1.0},
+        {"against": "yes"},
+        {"class_name": ["a"]},
+        {"method": "x"},
+        {"colormap": "magic"},
+    ],
 )
 def test_what_no_widget_can_say_is_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=r"\.$"):
@@ -45,7 +52,7 @@ def test_what_no_widget_can_say_is_refused(wrong: dict) -> None:
 
 def test_what_is_only_drawing_is_not_asked() -> None:
     assert Question(opacity=0.1, colormap="jet", common_scale=True, method="hires_cam").asked == Question().asked
-    assert Question(method="occlusion").asked != Question().asked
+    assert Question(against=True).asked != Question().asked
 
 
 def test_scores_are_those_of_the_logits(classifier: nn.Module, segmenter: nn.Module, logits: Tensor) -> None:

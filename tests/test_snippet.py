@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from cvlab import checkpoint
 from cvlab.data import shapes
 from cvlab.explain import explain, predict
-from cvlab.page.evidence import evidence_for
 from cvlab.page.question import Question, score_of
 from cvlab.page.snippet import PUBLIC, as_python
 from cvlab.transforms import open_image, view
@@ -89,13 +88,6 @@ def test_the_part_of_the_mask_under_a_click(there: Path, segmenter: nn.Module) -
     threshold = probs.median().item()
     y, x = (probs > threshold).nonzero()[0].tolist()
     check("segmenter", segmenter, Question(stage="bottleneck", region="part", points=f"{x},{y}", threshold=threshold))
-
-
-@pytest.mark.parametrize("method", ["integrated_gradients", "occlusion"])
-def test_slow_methods_are_made_again(there: Path, classifier: nn.Module, method: str) -> None:
-    question = Question(class_name="fox", method=method)
-    (wanted,) = evidence_for(view(open_image("photo.png"), classifier), classifier, question).maps[method].values()
-    torch.testing.assert_close(made_by(as_python("classifier", "photo.png", classifier, question)), wanted)
 
 
 def test_every_public_name_is_where_the_lines_say() -> None:

@@ -15,10 +15,10 @@ from torch import nn
 from cvlab import checkpoint
 from cvlab.checkpoint.card import confirmed
 from cvlab.data import shapes
-from cvlab.explain import METHODS, explain, predicted_score
+from cvlab.explain import METHODS, explain
 from cvlab.files import to_json
 from cvlab.models import build
-from cvlab.page.evidence import evidence_for, open_mask, peak_of
+from cvlab.page.evidence import open_mask
 from cvlab.page.host import sentence_of
 from cvlab.page.html import quoted
 from cvlab.page.models import TOLERANCE, Models, bytes_of, faster_copy
@@ -56,8 +56,8 @@ def test_drawing_needs_no_other_pass(visits: Visits, photo: str) -> None:
     )
     assert visits.get(photo, "riders").ask(drawn).evidence is first
     assert riders.ask(Question(against=True)).evidence is not first
-    asked = Question("cat", method="occlusion")
-    assert pets.ask(asked).evidence is pets.ask(Question("cat", "", False, "stage1", "occlusion")).evidence
+    asked = Question("cat", stage="stage1")
+    assert pets.ask(asked).evidence is pets.ask(Question("cat", "", False, "stage1", "hires_cam")).evidence
 
 
 def test_a_photo_and_its_mask_are_opened_once_whatever_is_asked(visits: Visits, photo: str) -> None:
@@ -81,20 +81,6 @@ def test_evidence_is_that_of_explain(visits: Visits, photo: str) -> None:
         for method, stages in expected.maps.items():
             for stage, attribution in stages.items():
                 assert torch.equal(found.maps[method][stage], attribution)
-
-
-def test_a_slow_method_explains_the_class_that_the_whole_picture_is(visits: Visits, photo: str) -> None:
-    model = visits.models["pets"]
-    images = view(open_image(photo), model)
-    told: list[float] = []
-    for method in ("occlusion", "integrated_gradients"):
-        found = evidence_for(images, model, Question(method=method), progress=told.append)
-        (attribution,) = found.maps[method].values()
-        assert attribution.shape == (1, 1, 16, 16)
-        assert found.score == pytest.approx(predicted_score(model)(found.logits).item())
-        assert told[-1] == 1
-    assert peak_of(torch.tensor([[[[-1.0, 2.0]]]]), "occlusion") == 2
-    assert peak_of(torch.tensor([[[[-1.0, 2.0]]]])) == 4
 
 
 def test_every_panel_has_an_answer_or_a_sentence(visits: Visits, photo: str) -> None:

@@ -13,8 +13,7 @@ import gradio as gr
 from PIL import Image
 
 from cvlab.checkpoint import hub
-from cvlab.explain import predicted_masks
-from cvlab.page.evidence import peak_of
+from cvlab.explain import peak, predicted_masks
 from cvlab.page.examples import example_files
 from cvlab.page.host import sentence_of, without_paths
 from cvlab.page.picture import MAX_SIDE
@@ -110,7 +109,7 @@ def add_api(visits: Visits) -> None:
             attribution, images = answer.attribution, answer.prediction.images
         heat = heatmap_picture(attribution, images.shape[-2:], stage=answer.read_at)
         three = to_picture(images), heat, overlay(images, attribution, stage=answer.read_at)
-        return *(saved(enlarged(picture)) for picture in three), peak_of(attribution)
+        return *(saved(enlarged(picture)) for picture in three), peak(attribution).item()
 
     def grad_cam_array(
         image: str, model: str, class_name: str | None = None, stage: str | None = None, method: str | None = None
@@ -125,7 +124,7 @@ def add_api(visits: Visits) -> None:
             "stage": answer.stage,
             "method": question.method,
             "score": evidence.score,
-            "peak": peak_of(attribution, question.method),
+            "peak": peak(attribution).item(),
             "map": attribution[0, 0].tolist(),
         }
 
@@ -139,7 +138,7 @@ def add_api(visits: Visits) -> None:
         pictures = []
         for name, attribution in maps.items():
             height, width = attribution.shape[-2:]
-            caption = f"{name}: {width} x {height}, peak {peak_of(attribution):.3g}. {answer.warning(attribution)}"
+            caption = f"{name}: {width} x {height}, peak {peak(attribution).item():.3g}. {answer.warning(attribution)}"
             drawn = overlay(images, attribution, stage=answer.model.stages[name])
             pictures.append((saved(enlarged(drawn)), caption))
         mask = mask_of(answer.question, answer.model, answer.prediction.logits)

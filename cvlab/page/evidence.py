@@ -1,26 +1,20 @@
 """What the page computes for a photo: the prediction, the maps that explain it, and how they depend on the question."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from PIL import Image
 from torch import Tensor
 
 from cvlab.data.masks import read_mask
-from cvlab.explain import METHODS, default_stage, explain, peak, predict, predicted_masks
+from cvlab.explain import METHODS, default_stage, explain, predict, predicted_masks
 from cvlab.explain.paths import contributions, region_dependence
-from cvlab.explain.slow import integrated_gradients, occlusion
 from cvlab.models import Model, probabilities
 from cvlab.models.unet import UNet
 from cvlab.page.picture import MAX_SIDE, photo_style, picture_url
-from cvlab.page.question import SLOW_METHODS, Question, score_of, settled, settled_score
+from cvlab.page.question import Question, score_of, settled, settled_score
 from cvlab.transforms import view, whole_mask
 from cvlab.trust import familiarity
-
-WHOLE_PICTURE = "the whole picture"  # stands for the stage of a map that belongs to none
-OCCLUSION_PARTS = 8  # windows along a side of the view; each overlaps half of the next
-GRADIENT_STEPS = 32
 
 
 @dataclass(frozen=True)
@@ -30,7 +24,7 @@ class Evidence:
     Attributes:
         logits: (1, C) or (1, C, H, W).
         score: what was explained.
-        maps: maps[method][stage], signed (1, 1, h, w); the stage of a slow method is WHOLE_PICTURE.
+        maps: maps[method][stage], signed (1, 1, h, w).
         class_idx: the class that was asked about.
         other: the class that it was compared with, or None.
         region: of a segmenter, (H, W) bool.
@@ -119,37 +113,20 @@ def predict_photo(image: Image.Image, model: Model) -> Prediction:
     return Prediction(images, logits, shares, style, size, seconds, notes, evidence, known)
 
 
-def evidence_for(
-    images: Tensor,
-    model: Model,
-    question: Question,
-    true_mask: Tensor | None = None,
-    progress: Callable[[float], None] | None = None,
-) -> Evidence:
+def evidence_for(images: Tensor, model: Model, question: Question, true_mask: Tensor | None = None) -> Evidence:
     """The maps of a question: of a classifier at its stage, of a segmenter at every stage; Grad-CAM and HiResCAM.
 
     Args:
         images: one image, (1, 3, S, S) in [0, 1].
         true_mask: (S, S) bool, for false positives and false negatives.
-        progress: told the share that is done, of a slow method.
 
     Raises:
         ValueError: a class or stage that the model does not have, or a region without a pixel.
     """
-    if question.method not in SLOW_METHODS:
-        stages = [question.stage or default_stage(model)] if model.task == "classification" else None
-        found = explain(model, images, score_of(question, model, true_mask), stages, tuple(METHODS))
-        asked = settled(question, model, found.logits, true_mask)
-        return Evidence(found.logits, found.scores.item(), found.maps, *asked)
-    logits = predict(model, images)
-    # Class and region are those of the whole picture: with parts of it hidden the model may see others.
-    asked = settled(question, model, logits, true_mask)
-    score = settled_score(*asked, question.against)
-    if question.method == "occlusion":
-        attribution = occlusion(model, images, score, max(1, images.shape[-1] // OCCLUSION_PARTS), progress=progress)
-    else:
-        attribution = integrated_gradients(model, images, score, steps=GRADIENT_STEPS, progress=progress)
-    return Evidence(logits, score(logits).item(), {question.method: {WHOLE_PICTURE: attribution}}, *asked)
+    stages = [question.stage or default_stage(model)] if model.task == "classification" else None
+    found = explain(model, images, score_of(question, model, true_mask), stages, tuple(METHODS))
+    asked = settled(question, model, found.logits, true_mask)
+    return Evidence(found.logits, found.scores.item(), found.maps, *asked)
 
 
 def paths_of(images: Tensor, model: Model, evidence: Evidence, against: bool) -> Paths:
@@ -164,11 +141,6 @@ def paths_of(images: Tensor, model: Model, evidence: Evidence, against: bool) ->
         score = settled_score(evidence.class_idx, evidence.other, evidence.region, against)
         parts = contributions(model, images, score)
     return Paths(dependence, {name: value.item() for name, value in parts.items()})
-
-
-def peak_of(attribution: Tensor, method: str = "grad_cam") -> float:
-    """The largest evidence of a map in units of the score; of occlusion it is what the score falls by."""
-    return attribution.max().relu().item() if method == "occlusion" else peak(attribution).item()
 
 
 def open_mask(file: str, model: Model, class_idx: int, size: tuple[int, int]) -> Tensor:

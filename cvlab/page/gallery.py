@@ -5,11 +5,10 @@ from dataclasses import astuple, replace
 from pathlib import Path
 
 from cvlab.checkpoint.card import confirmed
-from cvlab.explain import METHODS, default_stage
+from cvlab.explain import default_stage, peak
 from cvlab.explain.many import compared_stages, likeness
 from cvlab.files import write_bytes
 from cvlab.models import Model
-from cvlab.page.evidence import peak_of
 from cvlab.page.html import number, paragraph, sorted_by
 from cvlab.page.many import Explained, explain_many, to_csv, write_zip
 from cvlab.page.picture import captioned, heated, photo_style, picture_url, seen_part, slider, with_photo
@@ -45,19 +44,17 @@ def compare(answer: Answer, second: Answer) -> str:
     for title, each in zip(titles, (first, second), strict=True):
         attribution, question = each.attribution, each.question
         words = f"{each.words} at {each.stage}"
-        peak = f"Peak {number(peak_of(attribution, question.method))} logits."
         shown = heated(attribution, each.read_at, each.box, f"{title}: {words}", question.colormap, None, True)
         tested = confirmed(each.visit.models.folder(each.visit.name), each.stage)
-        caption = f"{' '.join(said(each))} {words}. {peak} {tested}"
+        caption = f"{' '.join(said(each))} {words}. Peak {number(peak(attribution).item())} logits. {tested}"
         drawn += with_photo(captioned(shown, title, caption), style=each.prediction.photo)
     agreement = paragraph(_agreement(first, second))
     return f'{agreement}{slider("Heat", first.question.opacity)}<div class="two">{drawn}</div>'
 
 
 def _comparable(question: Question) -> Question:
-    """What both sides can be asked: places and slow methods belong to one picture or one model."""
-    method = question.method if question.method in METHODS else "grad_cam"
-    return replace(question, method=method, region="mask", points="", rather_than="", threshold=0.0)
+    """What both sides can be asked: places belong to one picture, thresholds to one model."""
+    return replace(question, region="mask", points="", rather_than="", threshold=0.0)
 
 
 def _of_second(first: Answer, second: Answer) -> Question:
@@ -89,7 +86,7 @@ def explain_files(
     Args:
         visit: names the model; its photo is not used.
         files: paths of pictures and zips.
-        question: its stage and method are used, where the model has them.
+        question: its method is used, and its stage where the model has it.
         progress: told (pictures done, of how many).
         folder: gets table.csv and maps.zip; it must not exist.
 
@@ -103,7 +100,6 @@ def explain_files(
         raise ValueError("Choose pictures, or a zip of pictures.")
     model = visit.model
     stage = question.stage if question.stage in model.stages else default_stage(model)
-    method = question.method if question.method in METHODS else "grad_cam"
     shown: list[Explained] = []
 
     def noted(explained: Iterator[Explained]) -> Iterator[Explained]:
@@ -112,10 +108,10 @@ def explain_files(
                 shown.append(each)
             yield each
 
-    explained = explain_many(model, list_pictures(files), stage, method, lambda done, of: progress((done, of)))
+    explained = explain_many(model, list_pictures(files), stage, question.method, lambda done, of: progress((done, of)))
     folder.mkdir(parents=True)
     table, maps = folder / "table.csv", folder / "maps.zip"
-    rows = write_zip(maps, model, noted(explained), stage, method, visit.models.public_name(visit.name))
+    rows = write_zip(maps, model, noted(explained), stage, question.method, visit.models.public_name(visit.name))
     write_bytes(table, to_csv(rows).encode("utf-8-sig"))
     cells = [[round(cell, 4) if isinstance(cell, float) else cell for cell in astuple(row)] for row in rows]
     orders = {name: sorted(range(len(shown)), key=lambda i, key=key: key(shown[i].row)) for name, key in ORDERS.items()}

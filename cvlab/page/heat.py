@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 
-from cvlab.page.evidence import peak_of
+from cvlab.explain import peak
 from cvlab.page.picture import heated
 from cvlab.page.question import Question
 from cvlab.page.visit import Answer
@@ -10,8 +10,6 @@ from cvlab.page.visit import Answer
 METHOD_NAMES = {
     "grad_cam": "Grad-CAM",
     "hires_cam": "HiResCAM",
-    "integrated_gradients": "Integrated Gradients",
-    "occlusion": "Occlusion",
 }
 UNIT = "logits"
 
@@ -24,13 +22,11 @@ def draw_map(answer: Answer, stage: str = "", method: str = "", spot: bool = Tru
     """
     question, stage, method = answer.question, stage or answer.stage, method or answer.question.method
     maps = answer.evidence.maps[method]
-    top, largest = peak_of(maps[stage], method), None
+    top, largest = peak(maps[stage]).item(), None
     if question.common_scale:
         usual = answer if answer.segments else answer.again(Question(stage=question.stage))
-        beside = usual.evidence.maps.get(method, {})
-        others = beside if answer.segments else {stage: beside.get(stage, maps[stage])}
-        top = max(top, *(peak_of(each, method) for each in others.values()))
-        largest = top if method == "occlusion" else top / maps[stage][0, 0].numel()
+        top = max(top, *(peak(each).item() for each in usual.evidence.maps[method].values()))
+        largest = top / maps[stage][0, 0].numel()
     label = f"Heatmap: {answer.words} at {stage} by {METHOD_NAMES[method]}, over the photo"
-    read_at = answer.model.stages.get(stage)
+    read_at = answer.model.stages[stage]
     return heated(maps[stage], read_at, answer.box, label, question.colormap, largest, spot), top

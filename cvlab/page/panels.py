@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 
-from cvlab.explain import METHODS, Score, correlation, explain, heatmap
+from cvlab.explain import Score, correlation, explain, heatmap, peak
 from cvlab.models import build, settings_in
-from cvlab.page.evidence import peak_of
 from cvlab.page.gallery import compare
 from cvlab.page.heat import METHOD_NAMES, UNIT, draw_map
 from cvlab.page.host import sentence_of
@@ -111,9 +110,9 @@ def grad_cam(answer: Answer) -> str:
     large = captioned(drawn, answer.words, f"lies {lies}.", slider("Heat", question.opacity))
     shown = with_photo(large, "main") + paragraph(answer.warning(attribution))
     height, width = attribution.shape[-2:]
-    peak, score = number(peak_of(attribution, question.method)), number(answer.evidence.score)
+    largest, score = number(peak(attribution).item()), number(answer.evidence.score)
     figures = f"{METHOD_NAMES[question.method]} at {answer.stage}, {width} x {height} positions. "
-    figures += f"Peak {peak} of a score of {score} {UNIT}."
+    figures += f"Peak {largest} of a score of {score} {UNIT}."
     pixels = prediction.images.shape[-1]
     seen = figure(to_picture(prediction.images), "What the model sees", f"{pixels} x {pixels} pixels.")
     return shown + folded(
@@ -150,12 +149,9 @@ def reasons(answer: Answer) -> str:
 def believe(answer: Answer) -> str:
     """The same for the tab of the map, with what else speaks for or against believing it."""
     evidence, question, images = answer.evidence, answer.question, answer.prediction.images
-    reason = ""
-    if question.method in METHODS:
-        score = settled_score(evidence.class_idx, evidence.other, evidence.region, question.against)
-        reason = paragraph(diagnose_model(answer.model, images, score, answer.stage, question.method))
-        reason += untrained(answer, score) if answer.quick else ""
-    return reasons(answer) + reason
+    score = settled_score(evidence.class_idx, evidence.other, evidence.region, question.against)
+    reason = paragraph(diagnose_model(answer.model, images, score, answer.stage, question.method))
+    return reasons(answer) + reason + (untrained(answer, score) if answer.quick else "")
 
 
 def untrained(answer: Answer, score: Score) -> str:

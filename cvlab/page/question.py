@@ -13,7 +13,6 @@ from cvlab.models import Model, probabilities
 from cvlab.page.html import quoted
 from cvlab.page.picture import CONTOURS
 
-SLOW_METHODS = ("integrated_gradients", "occlusion")  # cvlab/explain/slow.py: at image size, not at a stage
 REGIONS = {  # which pixels a segmenter is asked about, and how that is offered
     "mask": "the whole mask",
     "part": "the part of the mask that I click",
@@ -37,7 +36,7 @@ class Question:
         rather_than: a class to compare it with: why the one and not the other?
         against: ask for the evidence against it instead.
         stage: a key of model.stages.
-        method: of METHODS, or of SLOW_METHODS.
+        method: of METHODS.
         region: of REGIONS; which pixels a segmenter is asked about.
         points: "x,y x,y ..." in pixels of the view, for part and pixel (the last one), box (the last two) and stroke.
         threshold: of the mask; 0 is the model's own.
@@ -59,7 +58,7 @@ class Question:
 
     def __post_init__(self) -> None:
         """Raises a ValueError for values that no widget of the page has: programs and links may send anything."""
-        allowed = {"method": (*METHODS, *SLOW_METHODS), "region": REGIONS, "colormap": COLORMAPS}
+        allowed = {"method": METHODS, "region": REGIONS, "colormap": COLORMAPS}
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type is float and type(value) is int:
@@ -76,8 +75,7 @@ class Question:
     @property
     def asked(self) -> tuple:
         """The fields that decide which maps are computed; the others only choose among them and draw them."""
-        slow = self.method if self.method in SLOW_METHODS else ""
-        return self.class_name, self.rather_than, self.against, self.region, self.points, self.threshold, slow
+        return self.class_name, self.rather_than, self.against, self.region, self.points, self.threshold
 
 
 def settings_of(model: Model, question: Question) -> dict[str, object]:

@@ -6,9 +6,8 @@ written here.
 
 import ast
 
-from cvlab.explain import METHODS, default_stage
+from cvlab.explain import default_stage
 from cvlab.models import Model
-from cvlab.page.evidence import GRADIENT_STEPS, OCCLUSION_PARTS
 from cvlab.page.question import STROKE_RADIUS, Question, parse_points
 
 PUBLIC = {
@@ -16,7 +15,6 @@ PUBLIC = {
     "cvlab.page.evidence": ("in_view", "open_mask"),
     "cvlab.explain": ("against", "class_score", "contrast_score", "explain", "predict", "region_score"),
     "cvlab.explain.regions": ("box", "brush", "component", "false_negatives", "false_positives", "pixel", "whole"),
-    "cvlab.explain.slow": ("integrated_gradients", "occlusion"),
     "cvlab.models": ("probabilities",),
     "cvlab.render": ("overlay",),
     "cvlab.transforms": ("open_image", "view"),
@@ -53,8 +51,11 @@ def as_python(source: str, photo: str, model: Model, question: Question, true_ma
     lines.append(f"score = {score}")
     if question.against:
         lines.append("score = against(score)")
-    read_at = f", stage=model.stages[{question.stage or default_stage(model)!r}]" if question.method in METHODS else ""
-    lines += [_attribution(question, model), f"overlay(images, attribution{read_at}).save('overlay.png')"]
+    method, stage = repr(question.method), repr(question.stage or default_stage(model))
+    lines += [
+        f"attribution = explain(model, images, score, [{stage}], [{method}]).maps[{method}][{stage}]",
+        f"overlay(images, attribution, stage=model.stages[{stage}]).save('overlay.png')",
+    ]
     return "\n".join([*_imports(lines), "", *lines, ""])
 
 
@@ -87,16 +88,6 @@ def _region(question: Question, model: Model, true_mask: str) -> list[str]:
         f"true = in_view(open_mask({true_mask!r}, model, class_idx, (image.height, image.width)), model)",
         f"region = {question.region.replace(' ', '_')}(mask, true)",
     ]
-
-
-def _attribution(question: Question, model: Model) -> str:
-    if question.method in METHODS:
-        method, stage = repr(question.method), repr(question.stage or default_stage(model))
-        return f"attribution = explain(model, images, score, [{stage}], [{method}]).maps[{method}][{stage}]"
-    option = f"steps={GRADIENT_STEPS}"
-    if question.method == "occlusion":
-        option = f"window={max(1, model.image_size // OCCLUSION_PARTS)}"
-    return f"attribution = {question.method}(model, images, score, {option})"
 
 
 def _imports(lines: list[str]) -> list[str]:

@@ -5,15 +5,16 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 
+from cvlab.explain import peak
 from cvlab.explain.paths import dependence_sentence
 from cvlab.metrics import segmentation_counts, segmentation_scores
 from cvlab.models import probabilities
-from cvlab.page.evidence import in_view, peak_of
+from cvlab.page.evidence import in_view
 from cvlab.page.heat import METHOD_NAMES, UNIT, draw_map
 from cvlab.page.host import sentence_of
 from cvlab.page.html import folded, number, paragraph, scale_bar, table
 from cvlab.page.picture import around, captioned, cased, hottest_edge, layers, outline, slider, with_photo
-from cvlab.page.question import SLOW_METHODS, class_indices, mask_of, parse_points
+from cvlab.page.question import class_indices, mask_of, parse_points
 from cvlab.page.visit import Answer
 from cvlab.page.words import shares_of_evidence
 from cvlab.transforms import resize_logits
@@ -61,8 +62,6 @@ def stages(answer: Answer) -> str:
     if not answer.segments:
         return paragraph(CLASSIFIER)
     evidence, question, paths = answer.evidence, answer.question, answer.paths
-    if question.method in SLOW_METHODS:
-        return paragraph(f"{METHOD_NAMES[question.method]} belongs to no stage: see the tab Grad-CAM.")
     if not paths:
         return paragraph(WORKING)
     drawn = []
@@ -71,7 +70,7 @@ def stages(answer: Answer) -> str:
         for method, maps in evidence.maps.items():
             attribution, name = maps[stage], METHOD_NAMES[method]
             picture, top = draw_map(answer, stage, method, spot=False)
-            caption = f"peak {number(peak_of(attribution, method))} {UNIT}"
+            caption = f"peak {number(peak(attribution).item())} {UNIT}"
             known = [answer.warning(attribution)]
             if paths.dependence:
                 r = paths.dependence[method][stage]
@@ -90,12 +89,12 @@ def stages(answer: Answer) -> str:
 
 def three_stages(answer: Answer) -> str:
     """Of the early, middle and late stages the one whose map depends most on the region, a sentence each."""
-    method = answer.question.method
-    if not answer.segments or method in SLOW_METHODS:
+    if not answer.segments:
         return ""
     evidence, paths = answer.evidence, answer.paths
     if not paths:
         return paragraph(WORKING)
+    method = answer.question.method
     maps, r = evidence.maps[method], paths.dependence.get(method, {})
     order, drawn = list(maps), []
     for i, title in enumerate(THIRDS):
@@ -139,13 +138,12 @@ def errors(answer: Answer) -> str:
     shares = f"{false.float().mean():.1%} of the picture is wrongly found, {missed.float().mean():.1%} is missed."
     shown = layers("The errors over the photo", lines=(("false", parts[0]), ("missed", parts[1])))
     drawn = captioned(shown, "Errors", f"Orange: wrongly found; blue, striped edge: missed. {shares}")
-    method = "grad_cam" if question.method in SLOW_METHODS else question.method
     for title, region in (("Why wrongly found", "false positives"), ("Why missed", "false negatives")):
         against = region == "false negatives"
-        asked = answer.again(replace(question, region=region, against=against, method=method))
+        asked = answer.again(replace(question, region=region, against=against))
         try:
-            peak = f"peak {number(peak_of(asked.attribution, method))} {UNIT}"
-            drawn += captioned(draw_map(asked)[0], title, f"{asked.words} at {asked.stage}, {peak}.")
+            caption = f"{asked.words} at {asked.stage}, peak {number(peak(asked.attribution).item())} {UNIT}."
+            drawn += captioned(draw_map(asked)[0], title, caption)
         except ValueError as error:  # there is no such error
             drawn += captioned(layers(title), title, sentence_of(error))
     listed = ", ".join(f"{name} {scores[name]:.3f}" for name in ("iou", "dice", "precision", "recall"))

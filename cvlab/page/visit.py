@@ -8,11 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from cvlab.explain import METHODS, default_stage
+from cvlab.explain import check_stages, default_stage
 from cvlab.models import Model, Stage
 from cvlab.page.cache import Cache
 from cvlab.page.evidence import (
-    WHOLE_PICTURE,
     Evidence,
     Paths,
     Prediction,
@@ -25,7 +24,7 @@ from cvlab.page.evidence import (
 from cvlab.page.html import quoted
 from cvlab.page.models import Models
 from cvlab.page.picture import Box, seen_part
-from cvlab.page.question import SLOW_METHODS, Question, class_indices, region_words
+from cvlab.page.question import Question, class_indices, region_words
 from cvlab.transforms import open_image
 from cvlab.trust import Judgement, judge
 from cvlab.trust.diagnosis import diagnose
@@ -89,11 +88,9 @@ class Visit:
             raise ValueError("Drop a photo, or choose an example.")
         return self.once(("prediction",), lambda: predict_photo(open_image(self.photo), model))
 
-    def ask(
-        self, question: Question, mask: str | None = None, progress: Callable[[float], None] | None = None
-    ) -> "Answer":
-        """The answer to a question; `mask` is the path of the true mask, `progress` hears how far a slow method is."""
-        return Answer(self, question, mask, progress)
+    def ask(self, question: Question, mask: str | None = None) -> "Answer":
+        """The answer to a question; `mask` is the path of the true mask."""
+        return Answer(self, question, mask)
 
     def once(self, key: tuple, make: Callable[[], Any]) -> Any:
         """A value of this visit, computed by `make` where it is not in the cache."""
@@ -111,7 +108,6 @@ class Answer:
     visit: Visit
     given: Question
     mask: str | None
-    progress: Callable[[float], None] | None
 
     def again(self, question: Question) -> "Answer":
         """The answer to another question about the same photo."""
@@ -148,7 +144,7 @@ class Answer:
 
         def make() -> Evidence:
             true = in_view(self.true_mask, self.model) if self._needs_mask and self.mask else None
-            return evidence_for(self.prediction.images, self.model, self.question, true, self.progress)
+            return evidence_for(self.prediction.images, self.model, self.question, true)
 
         return self.visit.once(("evidence", *self._key), make)
 
@@ -159,7 +155,7 @@ class Answer:
     @property
     def _key(self) -> tuple:
         """What decides the maps: of a classifier also the stage, of its errors also the true mask."""
-        stage = self.question.stage if not self.segments and self.question.method in METHODS else ""
+        stage = "" if self.segments else self.question.stage
         return (*self.question.asked, stage, self.mask if self._needs_mask else None)
 
     @cached_property
@@ -173,17 +169,14 @@ class Answer:
 
     @property
     def stage(self) -> str:
-        """The stage whose map is asked for; WHOLE_PICTURE for a slow method."""
-        stages = self.evidence.maps[self.question.method]
-        stage = WHOLE_PICTURE if WHOLE_PICTURE in stages else self.question.stage or default_stage(self.model)
-        if stage not in stages:
-            raise ValueError(f"The model has no stage {quoted(stage)}; it has {', '.join(self.model.stages)}.")
+        """The stage whose map is asked for."""
+        (stage,) = check_stages(self.model, [self.question.stage or default_stage(self.model)])
         return stage
 
     @property
-    def read_at(self) -> Stage | None:
-        """The same as an object, which knows where its cells look; None for a slow method."""
-        return self.model.stages.get(self.stage)
+    def read_at(self) -> Stage:
+        """The same as an object, which knows where its cells look."""
+        return self.model.stages[self.stage]
 
     @property
     def attribution(self) -> Tensor:
@@ -201,8 +194,6 @@ class Answer:
 
     def warning(self, attribution: Tensor) -> str:
         """What to know before one of the maps is believed, as a sentence; empty where there is nothing to warn of."""
-        if self.question.method in SLOW_METHODS:
-            return "" if attribution.max() > 0 else "Blank: all evidence speaks against the score."
         plain = self.evidence.other is None and not self.question.against
         logits = self.evidence.logits / self.model.temperature
         return diagnose(attribution, logits if plain else None, self.evidence.class_idx)
@@ -236,8 +227,7 @@ class Answer:
         """Takes 44 forwards; `verdict` is known afterwards. Does nothing where the map is not `testable`."""
         if self.testable:
             images, evidence = self.prediction.images, self.evidence
-            stage = self.stage if self.read_at else None
-            make = partial(judge, self.model, images, self.attribution, evidence.class_idx, evidence.region, stage)
+            make = partial(judge, self.model, images, self.attribution, evidence.class_idx, evidence.region, self.stage)
             self.visit.once(("verdict", *self.key), make)
 
     @property
@@ -246,7 +236,7 @@ class Answer:
         return self.visit.known(("paths", *self._key))
 
     def work_out_paths(self) -> None:
-        """Takes two passes more; `paths` is known afterwards. Does nothing for a classifier or a slow method."""
-        if self.segments and self.question.method in METHODS:
+        """Takes two passes more; `paths` is known afterwards. Does nothing for a classifier."""
+        if self.segments:
             make = partial(paths_of, self.prediction.images, self.model, self.evidence, self.question.against)
             self.visit.once(("paths", *self._key), make)

@@ -41,7 +41,6 @@ MARK = "bench-trust"
 SHIPPED = [ROOT / "checkpoints" / "shapes-classifier", ROOT / "checkpoints" / "shapes-segmenter"]
 FIRST_SEED = 10_000  # these scenes are in no part that a model was trained, chosen or tested on
 SCENES, AT_ONCE = 500, 20
-SLOW = 40  # the slow methods are judged on the first scenes, a segmenter's by its whole mask alone
 EXTRA = 100  # of the first scenes peers' maps, mosaics and infills too
 SANITY = 8  # of each batch of these, the maps are compared with those of a network that learned nothing
 MEASURES = ("mass", "its ceiling", "rank", "its ceiling", "part deletion", "per pixel", "single deletion")
@@ -126,11 +125,11 @@ def figures_of(model: Model, seeds: list[int]) -> Iterator[dict]:
     cells = [predict(model, greyed(image[None])) for image in images]
     number = seeds[0] - FIRST_SEED
     for asked, question in questions(model, images).items():
-        slow, extra = number < SLOW and asked != "region", number < EXTRA
-        maps = all_maps(model, images, question, extra, slow)
+        extra = number < EXTRA
+        maps = all_maps(model, images, question, extra)
         maps |= {(method, at): heat for method, at, heat in references(images, seeds)}
         fourth, few = question.at(slice(None, None, 4)), slice(SANITY)
-        mosaics = all_maps(Mosaic(model), beside(images), fourth, with_slow=slow and number == 0) if extra else {}
+        mosaics = all_maps(Mosaic(model), beside(images), fourth) if extra else {}
         others = all_maps(unlearned(model, number), images[few], question.at(few)) if extra else {}
         raw = explain(model, images[:1], question.at(slice(1)).score).maps["grad_cam"]
         for i, seed in enumerate(seeds):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam
+from captum.attr import LayerAttribution, LayerGradCam
 from pytorch_grad_cam import FinerCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, RefineCAM
 from scipy import ndimage
 from torch import Tensor
@@ -23,11 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository r
 
 from cvlab.explain import METHODS, class_score, default_stage, heatmap, region_score
 from cvlab.explain.hooks import passes
-from cvlab.explain.slow import integrated_gradients, occlusion
 from cvlab.models import Model, Stage
 from cvlab.models.model import identity
 
-STEPS = 20  # of Integrated Gradients
 Maps = Iterator[tuple[str, str, np.ndarray]]  # method, stage, heatmaps (N, H, W) >= 0
 
 
@@ -137,17 +135,6 @@ def by_captum(model: Model, images: Tensor, question: Question) -> Maps:
     yield "Captum LayerGradCam", stage, LayerAttribution.interpolate(small, images.shape[-2:])[:, 0].numpy()
 
 
-def slow(model: Model, images: Tensor, question: Question) -> Maps:
-    """The methods that run the model many times, at the size of the view. They are Captum's in cvlab too."""
-    fall = occlusion(model, images, question.score, window=images.shape[-1] // 8)
-    yield "cvlab Occlusion", "", fall[:, 0].relu().numpy()
-    grey = integrated_gradients(model, images, question.score, steps=STEPS)
-    yield "cvlab Integrated Gradients", "", grey[:, 0].relu().numpy()
-    method = IntegratedGradients(lambda images: question.score(model(images)))
-    black = method.attribute(images, n_steps=STEPS, internal_batch_size=len(images)).detach()
-    yield "Captum IntegratedGradients, black", "", black.sum(1).relu().numpy()
-
-
 def references(images: Tensor, seeds: list[int]) -> Maps:
     """Maps that know nothing of the model: what they reach, a method has to beat."""
     size = images.shape[-1]
@@ -160,11 +147,9 @@ def references(images: Tensor, seeds: list[int]) -> Maps:
     yield "edges", "", np.stack([ndimage.gaussian_gradient_magnitude(each, 1.0) for each in grey])
 
 
-def all_maps(
-    model: Model, images: Tensor, question: Question, peers: bool = True, with_slow: bool = False
-) -> dict[tuple[str, str], np.ndarray]:
+def all_maps(model: Model, images: Tensor, question: Question, peers: bool = True) -> dict[tuple[str, str], np.ndarray]:
     """The heatmaps of a model, (N, H, W), by method and stage."""
-    makers = [ours, *[by_grad_cam] * peers, *[slow] * with_slow]
+    makers = [ours, *[by_grad_cam] * peers]
     if peers and not isinstance(model, Mosaic):  # whose stages these two cannot rearrange
         makers += [by_torchcam, by_captum]
     return {(method, at): heat for make in makers for method, at, heat in make(model, images, question)}
