@@ -142,9 +142,7 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
             at.gallery = html()
             table = {"headers": list(ROWS), "column_widths": [f"{width}px" for width in ROWS.values()]}
             at.rows = gr.Dataframe(**table, label="Results", interactive=False, wrap=True)
-            with gr.Row():
-                at.table = gr.File(label="Table (CSV)", interactive=False, height=90)
-                at.maps = gr.File(label="Maps (zip)", interactive=False, height=90)
+            at.table = gr.File(label="Table (CSV)", interactive=False, height=90)
         with gr.Tab("Report") as at.report:
             at.record = html()
         with gr.Tab("Code"):
@@ -252,9 +250,9 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     def explain_all(files: list[str] | None, *inputs: object) -> tuple:
         answer, folder = answer_of(*inputs), UPLOADS / secrets.token_hex(16)  # a folder that Gradio deletes in time
         try:
-            return explain_files(answer.visit, files or [], answer.given, gr.Progress(), folder)
+            return explain_files(answer.model, files or [], answer.given, gr.Progress(), folder)
         except (ValueError, OSError) as error:
-            return paragraph(sentence_of(error)), None, None, None
+            return paragraph(sentence_of(error)), None, None
 
     def when(triggers: list, make: Callable, inputs: list, outputs: list, **options: object) -> object:
         # "always_last": the last choice made while an answer is on its way is not lost.
@@ -281,7 +279,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     both = [at.other, at.second, at.photo, at.model, *settings.values()]
     when([at.other.input, at.second.change], show_compared, both, [at.compared])
     when([at.report.select, at.model.input], drawing("record"), asked, [at.record])
-    many = [at.gallery, at.rows, at.table, at.maps]
+    many = [at.gallery, at.rows, at.table]
     when([at.files.upload, at.again.click], explain_all, [at.files, *asked], many, concurrency_limit=1)
 
 

@@ -506,7 +506,7 @@ def test_the_report_tells_what_the_folder_holds(page: Page) -> None:
     expect(page.locator("pre.card")).to_contain_text("## Limits")
 
 
-def test_many_pictures_become_a_table_a_csv_and_a_zip(page: Page, scene: Path, tmp_path: Path) -> None:
+def test_many_pictures_become_a_gallery_and_a_table(page: Page, scene: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
         archive.write(scene, "a.png")
         archive.writestr("b.txt", "not a picture")

@@ -2,19 +2,15 @@
 
 import csv
 import io
-import json
-import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from cvlab.data import shapes
 from cvlab.explain import explain, peak, predict, predicted_masks, predicted_score
-from cvlab.page.many import BATCH, Row, explain_many, to_csv, write_zip
+from cvlab.page.many import BATCH, Row, explain_many, to_csv
 from cvlab.page.unzip import Picture, list_pictures
 from cvlab.transforms import open_image, view
 
@@ -74,39 +70,6 @@ def test_progress_counts_every_picture_batch_by_batch(classifier: nn.Module, fol
     assert told == [(BATCH, NUMBER), (NUMBER, NUMBER)]
 
 
-def test_the_zip_holds_maps_pictures_table_and_manifest(classifier: nn.Module, folder: Path, tmp_path: Path) -> None:
-    path = tmp_path / "maps.zip"
-    explained = list(explain_many(classifier, list_pictures([folder]), "stage1", "hires_cam"))
-    rows = write_zip(path, classifier, iter(explained), "stage1", "hires_cam", "tiny")
-    with zipfile.ZipFile(path) as archive:
-        assert archive.testzip() is None
-        manifest = json.loads(archive.read("manifest.json"))
-        table = list(csv.DictReader(io.StringIO(archive.read("table.csv").decode("utf-8-sig"))))
-        for each in explained:
-            name = f"maps/{each.row.number:05d}.npy"
-            assert (name in archive.namelist()) == (each.attribution is not None)
-            if each.attribution is not None:
-                array = np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
-                assert array.dtype == np.float32
-                np.testing.assert_array_equal(array, each.attribution[0, 0].numpy())
-                picture = archive.read(f"pictures/{each.row.number:05d}.jpg")
-                assert Image.open(io.BytesIO(picture)).size == (16, 16)
-    assert [row["file"] for row in table] == [row["file"] for row in manifest["rows"]] == [row.file for row in rows]
-    assert float(table[0]["share"]) == manifest["rows"][0]["share"] == rows[0].share
-    assert manifest | {"model": "tiny", "stage": "stage1", "method": "hires_cam"} == manifest
-    assert sorted(tmp_path.iterdir()) == [path, folder]
-
-
-def test_what_fails_half_way_leaves_no_file(classifier: nn.Module, folder: Path, tmp_path: Path) -> None:
-    def failing():
-        yield from list(explain_many(classifier, list_pictures([folder])))[:2]
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_zip(tmp_path / "maps.zip", classifier, failing(), "stage2", "grad_cam", "tiny")
-    assert list(tmp_path.iterdir()) == [folder]
-
-
 FORMULAS = [
     "=1+1",
     "+1",
@@ -135,7 +98,7 @@ def test_text_that_is_no_formula_is_as_it_was() -> None:
 
 def test_a_job_of_bad_pictures_alone_still_has_its_rows(classifier: nn.Module, tmp_path: Path) -> None:
     bad = [Picture("a", sentence="no."), Picture("b", tmp_path / "gone.png")]
-    rows = write_zip(tmp_path / "maps.zip", classifier, explain_many(classifier, bad), "stage2", "grad_cam", "tiny")
+    rows = [each.row for each in explain_many(classifier, bad)]
     assert rows[0].sentence == "No."
     assert rows[1].prediction is None
     assert list(explain_many(classifier, [])) == []

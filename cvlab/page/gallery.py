@@ -1,6 +1,6 @@
 """Answers beside each other: two models, two pictures, or a gallery of many pictures."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
 
@@ -10,14 +10,14 @@ from cvlab.explain.many import compared_stages, likeness
 from cvlab.files import write_bytes
 from cvlab.models import Model
 from cvlab.page.html import number, paragraph, sorted_by
-from cvlab.page.many import Explained, explain_many, to_csv, write_zip
+from cvlab.page.many import Explained, explain_many, to_csv
 from cvlab.page.picture import captioned, heated, photo_style, picture_url, seen_part, slider, with_photo
 from cvlab.page.question import COLORMAPS, Question
 from cvlab.page.unzip import list_pictures
-from cvlab.page.visit import Answer, Visit
+from cvlab.page.visit import Answer
 from cvlab.page.words import said
 
-MOST_SHOWN = 60  # of many pictures; the table and the zip hold all
+MOST_SHOWN = 60  # of many pictures; the table holds all
 # The columns of the table and their widths in pixels.
 ROWS = {"no.": 60, "file": 180, "prediction": 130, "share": 90, "peak": 90, "what to know": 260}
 ORDERS = {
@@ -79,45 +79,38 @@ def _agreement(first: Answer, second: Answer) -> str:
 
 
 def explain_files(
-    visit: Visit, files: Sequence[str], question: Question, progress: Callable[[tuple[int, int]], object], folder: Path
-) -> tuple[str, list[list], str, str]:
+    model: Model, files: Sequence[str], question: Question, progress: Callable[[tuple[int, int]], object], folder: Path
+) -> tuple[str, list[list], str]:
     """Explains what a model predicts for many pictures.
 
     Args:
-        visit: names the model; its photo is not used.
         files: paths of pictures and zips.
         question: its method is used, and its stage where the model has it.
         progress: told (pictures done, of how many).
-        folder: gets table.csv and maps.zip; it must not exist.
+        folder: gets table.csv.
 
     Returns:
-        The gallery as HTML, the rows of the table, the paths of table.csv and of maps.zip.
+        The gallery as HTML, the rows of the table, the path of table.csv.
 
     Raises:
-        ValueError, OSError: no files, no such model, or a zip that cannot be opened.
+        ValueError, OSError: no files, or the table cannot be written.
     """
     if not files:
         raise ValueError("Choose pictures, or a zip of pictures.")
-    model = visit.model
     stage = question.stage if question.stage in model.stages else default_stage(model)
-    shown: list[Explained] = []
-
-    def noted(explained: Iterator[Explained]) -> Iterator[Explained]:
-        for each in explained:
-            if each.attribution is not None and len(shown) < MOST_SHOWN:
-                shown.append(each)
-            yield each
-
+    rows, shown = [], []
     explained = explain_many(model, list_pictures(files), stage, question.method, lambda done, of: progress((done, of)))
-    folder.mkdir(parents=True)
-    table, maps = folder / "table.csv", folder / "maps.zip"
-    rows = write_zip(maps, model, noted(explained), stage, question.method, visit.models.public_name(visit.name))
+    for each in explained:
+        rows.append(each.row)
+        if each.attribution is not None and len(shown) < MOST_SHOWN:
+            shown.append(each)
+    table = folder / "table.csv"
     write_bytes(table, to_csv(rows).encode("utf-8-sig"))
     cells = [[round(cell, 4) if isinstance(cell, float) else cell for cell in astuple(row)] for row in rows]
     orders = {name: sorted(range(len(shown)), key=lambda i, key=key: key(shown[i].row)) for name, key in ORDERS.items()}
-    more = f" The first {MOST_SHOWN} are shown; the table and the zip hold all." if len(shown) == MOST_SHOWN else ""
+    more = f" The first {MOST_SHOWN} are shown; the table holds all." if len(shown) == MOST_SHOWN else ""
     drawn = sorted_by(orders) + slider("Heat", question.opacity) + gallery(shown, model, stage) if shown else ""
-    return paragraph(f"{len(rows)} pictures.{more}") + drawn, cells, str(table), str(maps)
+    return paragraph(f"{len(rows)} pictures.{more}") + drawn, cells, str(table)
 
 
 def gallery(drawn: Sequence[Explained], model: Model, stage: str) -> str:
