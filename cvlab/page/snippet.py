@@ -44,8 +44,7 @@ def as_python(source: str, photo: str, model: Model, question: Question, true_ma
         lines += _region(question, model, true_mask)
         score = "region_score(region, class_idx)"
         if question.rather_than:
-            lines.append("this, other = (region_score(region, index) for index in (class_idx, other_idx))")
-            score = "lambda logits: this(logits) - other(logits)"
+            score = f"lambda logits: {score}(logits) - region_score(region, other_idx)(logits)"
     else:
         score = "contrast_score(class_idx, other_idx)" if question.rather_than else "class_score(class_idx)"
     lines.append(f"score = {score}")
