@@ -17,6 +17,7 @@ from cvlab.models import Model
 register_heif_opener()
 
 MAX_PIXELS = 80_000_000  # 240 MB decoded; phones and scanners usually save less
+Box = tuple[float, float, float, float]  # x, y, width and height in shares of a photo
 MIN_SIDE = 2  # pixels; a single line of them is not a picture
 # Recognised by content, not by the file's name. Pillow opens more, such as EPS, which is a program for Ghostscript.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "PPM", "JPEG2000")
@@ -115,6 +116,16 @@ def square_view(image: Image.Image, model: Model) -> Image.Image:
     if model.task == "classification":
         return centre_view(image, model.image_size, model.crop_pct, model.interpolation, model.crop_mode)
     return whole_view(image, model.image_size)
+
+
+def seen_part(model: Model, size: Sequence[int]) -> Box:
+    """Where the view of a model lies in a photo of `size` (height, width): the middle for a classifier, else all."""
+    if model.task != "classification":
+        return 0, 0, 1, 1
+    resized = math.floor(model.image_size / model.crop_pct)
+    sides = size if model.crop_mode == "squash" else (min(size), min(size))
+    down, across = (side / whole * model.image_size / resized for side, whole in zip(sides, size, strict=True))
+    return (1 - across) / 2, (1 - down) / 2, across, down
 
 
 def centre_view(

@@ -12,10 +12,10 @@ from torch import nn
 
 from cvlab.models import Grid, Stage
 from cvlab.page.html import bars
-from cvlab.page.picture import CONTOURS, heat_layer, heated, hottest_edge, outline, seen_part
+from cvlab.page.picture import CONTOURS, heat_layer, heated, hottest_edge, outline
 from cvlab.page.words import percent, place, shares_of_evidence
 from cvlab.render import heatmap_picture, overlay
-from cvlab.transforms import view
+from cvlab.transforms import seen_part, view
 
 WHOLE = (0, 0, 1, 1)
 

@@ -77,6 +77,21 @@ def false_negatives(predicted: Tensor, true: Tensor) -> Tensor:
     return _with_pixels(true & ~predicted, "there is no false negative: the whole true mask was predicted")
 
 
+def in_words(region: Tensor) -> str:
+    """Where the pixels of a region (H, W), one at least, lie in the picture: "at the upper left"."""
+    ys, xs = ((each + 0.5) / side for each, side in zip(region.nonzero(as_tuple=True), region.shape, strict=True))
+    if torch.hypot(xs.std(correction=0), ys.std(correction=0)) > 0.25:  # one round spot of a tenth has 0.13
+        return "at several places"
+    y, x = ys.mean(), xs.mean()
+    row = "upper" if y < 0.36 else "lower" if y > 0.64 else ""
+    column = "left" if x < 0.36 else "right" if x > 0.64 else ""
+    if row and column:
+        return f"at the {row} {column}"
+    if row:
+        return "above the middle" if row == "upper" else "below the middle"
+    return f"{column} of the middle" if column else "at the middle"
+
+
 def _with_pixels(region: Tensor, message: str) -> Tensor:
     if not region.any():
         raise ValueError(message)

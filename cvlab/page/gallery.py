@@ -11,15 +11,16 @@ from cvlab.files import write_bytes
 from cvlab.models import Model
 from cvlab.page.html import number, paragraph, sorted_by
 from cvlab.page.many import Explained, explain_many, to_csv
-from cvlab.page.picture import captioned, heated, photo_style, picture_url, seen_part, slider, with_photo
+from cvlab.page.picture import captioned, heated, photo_style, picture_url, slider, with_photo
 from cvlab.page.question import COLORMAPS, Question
 from cvlab.page.unzip import list_pictures
 from cvlab.page.visit import Answer
 from cvlab.page.words import said
+from cvlab.transforms import seen_part
 
 MOST_SHOWN = 60  # of many pictures; the table holds all
 # The columns of the table and their widths in pixels.
-ROWS = {"no.": 60, "file": 180, "prediction": 130, "share": 90, "peak": 90, "what to know": 260}
+ROWS = {"no.": 60, "file": 180, "prediction": 130, "share": 90, "peak": 90, "what to know": 260, "familiar": 90}
 ORDERS = {
     "number": lambda row: row.number,
     "prediction": lambda row: (row.prediction or "", -row.share),

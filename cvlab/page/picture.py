@@ -7,7 +7,6 @@ layer looks stands in page.css; how strong it is, the visitor decides with a sli
 
 import base64
 import html
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 from io import BytesIO
@@ -21,8 +20,9 @@ from PIL import Image
 from torch import Tensor
 
 from cvlab.explain import heatmap
-from cvlab.models import Model, Stage
+from cvlab.models import Stage
 from cvlab.render import relative_heat
+from cvlab.transforms import Box
 from cvlab.trust import hottest_part
 
 MAX_SIDE = 1024  # pixels of a photo
@@ -32,7 +32,6 @@ LINES = (0.2, 0.4, 0.6, 0.8)  # of the maximum, where a heatmap is drawn as line
 CONTOURS = "contours"  # stands for a colour map: lines in place of colour
 HOW = "Choose a place: click, drag, or move with the arrow keys and press Enter"
 NO_HEAT = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="  # one pixel, see-through
-Box = tuple[float, float, float, float]  # x, y, width and height in shares of the photo
 
 
 def picture_url(picture: Image.Image) -> str:
@@ -40,16 +39,6 @@ def picture_url(picture: Image.Image) -> str:
     buffer = BytesIO()
     picture.save(buffer, "JPEG", quality=90)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def seen_part(model: Model, size: Sequence[int]) -> Box:
-    """Where the view of a model lies in a photo of `size` (height, width): the middle for a classifier, else all."""
-    if model.task != "classification":
-        return 0, 0, 1, 1
-    resized = math.floor(model.image_size / model.crop_pct)
-    sides = size if model.crop_mode == "squash" else (min(size), min(size))
-    down, across = (side / whole * model.image_size / resized for side, whole in zip(sides, size, strict=True))
-    return (1 - across) / 2, (1 - down) / 2, across, down
 
 
 def outline(levels: np.ndarray, level: float, box: Box) -> str:

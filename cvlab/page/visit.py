@@ -23,9 +23,8 @@ from cvlab.page.evidence import (
 )
 from cvlab.page.html import quoted
 from cvlab.page.models import Models
-from cvlab.page.picture import Box, seen_part
 from cvlab.page.question import Question, class_indices, region_words
-from cvlab.transforms import open_image
+from cvlab.transforms import Box, open_image, seen_part
 from cvlab.trust import Judgement, judge
 from cvlab.trust.diagnosis import diagnose
 

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cvlab.explain import heatmap, predicted_masks
+from cvlab.explain.regions import in_words
 from cvlab.models import Stage
 from cvlab.page.html import quoted
 from cvlab.page.question import Question, mask_of, region_words
@@ -92,17 +93,7 @@ def place(attribution: Tensor, stage: Stage | None = None) -> str:
     heat = heatmap(attribution, (GRID, GRID), stage)
     if not (heat > 0).any():
         return ""
-    ys, xs = np.nonzero(hottest_part(heat, 0.1).numpy())
-    if np.hypot(xs.std(), ys.std()) > 0.25 * GRID:  # one round spot has 0.13
-        return "at several places"
-    y, x = ((values.mean() + 0.5) / GRID for values in (ys, xs))
-    row = "upper" if y < 0.36 else "lower" if y > 0.64 else ""
-    column = "left" if x < 0.36 else "right" if x > 0.64 else ""
-    if row and column:
-        return f"at the {row} {column}"
-    if row:
-        return "above the middle" if row == "upper" else "below the middle"
-    return f"{column} of the middle" if column else "at the middle"
+    return in_words(hottest_part(heat, 0.1))
 
 
 def percent(share: float) -> str:

@@ -1,0 +1,112 @@
+"""Does a model use a mark? The mark is taken out of pictures that have it, and put into pictures of other classes.
+
+A mark that nearly all pictures of a class have may still be of no use to the model, and a change that is certain may be
+of no weight: the size of the effect decides.
+"""
+
+from statistics import NormalDist
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cvlab.audit.fixed import FixedMark
+from cvlab.audit.patches import Patch
+from cvlab.explain import predict
+from cvlab.models import Model, probabilities
+from cvlab.transforms import to_float
+from cvlab.trust import hide
+
+MATTERS = 0.06  # of probability: a smaller effect is none
+MOST = 200  # pictures of each kind
+BATCH = 50
+
+Mark = FixedMark | Patch
+
+
+class Effect(NamedTuple):
+    """By how much the probability of the mark's class changes, on average, and the bounds of that."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Proof(NamedTuple):
+    """What became of a mark.
+
+    Attributes:
+        level: "used", "there but not used", or "cannot be told".
+        removed: by how much the probability falls without the mark, beyond the control; None where it is too rare.
+        added: by how much it rises with the mark in pictures of other classes, beyond the control.
+        marked: rows of the pictures of its class that have it.
+        bare: rows of pictures of other classes that do not.
+    """
+
+    mark: Mark
+    level: str
+    removed: Effect | None
+    added: Effect | None
+    marked: list[int]
+    bare: list[int]
+
+    @property
+    def strength(self) -> float:
+        """The larger of the two effects."""
+        return max((each.value for each in (self.removed, self.added) if each), default=0.0)
+
+
+def prove(model: Model, mark: Mark, views: Tensor, labels: Tensor, tried: int) -> Proof:
+    """Measures what a mark changes on pictures that it was not found in.
+
+    Args:
+        views, labels: (N, 3, S, S) uint8 and (N,), not trained on.
+        tried: how many marks are proved in all: the bounds are of 95% for all of them together (Bonferroni).
+    """
+    own, has = labels == mark.class_idx, mark.has(views)
+    marked, bare = (own & has).nonzero().flatten(), (~own & mark.lacks(views)).nonzero().flatten()
+    shuffled = torch.randperm(len(bare), generator=torch.Generator().manual_seed(0))
+    marked, bare = marked[:MOST], bare[shuffled[:MOST]].sort().values
+    removed = _effect(model, mark, views[marked], _without, -1, tried)
+    added = _effect(model, mark, views[bare], _with, 1, tried)
+    effects = [each for each in (removed, added) if each]
+    if any(each.value >= MATTERS and each.low > 0 for each in effects):
+        level = "used"
+    else:
+        unused = effects and all(each.high < MATTERS for each in effects)
+        level = "there but not used" if unused else "cannot be told"
+    return Proof(mark, level, removed, added, marked.tolist(), bare.tolist())
+
+
+def without(mark: Mark, images: Tensor) -> Tensor:
+    """Pictures (N, 3, S, S) in [0, 1] with a mark taken out."""
+    return _without(mark, images)
+
+
+def _without(mark: Mark, images: Tensor, **control: bool) -> Tensor:
+    restored, hidden = mark.removed(images, **control)
+    return hide(restored, hidden) if hidden.any() else restored
+
+
+def _with(mark: Mark, images: Tensor, **control: bool) -> Tensor:
+    return mark.added(images, **control)
+
+
+def _effect(model: Model, mark: Mark, views: Tensor, change: object, sign: int, tried: int) -> Effect | None:
+    if len(views) < 2:
+        return None
+    changes = []
+    for images in map(to_float, views.split(BATCH)):
+        after = _probability(model, change(mark, images), mark.class_idx)
+        # A patch is compared with another patch: whatever covers a part of a picture changes something.
+        control = isinstance(mark, Patch)
+        before = change(mark, images, control=True) if control else images
+        changes.append(sign * (after - _probability(model, before, mark.class_idx)))
+    each = torch.cat(changes)
+    mean, z = each.mean().item(), NormalDist().inv_cdf(1 - 0.025 / max(tried, 1))
+    reach = z * each.std().item() / len(each) ** 0.5
+    return Effect(mean, mean - reach, mean + reach)
+
+
+def _probability(model: Model, images: Tensor, class_idx: int) -> Tensor:
+    return probabilities(model, predict(model, images))[:, class_idx]
