@@ -51,9 +51,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="data folder, or torchvision:NAME; by default synthetic scenes")
     parser.add_argument("--part", choices=(*PARTS, "all"), default="test", help="the pictures that are counted")
     parser.add_argument("--out", type=Path, required=True, help="folder of the report")
-    parser.add_argument(
-        "--clean", type=Path, metavar="DIR", help="write the data there, with suspects painted over"
-    )
+    parser.add_argument("--clean", type=Path, metavar="DIR", help="write the data there, with suspects painted over")
     args = parser.parse_args()
     if args.clean and (args.clean.exists() or args.data is None):
         raise ValueError(f"--clean {args.clean} needs --data, and a folder that does not exist yet.")

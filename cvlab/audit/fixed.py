@@ -20,6 +20,7 @@ FEWEST = 20  # pictures with the mark, and without it
 CANDIDATE, MARKED = 7.0, 5.0  # t of a mark's strongest edge, and of its others; nature stays below the first
 NOISE = 1e-6  # added to variances: in drawn pictures some are 0
 HOLE = 0.1  # of the picture: a smaller hole in a mark belongs to it; the inside of a frame does not
+ENOUGH = 500  # pictures for a mean
 PRESENT = 0.5  # of the mark's mean edges: a picture with more of them has it
 OPAQUE = 0.15  # of the picture's contrast: what shows less of it cannot be restored, and is painted over
 
@@ -49,17 +50,13 @@ class FixedMark:
         """Where it stands, in words."""
         return in_words(self.region)
 
-    def presence(self, views: Tensor) -> Tensor:
-        """How much of the mark each picture (N, 3, S, S) uint8 has: (N,), about 1 with it and 0 without it."""
-        return _presence(views, self.edges)
-
     def has(self, views: Tensor) -> Tensor:
-        """Which pictures have the mark, (N,) bool."""
-        return self.presence(views) > PRESENT
+        """Which pictures (N, 3, S, S) uint8 have the mark, (N,) bool."""
+        return _have(views, self.edges)
 
     def lacks(self, views: Tensor) -> Tensor:
         """Which pictures are without it, (N,) bool."""
-        return self.presence(views) <= PRESENT
+        return ~self.has(views)
 
     def added(self, images: Tensor) -> Tensor:
         """Pictures (N, 3, S, S) in [0, 1] with the mark drawn in."""
@@ -115,9 +112,10 @@ def _resized(each: Tensor, images: Tensor) -> Tensor:
     return F.interpolate(each[None], images.shape[-2:], mode="bilinear")[0]
 
 
-def _presence(views: Tensor, edges: Tensor) -> Tensor:
-    shares = [(differences(some) * edges).sum((1, 2, 3)) for some in views.split(BATCH)]
-    return torch.cat(shares) / edges.square().sum()
+def _have(views: Tensor, edges: Tensor) -> Tensor:
+    """Which pictures have these edges: their own projected on them, 1 for a mark and 0 without it, is over PRESENT."""
+    along = torch.cat([(differences(some) * edges).sum((1, 2, 3)) for some in views.split(BATCH)])
+    return along > PRESENT * edges.square().sum()
 
 
 def _closed(strong: Tensor) -> Tensor:
@@ -136,18 +134,13 @@ def _matte(views: Tensor, own: Tensor, region: Tensor, edges: Tensor) -> tuple[T
 
     Pictures of the same class are compared where enough are without it: others differ in more than the mark.
     """
-    marked = _presence(views, edges) > PRESENT
+    marked = _have(views, edges)
     bare = ~marked & own if (~marked & own).sum() >= FEWEST else ~marked
     marked &= own
     if min(marked.sum(), bare.sum()) < FEWEST:
         return None
-    (mean, spread), (of_bare, spread_of_bare) = (_statistics(views[rows]) for rows in (marked, bare))
-    keep = torch.where(region, spread / spread_of_bare.clamp(min=1e-3), 1).clamp(0, 1)
-    return keep, torch.where(region, mean - keep * of_bare, 0)
-
-
-def _statistics(views: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each pixel and colour, (3, S, S) in units of [0, 1]."""
-    mean = sum(some.double().sum(0) for some in views.split(BATCH)) / len(views)
-    square = sum(some.double().square().sum(0) for some in views.split(BATCH)) / len(views)
-    return (mean / 255).float(), ((square - mean.square()).clamp(min=0).sqrt() / 255).float()
+    (spread, mean), (of_bare, mean_of_bare) = (
+        torch.std_mean(to_float(views[rows][:ENOUGH]), 0) for rows in (marked, bare)
+    )
+    keep = torch.where(region, spread / of_bare.clamp(min=1e-3), 1).clamp(0, 1)
+    return keep, torch.where(region, mean - keep * mean_of_bare, 0)

@@ -4,6 +4,7 @@ A mark that nearly all pictures of a class have may still be of no use to the mo
 of no weight: the size of the effect decides.
 """
 
+from collections.abc import Callable
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -67,8 +68,8 @@ def prove(model: Model, mark: Mark, views: Tensor, labels: Tensor, tried: int) -
     marked, bare = (own & has).nonzero().flatten(), (~own & mark.lacks(views)).nonzero().flatten()
     shuffled = torch.randperm(len(bare), generator=torch.Generator().manual_seed(0))
     marked, bare = marked[:MOST], bare[shuffled[:MOST]].sort().values
-    removed = _effect(model, mark, views[marked], _without, -1, tried)
-    added = _effect(model, mark, views[bare], _with, 1, tried)
+    removed = _effect(model, mark, views[marked], without, -1, tried)
+    added = _effect(model, mark, views[bare], type(mark).added, 1, tried)
     effects = [each for each in (removed, added) if each]
     if any(each.value >= MATTERS and each.low > 0 for each in effects):
         level = "used"
@@ -78,35 +79,27 @@ def prove(model: Model, mark: Mark, views: Tensor, labels: Tensor, tried: int) -
     return Proof(mark, level, removed, added, marked.tolist(), bare.tolist())
 
 
-def without(mark: Mark, images: Tensor) -> Tensor:
-    """Pictures (N, 3, S, S) in [0, 1] with a mark taken out."""
-    return _without(mark, images)
-
-
-def _without(mark: Mark, images: Tensor, **control: bool) -> Tensor:
+def without(mark: Mark, images: Tensor, **control: bool) -> Tensor:
+    """Pictures (N, 3, S, S) in [0, 1] with a mark taken out; `control` as in `Patch.removed`."""
     restored, hidden = mark.removed(images, **control)
     return hide(restored, hidden) if hidden.any() else restored
 
 
-def _with(mark: Mark, images: Tensor, **control: bool) -> Tensor:
-    return mark.added(images, **control)
-
-
-def _effect(model: Model, mark: Mark, views: Tensor, change: object, sign: int, tried: int) -> Effect | None:
+def _effect(
+    model: Model, mark: Mark, views: Tensor, change: Callable[..., Tensor], sign: int, tried: int
+) -> Effect | None:
+    """The mean change of the probability, times `sign`, and its bounds; None for fewer than two pictures."""
     if len(views) < 2:
         return None
     changes = []
     for images in map(to_float, views.split(BATCH)):
-        after = _probability(model, change(mark, images), mark.class_idx)
         # A patch is compared with another patch: whatever covers a part of a picture changes something.
-        control = isinstance(mark, Patch)
-        before = change(mark, images, control=True) if control else images
-        changes.append(sign * (after - _probability(model, before, mark.class_idx)))
+        before = change(mark, images, control=True) if isinstance(mark, Patch) else images
+        after, before = (
+            probabilities(model, predict(model, each))[:, mark.class_idx] for each in (change(mark, images), before)
+        )
+        changes.append(sign * (after - before))
     each = torch.cat(changes)
     mean, z = each.mean().item(), NormalDist().inv_cdf(1 - 0.025 / max(tried, 1))
     reach = z * each.std().item() / len(each) ** 0.5
     return Effect(mean, mean - reach, mean + reach)
-
-
-def _probability(model: Model, images: Tensor, class_idx: int) -> Tensor:
-    return probabilities(model, predict(model, images))[:, class_idx]
