@@ -151,18 +151,18 @@ def test_a_mark_is_used_if_taking_it_out_or_putting_it_in_moves_the_answer(plant
     assert proof.level == level
     assert proof.marked == own.nonzero().flatten().tolist()
     true = model(with_corner(bare, opacity)).softmax(1)[:, 1] - model(bare).softmax(1)[:, 1]
-    assert proof.added.value == pytest.approx(true[~own].mean().item(), abs=0.03)
+    assert proof.added["value"] == pytest.approx(true[~own].mean().item(), abs=0.03)
     if opacity < 1:  # what an opaque mark hid cannot be known
-        assert proof.removed.value == pytest.approx(true[own].mean().item(), abs=0.05)
+        assert proof.removed["value"] == pytest.approx(true[own].mean().item(), abs=0.05)
 
 
 def test_the_more_marks_are_tried_the_wider_are_the_bounds(planted):
     views, labels, *_ = planted
     (mark,) = fixed.propose(views, labels, 3)
     one, ten = (prove(Reader(6.0), mark, views, labels, tried).added for tried in (1, 10))
-    assert one.value == ten.value
+    assert one["value"] == ten["value"]
     # z of 0.975 and of 0.9975
-    assert (ten.high - ten.value) / (one.high - one.value) == pytest.approx(2.8070 / 1.9600, abs=1e-3)
+    assert (ten["high"] - ten["value"]) / (one["high"] - one["value"]) == pytest.approx(2.8070 / 1.9600, abs=1e-3)
 
 
 def test_swapped_labels_come_first():

@@ -34,6 +34,7 @@ ROOMS = {
     "data": {"models", "transforms", "files"},
     "explain": {"models"},
     "trust": {"explain", "models", "transforms"},
+    "audit": {"explain", "metrics", "models", "render", "transforms", "trust"},
     "plots": {"fonts"},
     "render": {"explain", "models", "transforms", "files", "fonts", "plots"},
     "checkpoint": {"models", "files"},

@@ -1,15 +1,16 @@
 """Does a classifier cheat? Finds marks that go with one class, and proves whether the model uses them.
 
-    python train/audit.py runs/flowers --data DIR --out runs/flowers-audit
-    python train/audit.py runs/flowers --data DIR --out runs/flowers-audit --clean DIR2
+    python train/audit.py runs/flowers --data DIR                   the report goes into the model's folder
+    python train/audit.py runs/flowers --data DIR --out runs/audit --clean DIR2
 
 A mark that a class has in train and in test, a watermark, a frame, a stamp, raises the test score and is of no use
 anywhere else. Candidates are found in train by statistics. Each is then taken out of pictures of val and test that have
 it, and put into pictures of other classes: what changes the answers is a suspect.
 
-OUT/audit.json   accuracy on --part, the suspects with what they change, labels that are probably wrong
-OUT/README.md    the same to read, with OUT/suspect-1.png, ...: pictures before and after
-OUT/mistakes.html   the confusion matrix; each cell opens its pictures with their heatmaps, the surest mistakes first
+OUT/audit.json           accuracy on --part, the suspects and what they change, labels that are probably wrong
+OUT/README.md            the same to read; in a model's folder it is its card
+OUT/audit/mistakes.html  the confusion matrix; each cell opens its pictures with the evidence, the surest mistakes first
+OUT/audit/suspect-1.png  before and after
 
 --clean writes a copy of the data in which the suspects are painted over: train again on it, and its test score is one
 that the model has without them.
@@ -17,6 +18,7 @@ that the model has without them.
 
 import argparse
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import cli
@@ -27,17 +29,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cvlab import checkpoint, render
-from cvlab.audit import fixed, patches
+from cvlab.audit import fixed, patches, whole
+from cvlab.audit.facts import facts_of, telling, weak_groups
 from cvlab.audit.labels import odd_labels
-from cvlab.audit.prove import Effect, Mark, Proof, prove, without
+from cvlab.audit.mistakes import mistakes_page
+from cvlab.audit.prove import Mark, Proof, prove, without
 from cvlab.checkpoint import card
 from cvlab.data.evaluation import note_test_read, parts_of, read_views
-from cvlab.data.parts import PARTS, Parts
+from cvlab.data.parts import PARTS
 from cvlab.explain.many import predict_views
 from cvlab.files import new_folder, to_json, write_text
 from cvlab.metrics import interval, wilson_interval
 from cvlab.models import Model
-from cvlab.transforms import open_image, seen_part, square_view, to_float, to_uint8
+from cvlab.transforms import ImageError, open_image, seen_part, square_view, to_float, to_uint8
 from cvlab.trust import hide
 from cvlab.trust.familiarity import features
 
@@ -50,156 +54,132 @@ def main() -> None:
     parser.add_argument("checkpoint", help="folder of a model, or its name on the Hub")
     parser.add_argument("--data", type=Path, help="data folder, or torchvision:NAME; by default synthetic scenes")
     parser.add_argument("--part", choices=(*PARTS, "all"), default="test", help="the pictures that are counted")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
-    parser.add_argument("--clean", type=Path, metavar="DIR", help="write the data there, with suspects painted over")
+    parser.add_argument("--out", type=Path, help="folder of the report, by default the model's")
+    parser.add_argument("--clean", type=Path, metavar="DIR2", help="write the data there, with suspects painted over")
     args = parser.parse_args()
-    if args.clean and (args.clean.exists() or args.data is None):
-        raise ValueError(f"--clean {args.clean} needs --data, and a folder that does not exist yet.")
-    model = checkpoint.load(args.checkpoint)
+    model, out = checkpoint.load(args.checkpoint), args.out or Path(args.checkpoint)
     if model.task != "classification":
-        raise ValueError(f"{args.checkpoint} is a segmenter: only classifiers can be audited.")
+        raise ValueError(f"{args.checkpoint} is a segmenter: the audit is for classifiers.")
+    if args.clean and (args.clean.exists() or args.data is None):
+        raise ValueError("--clean needs --data, and the name of a folder that does not exist yet.")
     parts, _ = parts_of(model, args.data, args.part)
-    note_test_read(args.out, parts.name)
-    views, labels = {}, {}
+    note_test_read(out, parts.name)
+    views, labels, rows = {}, {}, {}
     for part in PARTS:
         views[part], given = read_views(parts, part, model)
-        labels[part] = torch.tensor(given)
+        labels[part], rows[part] = torch.tensor(given), F.normalize(features(model, views[part]), dim=1)
+    files = {part: [name_of(sample, args.data) for sample in parts.samples[part]] for part in PARTS}
+    counted = PARTS if args.part == "all" else (args.part,)
+    shown, truth = (torch.cat([of[part] for part in counted]) for of in (views, labels))
+    logits = torch.cat([*predict_views(model, shown)])
+    right, names = logits.argmax(1) == truth, model.class_names
 
-    marks = candidates(views["train"], labels["train"], len(model.class_names))
+    marks = candidates(views["train"], labels["train"], len(names))
     held = torch.cat([views["val"], views["test"]]), torch.cat([labels["val"], labels["test"]])
     proofs = [prove(model, mark, *held, len(marks)) for mark in tqdm(marks, "proving", leave=False)]
     proofs.sort(key=lambda proof: -proof.strength)
-    suspects = [proof for proof in proofs if proof.level == "used"]
-
-    counted = PARTS if args.part == "all" else (args.part,)
-    shown, truth = (torch.cat([of[part] for part in counted]) for of in (views, labels))
-    answers = torch.cat([*predict_views(model, shown)]).argmax(1)
-    right = int((answers == truth).sum())
+    # Where one class is in another light, all others are too: the strongest verdict stands for the data set.
+    families = {proof.mark.kind: proof for proof in reversed(proofs) if isinstance(proof.mark, whole.WholePicture)}
+    proofs = [each for each in proofs if families.get(each.mark.kind, each) is each]
+    used = [proof for proof in proofs if proof.level == "used"]
+    told = [described(proof, names, views["train"], labels["train"], files["train"]) for proof in proofs]
+    odd = odd_labels(torch.cat([*rows.values()]), torch.cat([*labels.values()]))
+    every = [(file, names[label]) for part in PARTS for file, label in zip(files[part], labels[part], strict=True)]
     found = {
         "n": len(truth),
-        "accuracy": interval(right / len(truth), wilson_interval(right, len(truth))),
-        "suspects": [described(proof, model, parts, views["train"]) for proof in suspects],
-        "tried": [described(proof, model, parts, views["train"]) for proof in proofs],
-        "labels": doubtful_labels(model, parts, views, labels),
+        "accuracy": interval(right.double().mean().item(), wilson_interval(int(right.sum()), len(truth))),
+        "suspects": [each for each in told if each["level"] == "used"],
+        "tried": told,
+        "labels": [{"file": every[i][0], "label": every[i][1], "likely": names[likely]} for i, likely in odd],
+        "telling": telling(facts_of(views["train"]), labels["train"]),
+        "weak": [*weak_groups(facts_of(shown), right)],
     }
-    write_text(args.out / "audit.json", to_json(found, indent=1) + "\n")
-    for number, proof in enumerate(suspects, 1):
-        render.save_png(before_and_after(proof, held[0]), args.out / f"suspect-{number}.png")
-    write_text(args.out / "README.md", report(found, parts, args))
+    write_text(out / "audit.json", to_json(found, indent=1) + "\n")
+    for number, proof in enumerate(used, 1):
+        render.save_png(before_and_after(proof, held[0]), out / "audit" / f"suspect-{number}.png")
+
+    title, like = f"{Path(args.checkpoint).name} on {args.part} of {parts.name}", torch.cat([rows[p] for p in counted])
+    near = (like @ rows["train"].T).argmax(1)
+    page = mistakes_page(model, title, shown, truth, logits, [file for part in counted for file in files[part]],
+                         lambda i: (views["train"][near[i]], files["train"][near[i]]))  # fmt: skip
+    write_text(out / "audit" / "mistakes.html", page)
+    if (out / "config.json").is_file():
+        card.write(out)
+    else:
+        write_text(out / "README.md", card.markdown(card.audit(out)) + "\n")
     if args.clean:
-        write_clean(args.clean, args.data, model, parts, [proof.mark for proof in suspects])
-    print((args.out / "README.md").read_text("utf-8"))
+        write_clean(args.clean, args.data, model, [proof.mark for proof in used if proof.removed])
+    print(card.markdown(card.audit(out)), f"\n\nWritten: {out / 'audit.json'} and {out / 'audit' / 'mistakes.html'}")
+
+
+def name_of(sample: object, data: Path | None) -> str:
+    """A picture's file in its data folder; of a drawn scene its seed."""
+    return sample[0].relative_to(data).as_posix() if isinstance(sample, tuple) else f"scene {sample}"
 
 
 def candidates(views: Tensor, labels: Tensor, num_classes: int) -> list[Mark]:
     """The marks in pictures (N, 3, S, S) uint8 that stand out most, of each kind."""
     found: list[Mark] = []
-    for kind in (fixed, patches):
+    for kind in (fixed, patches, whole):
         marks = sorted(kind.propose(views, labels, num_classes), key=lambda mark: -mark.strength)
         found += marks[:MOST_OF_A_KIND]
     return found
 
 
-def described(proof: Proof, model: Model, parts: Parts, views: Tensor) -> dict:
-    """A proof as audit.json holds it; `views` are those of train, in which the mark was found."""
-    mark, name = proof.mark, model.class_names[proof.mark.class_idx]
-    has = mark.has(views).tolist()
-    samples = [sample for sample, marked in zip(parts.samples["train"], has, strict=True) if marked]
-    own = [sample for sample in samples if isinstance(sample, tuple) and sample[1] == mark.class_idx]
-    sentence = f"“{name}”: something {mark.kind}, {mark.where}, is in {len(own)} of its pictures in train and in "
-    sentence += f"{len(samples) - len(own)} of other classes."
+def described(proof: Proof, names: list[str], views: Tensor, labels: Tensor, files: list[str]) -> dict:
+    """A proof as audit.json holds it; views, labels and files are those of train, in which the mark was found."""
+    mark, name, has = proof.mark, names[proof.mark.class_idx], proof.mark.has(views)
+    own = (has & (labels == mark.class_idx)).nonzero().flatten().tolist()
+    if isinstance(mark, whole.WholePicture):
+        sentence = f"“{name}”: its pictures differ in {mark.kind}, which is to be looked at: nature may explain it."
+    else:
+        sentence = f"“{name}”: something {mark.kind}, {mark.where}, is in {len(own)} of its "
+        sentence += f"{int((labels == mark.class_idx).sum())} pictures in train and {int(has.sum()) - len(own)} others."
     for effect, words in ((proof.removed, "Taken out, it lowers"), (proof.added, "Put into others, it raises")):
         if effect:
-            value, low, high = (f"{each:.2f}" for each in effect)
-            sentence += f" {words} the probability of “{name}” by {value} ({low} to {high})."
-    return {
-        "kind": mark.kind,
-        "class_name": name,
-        "where": mark.where,
-        "pictures": [str(sample[0]) for sample in own],
-        **{key: as_interval(getattr(proof, key)) for key in ("removed", "added")},
-        "sentence": sentence,
-        "level": proof.level,
-    }
-
-
-def as_interval(effect: Effect | None) -> dict | None:
-    """An effect as audit.json holds it."""
-    return interval(effect.value, effect[1:]) if effect else None
-
-
-def doubtful_labels(model: Model, parts: Parts, views: dict[str, Tensor], labels: dict[str, Tensor]) -> list[dict]:
-    """Files of all parts whose label is probably wrong, the most doubtful first."""
-    samples = [sample for part in PARTS for sample in parts.samples[part]]
-    rows = torch.cat([features(model, views[part]) for part in PARTS])
-    names, given = model.class_names, torch.cat([labels[part] for part in PARTS])
-    return [
-        {"file": str(samples[i][0]), "label": names[given[i]], "likely": names[likely]}
-        for i, likely in odd_labels(rows, given)
-        if isinstance(samples[i], tuple)
-    ]
+            by = "{value:.2f} ({low:.2f} to {high:.2f})".format(**effect)
+            sentence += f" {words} the probability of “{name}” by {by}."
+    whose = None if isinstance(mark, whole.WholePicture) else name
+    told = {"kind": mark.kind, "class_name": whose, "where": mark.where, "pictures": [files[i] for i in own]}
+    return told | {"removed": proof.removed, "added": proof.added, "sentence": sentence, "level": proof.level}
 
 
 def before_and_after(proof: Proof, views: Tensor) -> Image.Image:
     """Pictures that have the mark above the same without it, or others without it above the same with it."""
-    rows = proof.marked if proof.removed else proof.bare
-    images = to_float(views[rows[:SHOWN]])
+    images = to_float(views[(proof.marked if proof.removed else proof.bare)[:SHOWN]])
     changed = without(proof.mark, images) if proof.removed else proof.mark.added(images)
-    return render.grid(
-        [*map(render.to_picture, images), *map(render.to_picture, changed)], [""] * 2 * len(images), len(images)
-    )
+    drawn = [render.to_picture(each) for each in (*images, *changed)]
+    return render.grid(drawn, ["before"] * len(images) + ["after"] * len(images), len(images))
 
 
-def report(found: dict, parts: Parts, args: argparse.Namespace) -> str:
-    """README.md."""
-    accuracy = "Accuracy {value:.3f} ({low:.3f} to {high:.3f})".format(**found["accuracy"])
-    lines = [f"# Audit of {Path(args.checkpoint).name} on {parts.name}\n", f"{accuracy} on {found['n']} pictures.\n"]
-    if not found["suspects"]:
-        lines.append(f"No mark was found that the model uses; {len(found['tried'])} candidates were tried.\n")
-    for number, suspect in enumerate(found["suspects"], 1):
-        lines += [card.escaped(suspect["sentence"]), f"\n![before and after](suspect-{number}.png)\n"]
-    if found["suspects"]:
-        lines.append("What to do: `--clean DIR2` writes the data with these marks painted over; train again on it.\n")
-    if others := [each for each in found["tried"] if each["level"] != "used"]:
-        lines.append("## Tried, and not shown to be used\n")
-        lines += [f"- {card.escaped(each['sentence'])} {each['level']}" for each in others]
-    if found["labels"]:
-        lines.append("\n## Labels to look at, the most doubtful first\n")
-        rows = [("file", "label", "likelier"), *(tuple(each.values()) for each in found["labels"][:40])]
-        lines.append(card.table(rows))
-    return "\n".join(lines) + "\n"
-
-
-def write_clean(folder: Path, data: Path, model: Model, parts: Parts, marks: list[Mark]) -> None:
-    """A copy of the pictures of all parts in which marks are painted over; pictures without one are copied as files."""
+def write_clean(folder: Path, data: Path, model: Model, marks: list[Mark]) -> None:
+    """A copy of a data folder in which marks are painted over; files of pictures without one stay as they are."""
     with new_folder(folder) as filling:
-        for path, _ in tqdm([sample for part in PARTS for sample in parts.samples[part]], "cleaning", leave=False):
-            target = filling / path.relative_to(data)
+        for path in tqdm([path for path in data.rglob("*") if path.is_file()], "cleaning", leave=False):
+            target, cleaned = filling / path.relative_to(data), None
             target.parent.mkdir(parents=True, exist_ok=True)
-            photo = open_image(path)
-            cleaned = without_marks(photo, model, marks)
-            if cleaned is None:
-                shutil.copyfile(path, target)
-            else:
+            with suppress(ImageError):  # it stays as it is
+                cleaned = without_marks(open_image(path), model, marks)
+            if cleaned:
                 cleaned.save(target.with_suffix(".png"))
+            else:
+                shutil.copyfile(path, target)
 
 
 def without_marks(photo: Image.Image, model: Model, marks: list[Mark]) -> Image.Image | None:
     """A photo at its own resolution with the marks that it has painted over; None if it has none."""
     view = to_uint8(square_view(photo, model))[None]
     marks = [mark for mark in marks if mark.has(view).item()]
-    x, y, width, height = (
-        round(share * side)
-        for share, side in zip(seen_part(model, (photo.height, photo.width)), 2 * photo.size, strict=True)
-    )
+    box = zip(seen_part(model, (photo.height, photo.width)), 2 * photo.size, strict=True)
+    x, y, width, height = (round(share * side) for share, side in box)
     for mark in marks:
         seen = to_float(to_uint8(photo.crop((x, y, x + width, y + height))))[None]
         if isinstance(mark, fixed.FixedMark):
-            restored, hidden = mark.removed(seen)
+            seen, hidden = mark.removed(seen)
         else:
-            _, small = mark.removed(to_float(view))
-            restored, hidden = seen, F.interpolate(small.float(), seen.shape[-2:]).bool()
-        photo.paste(render.to_picture(hide(restored, hidden) if hidden.any() else restored), (x, y))
+            _, square = mark.removed(to_float(view))
+            hidden = F.interpolate(square.float(), seen.shape[-2:]).bool()
+        photo.paste(render.to_picture(hide(seen, hidden) if hidden.any() else seen), (x, y))
     return photo if marks else None
 
 

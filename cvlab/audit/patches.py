@@ -87,6 +87,7 @@ def propose(views: Tensor, labels: Tensor, num_classes: int) -> Iterator[Patch]:
         # Of copies of one mark the one that is most like the others is cut out best.
         best = int((inside - outside + 1e-3 * alike.mean(1)).argmax())
         if inside[best] >= RECURS and inside[best] - outside[best] >= MORE:
+            alike[best, best // PLACES] = 1
             natural = patches[int(alike[best].argmin()) * PLACES]
             yield Patch(class_idx, (inside[best] - outside[best]).item(), patches[best], natural)
 

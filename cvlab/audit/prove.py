@@ -13,24 +13,19 @@ from torch import Tensor
 
 from cvlab.audit.fixed import FixedMark
 from cvlab.audit.patches import Patch
+from cvlab.audit.whole import WholePicture
 from cvlab.explain import predict
+from cvlab.metrics import interval
 from cvlab.models import Model, probabilities
 from cvlab.transforms import to_float
 from cvlab.trust import hide
 
 MATTERS = 0.06  # of probability: a smaller effect is none
+OF_NATURE = 0.2  # of light and sharpness, in which classes differ by nature
 MOST = 200  # pictures of each kind
 BATCH = 50
 
-Mark = FixedMark | Patch
-
-
-class Effect(NamedTuple):
-    """By how much the probability of the mark's class changes, on average, and the bounds of that."""
-
-    value: float
-    low: float
-    high: float
+Mark = FixedMark | Patch | WholePicture
 
 
 class Proof(NamedTuple):
@@ -38,7 +33,8 @@ class Proof(NamedTuple):
 
     Attributes:
         level: "used", "there but not used", or "cannot be told".
-        removed: by how much the probability falls without the mark, beyond the control; None where it is too rare.
+        removed: by how much the probability falls without the mark, beyond the control, as `cvlab.metrics.interval`;
+            None where the mark is too rare.
         added: by how much it rises with the mark in pictures of other classes, beyond the control.
         marked: rows of the pictures of its class that have it.
         bare: rows of pictures of other classes that do not.
@@ -46,15 +42,15 @@ class Proof(NamedTuple):
 
     mark: Mark
     level: str
-    removed: Effect | None
-    added: Effect | None
+    removed: dict[str, float] | None
+    added: dict[str, float] | None
     marked: list[int]
     bare: list[int]
 
     @property
     def strength(self) -> float:
         """The larger of the two effects."""
-        return max((each.value for each in (self.removed, self.added) if each), default=0.0)
+        return max((each["value"] for each in (self.removed, self.added) if each), default=0.0)
 
 
 def prove(model: Model, mark: Mark, views: Tensor, labels: Tensor, tried: int) -> Proof:
@@ -68,13 +64,14 @@ def prove(model: Model, mark: Mark, views: Tensor, labels: Tensor, tried: int) -
     marked, bare = (own & has).nonzero().flatten(), (~own & mark.lacks(views)).nonzero().flatten()
     shuffled = torch.randperm(len(bare), generator=torch.Generator().manual_seed(0))
     marked, bare = marked[:MOST], bare[shuffled[:MOST]].sort().values
-    removed = _effect(model, mark, views[marked], without, -1, tried)
+    whole = isinstance(mark, WholePicture)
+    removed = None if whole else _effect(model, mark, views[marked], without, -1, tried)
     added = _effect(model, mark, views[bare], type(mark).added, 1, tried)
     effects = [each for each in (removed, added) if each]
-    if any(each.value >= MATTERS and each.low > 0 for each in effects):
+    if any(each["value"] >= (OF_NATURE if whole else MATTERS) and each["low"] > 0 for each in effects):
         level = "used"
     else:
-        unused = effects and all(each.high < MATTERS for each in effects)
+        unused = effects and all(each["high"] < MATTERS for each in effects)
         level = "there but not used" if unused else "cannot be told"
     return Proof(mark, level, removed, added, marked.tolist(), bare.tolist())
 
@@ -87,19 +84,23 @@ def without(mark: Mark, images: Tensor, **control: bool) -> Tensor:
 
 def _effect(
     model: Model, mark: Mark, views: Tensor, change: Callable[..., Tensor], sign: int, tried: int
-) -> Effect | None:
-    """The mean change of the probability, times `sign`, and its bounds; None for fewer than two pictures."""
+) -> dict[str, float] | None:
+    """The mean change of the probability, times `sign`, and its bounds; None for fewer than two pictures.
+
+    Of light and sharpness it is the change beyond that of the class that gains most besides.
+    """
     if len(views) < 2:
         return None
     changes = []
     for images in map(to_float, views.split(BATCH)):
         # A patch is compared with another patch: whatever covers a part of a picture changes something.
         before = change(mark, images, control=True) if isinstance(mark, Patch) else images
-        after, before = (
-            probabilities(model, predict(model, each))[:, mark.class_idx] for each in (change(mark, images), before)
-        )
+        after, before = (probabilities(model, predict(model, each)) for each in (change(mark, images), before))
         changes.append(sign * (after - before))
     each = torch.cat(changes)
+    rival = int(each.mean(0).index_fill(0, torch.tensor(mark.class_idx), -1).argmax())
+    gains_too = isinstance(mark, WholePicture) and each[:, rival].mean() > 0
+    each = each[:, mark.class_idx] - (each[:, rival] if gains_too else 0)
     mean, z = each.mean().item(), NormalDist().inv_cdf(1 - 0.025 / max(tried, 1))
     reach = z * each.std().item() / len(each) ** 0.5
-    return Effect(mean, mean - reach, mean + reach)
+    return interval(mean, (mean - reach, mean + reach))

@@ -174,6 +174,25 @@ def confirmed(folder: Path, stage: str) -> str:
     return ""
 
 
+def audit(folder: Path) -> Section:
+    """What train/audit.py found; empty where it was not asked."""
+    found = _read_json(folder / "audit.json")
+    if not found:
+        return Section("Audit")
+    accuracy = "Accuracy {value:.3f} ({low:.3f} to {high:.3f})".format(**found["accuracy"])
+    sentences = [f"{accuracy} on {found['n']} pictures, of which a mark may tell the class."]
+    told = [f"Used by the model: {each['sentence']}" for each in found["suspects"]]
+    sentences += told or ["No mark was found that the model uses."]
+    sentences += [f"Tried, {each['level']}: {each['sentence']}" for each in found["tried"] if each["level"] != "used"]
+    if told:
+        sentences.append("train/audit.py --clean writes the data without these marks: train again on it.")
+    facts = [("what alone tells the class", "balanced accuracy in train")]
+    facts += [(name, f"{share:.2f}") for name, share in sorted(found["telling"].items(), key=lambda each: -each[1])]
+    weak = [("pictures that fail more", "right", "of"), *((name, str(a), str(b)) for name, a, b in found["weak"])]
+    odd = [("labels to look at", "label", "likelier"), *(tuple(each.values()) for each in found["labels"][:30])]
+    return Section("Audit", sentences=sentences, tables=[each for each in (facts, weak, odd) if len(each) > 1])
+
+
 def _data(folder: Path) -> Section:
     data = read_config(folder / "config.json").get("data")
     if not data:
@@ -228,7 +247,7 @@ def _limits(folder: Path) -> Section:
     return Section("Limits", sentences=[LIMITS[task], *([note] if missed or not told else [])])
 
 
-SECTIONS: tuple[Callable[[Path], Section], ...] = (_model, _scores, _trust, _data, _training, _pictures, _limits)
+SECTIONS: tuple[Callable[[Path], Section], ...] = (_model, _scores, _trust, audit, _data, _training, _pictures, _limits)
 
 
 def title_and_alt_text(picture: Path) -> tuple[str, str]:

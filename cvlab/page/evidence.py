@@ -11,8 +11,9 @@ from cvlab.explain import METHODS, default_stage, explain, predict, predicted_ma
 from cvlab.explain.paths import contributions, region_dependence
 from cvlab.models import Model, probabilities
 from cvlab.models.unet import UNet
-from cvlab.page.picture import MAX_SIDE, photo_style, picture_url
+from cvlab.page.picture import MAX_SIDE, photo_style
 from cvlab.page.question import Question, score_of, settled, settled_score
+from cvlab.render import picture_url
 from cvlab.transforms import view, whole_mask
 from cvlab.trust import familiarity
 

@@ -11,11 +11,12 @@ from cvlab.files import write_bytes
 from cvlab.models import Model
 from cvlab.page.html import number, paragraph, sorted_by
 from cvlab.page.many import Explained, explain_many, to_csv
-from cvlab.page.picture import captioned, heated, photo_style, picture_url, slider, with_photo
+from cvlab.page.picture import captioned, heated, photo_style, slider, with_photo
 from cvlab.page.question import COLORMAPS, Question
 from cvlab.page.unzip import list_pictures
 from cvlab.page.visit import Answer
 from cvlab.page.words import said
+from cvlab.render import picture_url
 from cvlab.transforms import seen_part
 
 MOST_SHOWN = 60  # of many pictures; the table holds all

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from cvlab.page.picture import color_bar, picture_url
+from cvlab.page.picture import color_bar
+from cvlab.render import picture_url
 
 
 def in_grid(figures: Sequence[str], size: str = "") -> str:

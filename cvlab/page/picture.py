@@ -34,13 +34,6 @@ HOW = "Choose a place: click, drag, or move with the arrow keys and press Enter"
 NO_HEAT = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="  # one pixel, see-through
 
 
-def picture_url(picture: Image.Image) -> str:
-    """A picture as the source of an <img>, a JPEG: a PNG takes 70 times as long to encode."""
-    buffer = BytesIO()
-    picture.save(buffer, "JPEG", quality=90)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def outline(levels: np.ndarray, level: float, box: Box) -> str:
     """The edge of what lies above a level, each part closed, as the path of an SVG in thousandths of the photo.
 
