@@ -12,8 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 import torch
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,7 +67,6 @@ if args.keep:
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "script.py").write_text(SCRIPT)
     monkeypatch.setattr(sweep, "POLL", 0.05)
-    monkeypatch.setattr(run_queue, "DEAD_HERE", 0.5)
     return tmp_path / "script.py"
 
 
@@ -174,24 +177,29 @@ def test_two_processes_share_the_runs_of_one_journal(script: Path) -> None:
         assert process.exitcode == 0
     assert column(out, "best val") == [f"{lr * 0.03:.4f}" for lr in range(1, 5)]
     assert set(trained(script).values()) == {1}
-    assert len({(folder / "heartbeat").read_text().split()[1] for folder in out.glob("0*")}) == 2
+    changes = map(json.loads, (out / "journal.log").read_text().splitlines())
+    assert len({change["worker_id"] for change in changes if change.get("state") == TrialState.RUNNING}) == 2
 
 
-def test_a_process_that_slept_gives_its_run_up(script: Path) -> None:
-    """Its machine was asleep; another one, that cannot look at its processes, waited and took the run."""
-    out = script.with_name("asleep")
-    study = run_queue.open_study(out, {"runs": [{"lr": "1"}]})
-    sleeper, waiting = run_queue.RunQueue(study, out), run_queue.RunQueue(study, out)
-    sleeper.worker, waiting.worker = "one 1", "other 2"
-    sleeper.take()
-    assert waiting.take() is None
-    waiting.heartbeats = {1: (waiting.heartbeats[1][0], waiting.heartbeats[1][1] - run_queue.DEAD_ELSEWHERE + 1)}
-    assert waiting.take() is None  # a second less than it takes
-    waiting.heartbeats = {1: (waiting.heartbeats[1][0], waiting.heartbeats[1][1] - 2)}
-    second = waiting.take()
-    assert second.user_attrs == {"run": 1, "options": {"lr": "1"}}
-    assert not sleeper.beat(1)
-    assert waiting.beat(1)
+def test_the_run_of_a_killed_worker_is_taken_at_once_and_finished(script: Path) -> None:
+    out = script.with_name("taken")
+    process = begin(script, "--over", "lr=0.1", "--out", out, "--", "--epochs", 5)
+    wait_for(out / "001" / "history.jsonl")
+    study = optuna.load_study(study_name="sweep", storage=JournalStorage(JournalFileBackend(str(out / "journal.log"))))
+    queue = run_queue.RunQueue(study, out)
+    assert queue.take() is None  # the other worker lives
+    assert not queue.is_done()
+    process.kill()
+    process.join()
+    trial, lock = queue.take()
+    assert (trial.user_attrs["run"], trial.user_attrs["options"]) == (1, {"lr": "0.1"})
+    assert run_queue.RunQueue(study, out).take() is None  # this worker lives
+    sweep.train(study, trial, queue)
+    lock.release()
+    assert queue.is_done()
+    assert run_queue.latest(study)[1].value == 0.05
+    assert set(trained(script)) == {f"001 {epoch}" for epoch in range(1, 6)}
+    assert sum(trained(script).values()) <= 6  # the epoch in which it was killed
 
 
 def test_a_queue_that_was_cut_off_is_completed(tmp_path: Path) -> None:
