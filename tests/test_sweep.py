@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
-import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -331,18 +330,6 @@ def trained_plain(tmp_path: Path) -> Path:
     return tmp_path / "start"
 
 
-@pytest.mark.parametrize(("network", "widths"), [("plain", [4, 8, 8]), ("residual", [4, 8, 8]), ("convnet", [4, 8])])
-def test_weights_carried_into_dropout_answer_the_same_to_the_bit(network: str, widths: list[int]) -> None:
-    model = models.build(network, ["a", "b", "c"], 16, {"widths": widths, "dropout": 0.0}, mean=(0.1, 0.2, 0.3)).eval()
-    images = torch.rand(4, 3, 16, 16)
-    logits = model(images)
-    for p in (0.01, 0.1, 0.25, 0.5, 0):
-        other = dropout_study.with_dropout(model, p)
-        assert other(images).equal(logits)
-        assert other.config["arguments"]["dropout"] == p
-        assert other.state_dict().keys() == model.state_dict().keys()
-
-
 def test_training_on_keeps_the_options_of_the_run(
     tmp_path: Path, trained_plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,15 +382,16 @@ def test_the_dropout_study_trains_on_and_chooses_by_validation(tmp_path: Path, m
     monkeypatch.setattr(sys, "argv", ["dropout_study.py", *map(str, words)])
     dropout_study.main()
     ((name, study),) = json.loads((tmp_path / "study" / "study.json").read_text()).items()
-    row, late = study["rows"]
+    before, (row, late) = study["before"], study["rows"]
     assert (row["at"], late["at"]) == ("early", "late")
-    assert (name, row["dropout"], row["after"]["test"]["n"]) == ("start", "0.5", 4)
+    assert (name, row["dropout"], row["after"]["test"]["n"], before["test"]["n"]) == ("start", "0.5", 4, 4)
     history = [json.loads(line) for line in (tmp_path / "start" / "history.jsonl").read_text().splitlines()]
     kept = max(history, key=lambda line: line["val_accuracy"])
-    assert row["before"]["val"]["loss"] == pytest.approx(kept["val_loss"], rel=1e-4)
-    assert row["before"]["val"]["value"] == max(line["val_accuracy"] for line in history)
+    assert before["val"]["loss"] == pytest.approx(kept["val_loss"], rel=1e-4)
+    assert before["val"]["value"] == max(line["val_accuracy"] for line in history)
     assert checkpoint.load(tmp_path / "study" / "after" / "start" / "001").config["arguments"]["dropout"] == 0.5
-    for folder, places in (("before/start/early/0.5", [2]), ("after/start/001", [2]), ("after/start/002", [3])):
+    assert (tmp_path / "study" / "before" / "start" / "confusion_matrix.png").is_file()
+    for folder, places in (("after/start/001", [2]), ("after/start/002", [3])):
         assert checkpoint.load(tmp_path / "study" / folder).config["arguments"]["dropout_at"] == places
         assert (tmp_path / "study" / folder / "report" / "confusion_matrix.png").is_file()
 
@@ -414,8 +402,10 @@ def test_the_value_is_chosen_by_val_and_not_by_test() -> None:
             part: {"value": value, "low": 0, "high": 1, "n": 9, "loss": 2}
             for part, value in (("val", val), ("test", test))
         }
-        return {"dropout": p, "at": "", "before": scores, "after": scores}
+        return {"dropout": p, "at": "", "after": scores}
 
     rows = [row("0", 0.4, 0.9), row("0.1", 0.6, 0.3), row("0.5", 0.6, 0.8)]
-    (bold,) = [line for line in dropout_study.table(rows).splitlines() if "**" in line]
-    assert bold.startswith("| **0.1** | **0.600** |")
+    lines = dropout_study.table(row("", 0.7, 0.95)["after"], rows).splitlines()
+    assert lines[2] == "| before | 0.700 | 0.950 (0.000 to 1.000) | 2.000 |"
+    assert [line.split()[1] for line in lines[3:]] == ["0", "**0.1**", "0.5"]
+    assert lines[4].startswith("| **0.1** | **0.600** |")
