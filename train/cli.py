@@ -135,7 +135,6 @@ def parser(script: str, doc: str, **defaults: object) -> Parser:
     ))  # fmt: skip
     add("--color-jitter", type=float, default=0.3, help="full augmentation: how far colours change; 0: not at all")
     add("--erase", type=float, default=0.0, help="full augmentation: share of pictures with one of 16 cells greyed")
-    add("--cache-limit", type=float, default=4.0, metavar="GB", help="decoded pictures in memory; more go to a file")
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=int)
     add("--batch-size", type=int)

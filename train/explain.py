@@ -19,7 +19,6 @@ the two maps, and the mean difference after each is divided by its largest value
 
 import argparse
 import hashlib
-import io
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -39,7 +38,7 @@ from cvlab.data.folders import DataError
 from cvlab.data.parts import Parts
 from cvlab.explain import METHODS, check_stages, peak
 from cvlab.explain.many import MeanMaps, compared_stages, explain_batches, likeness
-from cvlab.files import read_json, to_json, write_bytes, write_text
+from cvlab.files import read_json, to_json, whole_file, write_text
 from cvlab.models import Model
 from cvlab.models.fused import for_serving
 from cvlab.transforms import ImageError, view
@@ -90,8 +89,7 @@ def main() -> None:
     ours = explained_by(model, stages, args.methods)
     others = explained_by(other, [other_stage], [method]) if other else repeat(None)
     for i, (opened, explanation, lines), theirs in zip(tqdm(to_do, "explaining"), ours, others, strict=False):
-        found = list(zip(names[i * size : (i + 1) * size], opened, strict=True))
-        for _, reason in found:
+        for reason in opened:
             if isinstance(reason, str):
                 tqdm.write(f"Left out: {reason}")
         if explanation is None:
@@ -101,7 +99,8 @@ def main() -> None:
             for row, line in enumerate(lines):
                 line |= {"other_prediction": theirs[2][row]["prediction"], "correlation": r[row].item()}
                 line |= {"difference": difference[row].item()}
-        files = [name for name, view in found if isinstance(view, Tensor)]
+        batch = zip(names[i * size : (i + 1) * size], opened, strict=True)
+        files = [name for name, view in batch if isinstance(view, Tensor)]
         for row, name in enumerate(files):
             lines[row] = to_json({"file": name, "batch": paths[i].name, "row": row, **lines[row]})
         arrays = {f"{m}/{s}": maps[:, 0].numpy() for m, of in explanation.maps.items() for s, maps in of.items()}
@@ -148,9 +147,8 @@ def summarise(out: Path, model: Model, stages: list[str], methods: list[str]) ->
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes an .npz file whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_bytes(path, buffer.getvalue())
+    with whole_file(path) as writing, open(writing, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def weights_hash(model: Model) -> str:
