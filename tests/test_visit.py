@@ -28,7 +28,6 @@ from cvlab.page.visit import Visits
 from cvlab.page.words import percent, said
 from cvlab.transforms import open_image, view
 from cvlab.trust import judge
-from cvlab.trust.diagnosis import diagnose_model
 
 ROOT = Path(__file__).resolve().parents[1]
 OF_ONE = [name for name in PANELS if name not in ("sentence", "compared", "record")]
@@ -147,14 +146,6 @@ def test_the_same_model_and_picture_twice_agree(visits: Visits, photo: str) -> N
     assert "0.00 of their largest" in compared("twin")
     assert "compare like with like" in compared("riders")
     assert "<figure>" not in compared("pets")
-
-
-def test_the_check_says_what_speaks_against_the_map(visits: Visits, photo: str) -> None:
-    answer = visits.get(photo, "riders").ask(Question(stage="decoder1"))
-    score = score_of(Question(), answer.model)
-    said = diagnose_model(answer.model, answer.prediction.images, score, "decoder1")
-    assert said
-    assert said in draw(answer, ["believe"])["believe"]
 
 
 def test_a_network_that_learned_nothing_agrees_with_itself_alone(visits: Visits, photo: str, tmp_path: Path) -> None:
