@@ -16,7 +16,7 @@ from PIL import Image
 
 from cvlab import checkpoint
 from cvlab.explain import explain, predict, predicted_score
-from cvlab.explain.many import MeanMaps, compared_stages, describe, explain_predictions, likeness
+from cvlab.explain.many import MeanMaps, describe, explain_predictions, likeness
 from cvlab.models import build
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,14 +67,6 @@ def test_likeness_by_hand():
     assert differences[0] == 0
     coarse = torch.tensor([[[[2.0]]]])
     assert likeness(maps, coarse)[1].item() == pytest.approx((1 + 0.75 + 0.5 + 2) / 4)  # at the finer resolution
-
-
-def test_models_are_compared_at_the_stage_that_they_share(classifier, segmenter):
-    deeper = build("convnet", ["cat"], 16, {"widths": [4, 4, 4]})
-    assert compared_stages(classifier, deeper, ["stage1", "stage2"]) == ("stage2", "stage2")
-    assert compared_stages(deeper, classifier, ["stage1", "stage3"]) == ("stage3", "stage2")
-    assert compared_stages(deeper, deeper, ["stage2", "stage1"]) == ("stage1", "stage1")
-    assert compared_stages(segmenter, segmenter, list(segmenter.stages)) == ("decoder2", "decoder2")
 
 
 def test_mean_maps_do_not_depend_on_the_batches():
