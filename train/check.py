@@ -33,9 +33,7 @@ THUMBNAIL = 128
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="data folder")
-    parser.add_argument(
-        "--out", type=Path, help="folder for pictures of samples and copies; FILE.png: of the copies only"
-    )
+    parser.add_argument("--out", type=Path, help="folder for pictures of samples and copies")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of samples")
     parser.add_argument("--image-size", type=int, default=64, help="of the training: small masks may vanish")
     parser.add_argument("--class-names", nargs="+", help="names of the masks' classes, as given to the segmenter")
@@ -75,12 +73,11 @@ def main() -> None:
         print(f"\ntraining: {sizes}\n" + "".join(f"  {note}\n" for note in parts.notes), end="")
         if unreadable := fonts.without_glyphs(parts.class_names):
             print(f"  {unreadable}")
-    if args.out and parts and args.out.suffix != ".png":
-        render.save_png(sample_sheet(parts, with_masks, args.seed), args.out / "samples.png")
-    if args.out and pairs:
-        sheet = args.out if args.out.suffix == ".png" else args.out / "copies.png"
-        render.save_png(contact_sheet(pairs, copies.paths), sheet)
     if args.out:
+        if parts:
+            render.save_png(sample_sheet(parts, with_masks, args.seed), args.out / "samples.png")
+        if pairs:
+            render.save_png(contact_sheet(pairs, copies.paths), args.out / "copies.png")
         print(f"\nPictures: {args.out}")
 
 
