@@ -62,7 +62,8 @@ def main() -> None:
     names = [f"scene {each}" if data is None else each[0].relative_to(data).as_posix() for each in samples]
 
     settings = {"data": parts.name, "part": args.part, "pictures": hash_of([json.dumps(names).encode()])}
-    settings |= {"weights": weights_hash(model), "stages": stages, "methods": args.methods, "batch": size}
+    weights = (tensor.contiguous().numpy().tobytes() for tensor in model.state_dict().values())
+    settings |= {"weights": hash_of(weights), "stages": stages, "methods": args.methods, "batch": size}
     if read_json(args.out / "settings.json") not in ({}, settings):
         raise ValueError(f"{args.out} holds maps of another model, other data or other options: choose another --out.")
     write_text(args.out / "settings.json", json.dumps(settings, indent=1) + "\n")
@@ -128,11 +129,6 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_bytes(path, buffer.getvalue())
-
-
-def weights_hash(model: Model) -> str:
-    """A short hash of a model's weights."""
-    return hash_of(tensor.contiguous().numpy().tobytes() for tensor in model.state_dict().values())
 
 
 def hash_of(contents: Iterable[bytes]) -> str:
