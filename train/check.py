@@ -17,7 +17,7 @@ from pathlib import Path
 
 import cli
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cvlab import fonts, render
 from cvlab.data.duplicates import Copies, Copy
@@ -27,7 +27,7 @@ from cvlab.data.parts import PARTS, SMALL_CLASS, Parts, classification_parts, se
 from cvlab.transforms import open_image
 
 MOST_LINES = 50
-THUMBNAIL = 128
+THUMBNAIL = 128, 128  # pixels at most
 
 
 def main() -> None:
@@ -123,11 +123,12 @@ def sample_sheet(parts: Parts, with_masks: bool, seed: int) -> Image.Image:
             levels = Image.fromarray((numbers * (255 // len(mask))).astype(np.uint8))
             drawn += [photo, levels.convert("RGB"), render.mask_overlay(photo, mask.any(0).numpy())]
             titles += [sample[0].name[:24], "mask", "overlay"]
-        drawn = [thumbnail(image) for image in drawn]
+        drawn = [ImageOps.contain(image, THUMBNAIL) for image in drawn]
         return render.grid(drawn, titles, 6)
     for label in sorted(random.permutation(len(parts.class_names))[:5].tolist()):
         for sample in [sample for sample in samples if sample[1] == label][:2]:
-            drawn.append(thumbnail(parts.open_sample(sample, at_least=THUMBNAIL)[0]))
+            photo, _ = parts.open_sample(sample, at_least=max(THUMBNAIL))
+            drawn.append(ImageOps.contain(photo, THUMBNAIL))
             titles.append(parts.class_names[label][:24])
     return render.grid(drawn, titles, 2)
 
@@ -135,15 +136,8 @@ def sample_sheet(parts: Parts, with_masks: bool, seed: int) -> Image.Image:
 def contact_sheet(copies: list[Copy], pictures: list[Path], most: int = 40) -> Image.Image:
     """The first pairs of copies side by side, with their folders and names."""
     shown = [pictures[i] for copy in copies[:most] for i in (copy.first, copy.second)]
-    drawn = [thumbnail(open_image(path, at_least=THUMBNAIL)) for path in shown]
+    drawn = [ImageOps.contain(open_image(path, at_least=max(THUMBNAIL)), THUMBNAIL) for path in shown]
     return render.grid(drawn, [f"{path.parent.name}/\n{path.name[:24]}" for path in shown], 6)
-
-
-def thumbnail(image: Image.Image) -> Image.Image:
-    """A small copy of a picture."""
-    image = image.copy()
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    return image
 
 
 if __name__ == "__main__":
