@@ -40,7 +40,7 @@ def test_trainings_are_timed(tmp_path: Path) -> None:
             assert all(math.isfinite(wall) and wall > 0 for wall in walls)
             assert all(0 < each["memory"]["loaded"] <= each["memory"]["peak"] for each in found.values())
     (memory,) = figures["memory"].values()
-    assert memory["cvlab"]["memory"]["cache"] == memory["cvlab, --cache-limit 0"]["memory"]["cache"] > 0
+    assert memory["cvlab"]["memory"]["cache"] > 0
     shown = rows(text)
     assert all(name in shown for part in ("epochs", "loaders") for name in train.CONTENDERS[part])
 

@@ -62,7 +62,7 @@ def test_every_planted_fault_is_named(classes: Path) -> None:
     (classes / "tiny").mkdir()
     shapes.scene(99, 80).image.save(classes / "tiny" / "99.png")
 
-    answer = check(classes, "--out", classes.parent / "sheet.png")
+    answer = check(classes, "--out", classes.parent / "sheets")
     unusable = section(answer, "cannot be used")
     assert sorted(Path(line.split(": ")[0]).name for line in unusable) == ["cut.png", "empty.jpg", "notes.txt"]
     copies = section(answer, "copies")
@@ -71,7 +71,7 @@ def test_every_planted_fault_is_named(classes: Path) -> None:
         "even/02.png = odd/mirrored.jpg  (saved again)  ACROSS FOLDERS",
     ]
     assert section(answer, "small classes") == ["tiny: 1 pictures", "none: no picture"]
-    assert Image.open(classes.parent / "sheet.png").width > 300
+    assert Image.open(classes.parent / "sheets" / "copies.png").width > 300
 
 
 def test_masks_are_checked(tmp_path: Path) -> None:

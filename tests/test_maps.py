@@ -1,4 +1,4 @@
-"""Maps of many pictures, also by train/explain.py: every picture once, and the same model twice is the same."""
+"""Maps of many pictures, also by train/explain.py: every picture once, killed or not."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from PIL import Image
 
 from cvlab import checkpoint
 from cvlab.explain import explain, predict, predicted_score
-from cvlab.explain.many import MeanMaps, compared_stages, describe, explain_predictions, likeness
+from cvlab.explain.many import MeanMaps, describe, explain_predictions, likeness
 from cvlab.models import build
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,14 +69,6 @@ def test_likeness_by_hand():
     assert likeness(maps, coarse)[1].item() == pytest.approx((1 + 0.75 + 0.5 + 2) / 4)  # at the finer resolution
 
 
-def test_models_are_compared_at_the_stage_that_they_share(classifier, segmenter):
-    deeper = build("convnet", ["cat"], 16, {"widths": [4, 4, 4]})
-    assert compared_stages(classifier, deeper, ["stage1", "stage2"]) == ("stage2", "stage2")
-    assert compared_stages(deeper, classifier, ["stage1", "stage3"]) == ("stage3", "stage2")
-    assert compared_stages(deeper, deeper, ["stage2", "stage1"]) == ("stage1", "stage1")
-    assert compared_stages(segmenter, segmenter, list(segmenter.stages)) == ("decoder2", "decoder2")
-
-
 def test_mean_maps_do_not_depend_on_the_batches():
     maps = np.random.default_rng(0).normal(size=(7, 2, 3)).astype(np.float32)
     predictions = ["a", "b", "a", None, "a", "b", "a"]
@@ -107,21 +99,19 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """Two folders of tiny models for them, and one of a segmenter."""
-    folder = tmp_path_factory.mktemp("models")
-    for seed, name in enumerate(("first", "second")):
-        torch.manual_seed(seed)
-        model = build("convnet", ["left", "right"], 16, {"widths": [4, 8]}).eval()
-        with torch.no_grad():  # so that dark and bright ones are predicted to be different
-            model.head.bias -= model(torch.tensor([0.24, 0.75])[:, None, None, None].expand(2, 3, 16, 16)).mean(0)
-        checkpoint.save(model, folder / name, data={"name": "pictures", "split_seed": 0})
-    checkpoint.save(build("unet", ["left"], 16, {"width": 2, "depth": 1}), folder / "segmenter", data={"name": "x"})
+def folder(tmp_path_factory):
+    """The folder of a tiny model for them."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    model = build("convnet", ["left", "right"], 16, {"widths": [4, 8]}).eval()
+    with torch.no_grad():  # so that dark and bright ones are predicted to be different
+        model.head.bias -= model(torch.tensor([0.24, 0.75])[:, None, None, None].expand(2, 3, 16, 16)).mean(0)
+    checkpoint.save(model, folder, data={"name": "pictures", "split_seed": 0})
     return folder
 
 
-def command(models, pictures, out, *more):
-    arguments = [models / "first", "--data", pictures, "--part", "all", "--out", out, "--batch-size", "2", *more]
+def command(folder, pictures, out, *more):
+    arguments = [folder, "--data", pictures, "--part", "all", "--out", out, "--batch-size", "2", *more]
     return [sys.executable, "train/explain.py", *map(str, arguments)]
 
 
@@ -143,7 +133,7 @@ def run(monkeypatch, capsys):
 
 
 def contents(out):
-    """Manifest lines without what only a comparison adds, and every array of every batch."""
+    """The lines of the manifest, and every array of every batch."""
     lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
     arrays = {}
     for path in sorted((out / "maps").iterdir()):
@@ -152,9 +142,9 @@ def contents(out):
     return lines, arrays
 
 
-def test_a_killed_run_goes_on_to_what_an_undisturbed_one_gives(models, pictures, tmp_path, run):
+def test_a_killed_run_goes_on_to_what_an_undisturbed_one_gives(folder, pictures, tmp_path, run):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = subprocess.Popen(command(models, pictures, killed), cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command(folder, pictures, killed), cwd=ROOT, stderr=subprocess.DEVNULL)
     while len(list(killed.glob("maps/*.npz"))) < 3 and process.poll() is None:
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGKILL)
@@ -162,22 +152,15 @@ def test_a_killed_run_goes_on_to_what_an_undisturbed_one_gives(models, pictures,
     left = {path: path.stat().st_mtime_ns for path in killed.glob("maps/*.npz")}
     for path in left:
         np.load(path)["lines"]  # whole, wherever it was killed
-    assert run(models, pictures, killed)[1] == ""
+    assert run(folder, pictures, killed)[1] == ""
     assert all(path.stat().st_mtime_ns == written for path, written in left.items())  # not made again
 
-    printed, error = run(models, pictures, whole, "--compare", models / "first")
+    printed, error = run(folder, pictures, whole)
     assert error == ""
     lines, arrays = contents(whole)
     assert len(lines) == 23
     assert "left/05.png" not in {line["file"] for line in lines}
     assert "05.png" in printed
-    # The same model twice: no difference at all.
-    assert {line["difference"] for line in lines} == {0}
-    assert {line["other_prediction"] == line["prediction"] for line in lines} == {True}
-    assert [line.pop("correlation") for line in lines] == pytest.approx([1] * 23)
-    for key in ("difference", "other_prediction"):
-        for line in lines:
-            del line[key]
 
     lines_of_killed, arrays_of_killed = contents(killed)
     assert lines_of_killed == lines
@@ -199,16 +182,10 @@ def test_a_killed_run_goes_on_to_what_an_undisturbed_one_gives(models, pictures,
     assert Image.open(whole / "mean_grad_cam.png").width > 100
 
 
-def test_another_model_differs_and_other_settings_need_another_folder(models, pictures, tmp_path, run):
-    more = ["--compare", models / "second", "--stages", "stage1", "--methods", "hires_cam"]
-    assert run(models, pictures, tmp_path, *more)[1] == ""
+def test_other_settings_need_another_folder(folder, pictures, tmp_path, run):
+    more = ["--stages", "stage1", "--methods", "hires_cam"]
+    assert run(folder, pictures, tmp_path, *more)[1] == ""
     lines, arrays = contents(tmp_path)
     assert {key for _, key in arrays} == {"hires_cam/stage1"}
-    assert all(line["difference"] > 0 and line["correlation"] < 0.9999 for line in lines)
-    assert "--out" in run(models, pictures, tmp_path, *more[:-1], "grad_cam")[1]
+    assert "--out" in run(folder, pictures, tmp_path, *more[:-1], "grad_cam")[1]
     assert contents(tmp_path)[0] == lines
-
-
-def test_what_cannot_be_compared_is_refused(models, pictures, tmp_path, run):
-    assert "segmentation" in run(models, pictures, tmp_path / "maps", "--compare", models / "segmenter")[1]
-    assert not (tmp_path / "maps").exists()

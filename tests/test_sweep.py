@@ -12,8 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
-import torch
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,7 +66,6 @@ if args.keep:
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "script.py").write_text(SCRIPT)
     monkeypatch.setattr(sweep, "POLL", 0.05)
-    monkeypatch.setattr(run_queue, "DEAD_HERE", 0.5)
     return tmp_path / "script.py"
 
 
@@ -174,24 +176,29 @@ def test_two_processes_share_the_runs_of_one_journal(script: Path) -> None:
         assert process.exitcode == 0
     assert column(out, "best val") == [f"{lr * 0.03:.4f}" for lr in range(1, 5)]
     assert set(trained(script).values()) == {1}
-    assert len({(folder / "heartbeat").read_text().split()[1] for folder in out.glob("0*")}) == 2
+    changes = map(json.loads, (out / "journal.log").read_text().splitlines())
+    assert len({change["worker_id"] for change in changes if change.get("state") == TrialState.RUNNING}) == 2
 
 
-def test_a_process_that_slept_gives_its_run_up(script: Path) -> None:
-    """Its machine was asleep; another one, that cannot look at its processes, waited and took the run."""
-    out = script.with_name("asleep")
-    study = run_queue.open_study(out, {"runs": [{"lr": "1"}]})
-    sleeper, waiting = run_queue.RunQueue(study, out), run_queue.RunQueue(study, out)
-    sleeper.worker, waiting.worker = "one 1", "other 2"
-    sleeper.take()
-    assert waiting.take() is None
-    waiting.heartbeats = {1: (waiting.heartbeats[1][0], waiting.heartbeats[1][1] - run_queue.DEAD_ELSEWHERE + 1)}
-    assert waiting.take() is None  # a second less than it takes
-    waiting.heartbeats = {1: (waiting.heartbeats[1][0], waiting.heartbeats[1][1] - 2)}
-    second = waiting.take()
-    assert second.user_attrs == {"run": 1, "options": {"lr": "1"}}
-    assert not sleeper.beat(1)
-    assert waiting.beat(1)
+def test_the_run_of_a_killed_worker_is_taken_at_once_and_finished(script: Path) -> None:
+    out = script.with_name("taken")
+    process = begin(script, "--over", "lr=0.1", "--out", out, "--", "--epochs", 5)
+    wait_for(out / "001" / "history.jsonl")
+    study = optuna.load_study(study_name="sweep", storage=JournalStorage(JournalFileBackend(str(out / "journal.log"))))
+    queue = run_queue.RunQueue(study, out)
+    assert queue.take() is None  # the other worker lives
+    assert not queue.is_done()
+    process.kill()
+    process.join()
+    trial, lock = queue.take()
+    assert (trial.user_attrs["run"], trial.user_attrs["options"]) == (1, {"lr": "0.1"})
+    assert run_queue.RunQueue(study, out).take() is None  # this worker lives
+    sweep.train(study, trial, queue)
+    lock.release()
+    assert queue.is_done()
+    assert run_queue.latest(study)[1].value == 0.05
+    assert set(trained(script)) == {f"001 {epoch}" for epoch in range(1, 6)}
+    assert sum(trained(script).values()) <= 6  # the epoch in which it was killed
 
 
 def test_a_queue_that_was_cut_off_is_completed(tmp_path: Path) -> None:
@@ -323,18 +330,6 @@ def trained_plain(tmp_path: Path) -> Path:
     return tmp_path / "start"
 
 
-@pytest.mark.parametrize(("network", "widths"), [("plain", [4, 8, 8]), ("residual", [4, 8, 8]), ("convnet", [4, 8])])
-def test_weights_carried_into_dropout_answer_the_same_to_the_bit(network: str, widths: list[int]) -> None:
-    model = models.build(network, ["a", "b", "c"], 16, {"widths": widths, "dropout": 0.0}, mean=(0.1, 0.2, 0.3)).eval()
-    images = torch.rand(4, 3, 16, 16)
-    logits = model(images)
-    for p in (0.01, 0.1, 0.25, 0.5, 0):
-        other = dropout_study.with_dropout(model, p)
-        assert other(images).equal(logits)
-        assert other.config["arguments"]["dropout"] == p
-        assert other.state_dict().keys() == model.state_dict().keys()
-
-
 def test_training_on_keeps_the_options_of_the_run(
     tmp_path: Path, trained_plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -387,15 +382,16 @@ def test_the_dropout_study_trains_on_and_chooses_by_validation(tmp_path: Path, m
     monkeypatch.setattr(sys, "argv", ["dropout_study.py", *map(str, words)])
     dropout_study.main()
     ((name, study),) = json.loads((tmp_path / "study" / "study.json").read_text()).items()
-    row, late = study["rows"]
+    before, (row, late) = study["before"], study["rows"]
     assert (row["at"], late["at"]) == ("early", "late")
-    assert (name, row["dropout"], row["after"]["test"]["n"]) == ("start", "0.5", 4)
+    assert (name, row["dropout"], row["after"]["test"]["n"], before["test"]["n"]) == ("start", "0.5", 4, 4)
     history = [json.loads(line) for line in (tmp_path / "start" / "history.jsonl").read_text().splitlines()]
     kept = max(history, key=lambda line: line["val_accuracy"])
-    assert row["before"]["val"]["loss"] == pytest.approx(kept["val_loss"], rel=1e-4)
-    assert row["before"]["val"]["value"] == max(line["val_accuracy"] for line in history)
+    assert before["val"]["loss"] == pytest.approx(kept["val_loss"], rel=1e-4)
+    assert before["val"]["value"] == max(line["val_accuracy"] for line in history)
     assert checkpoint.load(tmp_path / "study" / "after" / "start" / "001").config["arguments"]["dropout"] == 0.5
-    for folder, places in (("before/start/early/0.5", [2]), ("after/start/001", [2]), ("after/start/002", [3])):
+    assert (tmp_path / "study" / "before" / "start" / "confusion_matrix.png").is_file()
+    for folder, places in (("after/start/001", [2]), ("after/start/002", [3])):
         assert checkpoint.load(tmp_path / "study" / folder).config["arguments"]["dropout_at"] == places
         assert (tmp_path / "study" / folder / "report" / "confusion_matrix.png").is_file()
 
@@ -406,8 +402,10 @@ def test_the_value_is_chosen_by_val_and_not_by_test() -> None:
             part: {"value": value, "low": 0, "high": 1, "n": 9, "loss": 2}
             for part, value in (("val", val), ("test", test))
         }
-        return {"dropout": p, "at": "", "before": scores, "after": scores}
+        return {"dropout": p, "at": "", "after": scores}
 
     rows = [row("0", 0.4, 0.9), row("0.1", 0.6, 0.3), row("0.5", 0.6, 0.8)]
-    (bold,) = [line for line in dropout_study.table(rows).splitlines() if "**" in line]
-    assert bold.startswith("| **0.1** | **0.600** |")
+    lines = dropout_study.table(row("", 0.7, 0.95)["after"], rows).splitlines()
+    assert lines[2] == "| before | 0.700 | 0.950 (0.000 to 1.000) | 2.000 |"
+    assert [line.split()[1] for line in lines[3:]] == ["0", "**0.1**", "0.5"]
+    assert lines[4].startswith("| **0.1** | **0.600** |")

@@ -28,7 +28,6 @@ from cvlab.page.visit import Visits
 from cvlab.page.words import percent, said
 from cvlab.transforms import open_image, view
 from cvlab.trust import judge
-from cvlab.trust.diagnosis import diagnose_model
 
 ROOT = Path(__file__).resolve().parents[1]
 OF_ONE = [name for name in PANELS if name not in ("sentence", "compared", "record")]
@@ -149,12 +148,17 @@ def test_the_same_model_and_picture_twice_agree(visits: Visits, photo: str) -> N
     assert "<figure>" not in compared("pets")
 
 
-def test_the_check_says_what_speaks_against_the_map(visits: Visits, photo: str) -> None:
-    answer = visits.get(photo, "riders").ask(Question(stage="decoder1"))
-    score = score_of(Question(), answer.model)
-    said = diagnose_model(answer.model, answer.prediction.images, score, "decoder1")
-    assert said
-    assert said in draw(answer, ["believe"])["believe"]
+def test_two_models_are_compared_at_the_stage_that_both_have(visits: Visits, photo: str, tmp_path: Path) -> None:
+    deeper = build("convnet", ["cat", "dog"], 16, {"widths": [4, 4, 4]})
+    checkpoint.save(deeper, tmp_path / "riders")
+
+    def stage_of_second(first: str, stage: str, second: str) -> str:
+        answer, other = (visits.get(photo, name).ask(Question(stage=stage)) for name in (first, second))
+        return re.findall(r"at (stage\d)", draw(answer, ["compared"], other)["compared"])[-1]
+
+    assert stage_of_second("pets", "", "riders") == "stage2"  # the default of the first
+    assert stage_of_second("pets", "stage1", "riders") == "stage1"
+    assert stage_of_second("riders", "stage3", "pets") == "stage2"  # which has no third
 
 
 def test_a_network_that_learned_nothing_agrees_with_itself_alone(visits: Visits, photo: str, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import cli
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cvlab import fonts, render
 from cvlab.data.duplicates import Copies, Copy
@@ -27,15 +27,13 @@ from cvlab.data.parts import PARTS, SMALL_CLASS, Parts, classification_parts, se
 from cvlab.transforms import open_image
 
 MOST_LINES = 50
-THUMBNAIL = 128
+THUMBNAIL = 128, 128  # pixels at most
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="data folder")
-    parser.add_argument(
-        "--out", type=Path, help="folder for pictures of samples and copies; FILE.png: of the copies only"
-    )
+    parser.add_argument("--out", type=Path, help="folder for pictures of samples and copies")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of samples")
     parser.add_argument("--image-size", type=int, default=64, help="of the training: small masks may vanish")
     parser.add_argument("--class-names", nargs="+", help="names of the masks' classes, as given to the segmenter")
@@ -75,12 +73,11 @@ def main() -> None:
         print(f"\ntraining: {sizes}\n" + "".join(f"  {note}\n" for note in parts.notes), end="")
         if unreadable := fonts.without_glyphs(parts.class_names):
             print(f"  {unreadable}")
-    if args.out and parts and args.out.suffix != ".png":
-        render.save_png(sample_sheet(parts, with_masks, args.seed), args.out / "samples.png")
-    if args.out and pairs:
-        sheet = args.out if args.out.suffix == ".png" else args.out / "copies.png"
-        render.save_png(contact_sheet(pairs, copies.paths), sheet)
     if args.out:
+        if parts:
+            render.save_png(sample_sheet(parts, with_masks, args.seed), args.out / "samples.png")
+        if pairs:
+            render.save_png(contact_sheet(pairs, copies.paths), args.out / "copies.png")
         print(f"\nPictures: {args.out}")
 
 
@@ -126,11 +123,12 @@ def sample_sheet(parts: Parts, with_masks: bool, seed: int) -> Image.Image:
             levels = Image.fromarray((numbers * (255 // len(mask))).astype(np.uint8))
             drawn += [photo, levels.convert("RGB"), render.mask_overlay(photo, mask.any(0).numpy())]
             titles += [sample[0].name[:24], "mask", "overlay"]
-        drawn = [thumbnail(image) for image in drawn]
+        drawn = [ImageOps.contain(image, THUMBNAIL) for image in drawn]
         return render.grid(drawn, titles, 6)
     for label in sorted(random.permutation(len(parts.class_names))[:5].tolist()):
         for sample in [sample for sample in samples if sample[1] == label][:2]:
-            drawn.append(thumbnail(parts.open_sample(sample, at_least=THUMBNAIL)[0]))
+            photo, _ = parts.open_sample(sample, at_least=max(THUMBNAIL))
+            drawn.append(ImageOps.contain(photo, THUMBNAIL))
             titles.append(parts.class_names[label][:24])
     return render.grid(drawn, titles, 2)
 
@@ -138,15 +136,8 @@ def sample_sheet(parts: Parts, with_masks: bool, seed: int) -> Image.Image:
 def contact_sheet(copies: list[Copy], pictures: list[Path], most: int = 40) -> Image.Image:
     """The first pairs of copies side by side, with their folders and names."""
     shown = [pictures[i] for copy in copies[:most] for i in (copy.first, copy.second)]
-    drawn = [thumbnail(open_image(path, at_least=THUMBNAIL)) for path in shown]
+    drawn = [ImageOps.contain(open_image(path, at_least=max(THUMBNAIL)), THUMBNAIL) for path in shown]
     return render.grid(drawn, [f"{path.parent.name}/\n{path.name[:24]}" for path in shown], 6)
-
-
-def thumbnail(image: Image.Image) -> Image.Image:
-    """A small copy of a picture."""
-    image = image.copy()
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    return image
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def main() -> None:
     parts = classification_parts(
         args.data, args.split_seed, args.per_class, args.image_size, args.allow_leaks, classes=args.classes
     )
-    cache, view = Cache(args.cache_limit * 1e9, args.out), cli.view_of(args)
+    cache, view = Cache(args.out), cli.view_of(args)
     how = {"augment": args.augment, "min_area": args.min_area, "jitter": args.color_jitter, "erase": args.erase}
     train_set, val_set = sets.classification_sets(parts, view, cache, args.seed, **how, fast=True)
     train_loader, val_loader = sets.loaders(train_set, val_set, args.batch_size)

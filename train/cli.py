@@ -135,7 +135,6 @@ def parser(script: str, doc: str, **defaults: object) -> Parser:
     ))  # fmt: skip
     add("--color-jitter", type=float, default=0.3, help="full augmentation: how far colours change; 0: not at all")
     add("--erase", type=float, default=0.0, help="full augmentation: share of pictures with one of 16 cells greyed")
-    add("--cache-limit", type=float, default=4.0, metavar="GB", help="decoded pictures in memory; more go to a file")
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=int)
     add("--batch-size", type=int)
@@ -151,9 +150,7 @@ def parser(script: str, doc: str, **defaults: object) -> Parser:
     add("--start-from", type=Path, metavar="CHECKPOINT", help="start with the weights of this trained model")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: the faster one on this machine")
     group = parser.add_argument_group("run")
-    add = group.add_argument
-    add("--out", type=Path, default=Path("runs") / script, help="folder of the run")
-    add("--push", metavar="USER/NAME", help="publish the trained model on the Hugging Face Hub")
+    group.add_argument("--out", type=Path, default=Path("runs") / script, help="folder of the run")
     add = group.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="continue the run in --out from where it was last saved")
     add("--overwrite", action="store_true", help="replace the run or model that is in --out")

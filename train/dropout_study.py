@@ -1,4 +1,4 @@
-"""What dropout does to a trained network: its weights in a copy with each value, before and after more training.
+"""What dropout does to a trained network: its scores before and after more training with each value.
 
     python train/dropout_study.py --start runs/sweep --dropout 0 0.1 0.5 --epochs 20 --out runs/study
     python train/dropout_study.py --start runs/plain --dropout 0.1 0.5 --at early late both several --out runs/where
@@ -10,7 +10,10 @@ dropout, with the other options of that run, so the same command continues it, a
 (train/sweep.py).
 
 OUT/README.md, study.json   the table; the value with the best val accuracy is in bold, dropout 0 is the control
-OUT/before, OUT/after       by network and value: a confusion matrix of the test part, in after/ with the training runs
+OUT/before/NAME             of the network as it starts: a confusion matrix of the test part
+OUT/after/NAME/001, ...     the training runs, with a confusion matrix each
+
+Dropout does nothing in eval mode, so before the training every value has the same scores: the table has them once.
 """
 
 import argparse
@@ -20,7 +23,6 @@ import itertools
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import cli
@@ -29,7 +31,7 @@ import torch.nn.functional as F
 from sweep_plan import NOT_FOR_RUNS, as_text, as_words
 from torch import Tensor
 
-from cvlab import checkpoint, models, plots, render
+from cvlab import checkpoint, plots, render
 from cvlab.data.evaluation import note_test_read, parts_of, read_views
 from cvlab.explain.many import predict_views
 from cvlab.files import read_json, to_json, write_text
@@ -53,9 +55,9 @@ def main() -> None:
     args.dropout = [f"{p:g}" for p in args.dropout]  # as options of a sweep and names of folders
     lines, study = [f"# Trained networks with dropout, {args.epochs} more epochs\n"], {}
     for name, start in best_runs(args.start).items():
-        rows = study_of(start, args, name)
-        study[name] = {"start": str(start), "epochs": args.epochs, "rows": rows}
-        lines += [f"## {name}\n", table(rows), ""]
+        before, rows = study_of(start, args, name)
+        study[name] = {"start": str(start), "epochs": args.epochs, "before": before, "rows": rows}
+        lines += [f"## {name}\n", table(before, rows), ""]
     lines.append("In bold: the value with the highest val accuracy after training. Intervals: Wilson, 95%.")
     write_text(args.out / "study.json", to_json(study, indent=1) + "\n")
     write_text(args.out / "README.md", "\n".join(lines) + "\n")
@@ -78,8 +80,8 @@ def best_runs(start: Path) -> dict[str, Path]:
     return best
 
 
-def study_of(start: Path, args: argparse.Namespace, name: str) -> list[dict]:
-    """One network: a row for each value of dropout, with its scores before and after training."""
+def study_of(start: Path, args: argparse.Namespace, name: str) -> tuple[dict, list[dict]]:
+    """One network: its scores before training, and a row for each value of dropout with the scores after it."""
     options, model = options_of(start, args), checkpoint.load(start)
     spots = {places_of(model, at): at for at in args.at or [""]}
     after, over = args.out / "after" / name, [f"dropout={','.join(args.dropout)}"]
@@ -93,14 +95,12 @@ def study_of(start: Path, args: argparse.Namespace, name: str) -> list[dict]:
 
     parts, _ = parts_of(model, options.get("data"), "test")
     read = {part: read_views(parts, part, model) for part in ("val", "test")}
-    rows = []
-    for run, ((places, at), p) in enumerate(itertools.product(spots.items(), args.dropout), 1):
-        before = args.out / "before" / name / at / p
-        checkpoint.save(with_dropout(model, float(p), places), before, data=model.config["data"])
-        folders = {"before": before, "after": after / f"{run:03}"}
-        rows.append({"dropout": p, "at": at} | {when: measured(folder, read) for when, folder in folders.items()})
+    before, rows = measured(model, read, args.out / "before" / name), []
+    for run, (at, p) in enumerate(itertools.product(spots.values(), args.dropout), 1):
+        folder = after / f"{run:03}"
+        rows.append({"dropout": p, "at": at, "after": measured(checkpoint.load(folder), read, folder / "report")})
     note_test_read(args.out, parts.name)
-    return rows
+    return before, rows
 
 
 def places_of(model: Model, at: str) -> tuple[int, ...]:
@@ -120,20 +120,9 @@ def options_of(start: Path, args: argparse.Namespace) -> dict[str, object]:
     return kept | {"start_from": start, "epochs": args.epochs} | ({"data": args.data} if args.data else {})
 
 
-def with_dropout(model: Model, p: float, places: Sequence[int] = ()) -> Model:
-    """A copy of a trained model with dropout p, at other places if they are given, and the same weights, in eval mode.
-
-    Dropout does nothing in eval mode: the logits are the same to the bit.
-    """
-    arguments = {**model.config["arguments"], "dropout": p} | ({"dropout_at": list(places)} if places else {})
-    other = models.build(**models.settings_in(model.config) | {"arguments": arguments})
-    other.load_state_dict(model.state_dict())
-    return other.eval()
-
-
-def measured(folder: Path, read: dict[str, tuple[Tensor, list[int]]]) -> dict[str, dict]:
-    """Accuracy of a model on val and on test with its interval, and loss; the confusion matrix of test is drawn."""
-    model, scores = checkpoint.load(folder), {}
+def measured(model: Model, read: dict[str, tuple[Tensor, list[int]]], out: Path) -> dict[str, dict]:
+    """Accuracy of a model on val and on test with its interval, and loss; draws the confusion matrix of test."""
+    scores = {}
     for part, (views, labels) in read.items():
         logits = torch.cat([*predict_views(model, views)])
         matrix = confusion_matrix(torch.tensor(labels), logits.argmax(1), len(model.class_names))
@@ -141,22 +130,20 @@ def measured(folder: Path, read: dict[str, tuple[Tensor, list[int]]]) -> dict[st
         accuracy = interval(right / len(labels), wilson_interval(right, len(labels)))
         loss = F.cross_entropy(logits, torch.tensor(labels)).item()
         scores[part] = {**accuracy, "n": len(labels), "loss": loss}
-    render.save_png(plots.confusion_picture(matrix, model.class_names), folder / "report" / "confusion_matrix.png")
+    render.save_png(plots.confusion_picture(matrix, model.class_names), out / "confusion_matrix.png")
     return scores
 
 
-def table(rows: list[dict]) -> str:
+def table(before: dict, rows: list[dict]) -> str:
     """The study of one network as Markdown. The (first) row with the highest val accuracy after training is bold."""
     best = max(rows, key=lambda row: row["after"]["val"]["value"])
-    head = ["dropout", *(f"{part}, {when}" for when in ("before", "after") for part in ("val", "test", "test loss"))]
-    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
-    for row in rows:
-        cells = [f"{row['dropout']} {row['at']}".strip()]
-        for when in ("before", "after"):
-            val, test = row[when]["val"], row[when]["test"]
-            cells += [f"{val['value']:.3f}", f"{test['value']:.3f} ({test['low']:.3f} to {test['high']:.3f})"]
-            cells.append(f"{test['loss']:.3f}")
-        bold = "**" if row is best else ""
+    lines = ["| dropout | val | test | test loss |", "| --- | --- | --- | --- |"]
+    after = [(f"{row['dropout']} {row['at']}".strip(), row["after"]) for row in rows]
+    for name, scores in [("before", before), *after]:
+        val, test = scores["val"], scores["test"]
+        cells = [name, f"{val['value']:.3f}", f"{test['value']:.3f} ({test['low']:.3f} to {test['high']:.3f})"]
+        cells.append(f"{test['loss']:.3f}")
+        bold = "**" if scores is best["after"] else ""
         lines.append("| " + " | ".join(f"{bold}{cell}{bold}" for cell in cells) + " |")
     return "\n".join(lines)
 

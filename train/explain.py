@@ -2,7 +2,6 @@
 
     python train/explain.py checkpoints/flowers --data DIR --out runs/maps                the part val
     python train/explain.py runs/a --data DIR --out runs/maps --stages stage3 stage4 --methods grad_cam hires_cam
-    python train/explain.py runs/a --data DIR --out runs/maps --compare runs/b
 
 maps/NNNNNN.npz   a batch: METHOD/STAGE is (N, h, w) float32, raw and signed; "lines" is its part of the manifest
 manifest.jsonl    one object a picture: file, batch, row, prediction, score, peaks by method and stage
@@ -12,19 +11,14 @@ settings.json     the model, data and options of these maps
 The explained score is that of the prediction: the logit of the predicted class, or the mean logit over the predicted
 mask of the first class (the maps are all 0 where the mask is empty). A batch is written whole or not at all: the same
 command continues a run that was stopped. Memory holds one batch at a time.
-
-With --compare both models explain every picture, each its own prediction. The manifest then also has the correlation of
-the two maps, and the mean difference after each is divided by its largest value (exactly 0 for the same model).
 """
 
 import argparse
 import hashlib
-import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
-from itertools import repeat
 from pathlib import Path
 
 import cli
@@ -38,8 +32,8 @@ from cvlab.data.evaluation import parts_of
 from cvlab.data.folders import DataError
 from cvlab.data.parts import Parts
 from cvlab.explain import METHODS, check_stages, peak
-from cvlab.explain.many import MeanMaps, compared_stages, explain_batches, likeness
-from cvlab.files import read_json, to_json, write_bytes, write_text
+from cvlab.explain.many import MeanMaps, explain_batches
+from cvlab.files import read_json, to_json, whole_file, write_text
 from cvlab.models import Model
 from cvlab.models.fused import for_serving
 from cvlab.transforms import ImageError, view
@@ -55,14 +49,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the maps")
     parser.add_argument("--stages", nargs="+", help="by default all stages of the model")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["grad_cam"])
-    parser.add_argument("--compare", metavar="CHECKPOINT", help="a second model, on the same pictures")
     parser.add_argument("--batch-size", type=int, default=32)
     args = parser.parse_args()
     data, size = cli.data_folder(args.data), args.batch_size
     model = checkpoint.load(args.checkpoint)
-    other = checkpoint.load(args.compare) if args.compare else None
-    if other and other.task != model.task:
-        raise ValueError(f"{args.checkpoint} is for {model.task}, {args.compare} for {other.task}: choose two alike.")
     stages = check_stages(model, args.stages or model.stages)
     parts, _ = parts_of(model, data, args.part)
     for note in parts.notes:
@@ -71,10 +61,8 @@ def main() -> None:
     names = [f"scene {each}" if data is None else each[0].relative_to(data).as_posix() for each in samples]
 
     settings = {"data": parts.name, "part": args.part, "pictures": hash_of([json.dumps(names).encode()])}
-    settings |= {"weights": weights_hash(model), "stages": stages, "methods": args.methods, "batch": size}
-    if other:
-        method, (stage, other_stage) = args.methods[0], compared_stages(model, other, stages)
-        settings |= {"other_weights": weights_hash(other), "compared_stages": [stage, other_stage]}
+    weights = (tensor.contiguous().numpy().tobytes() for tensor in model.state_dict().values())
+    settings |= {"weights": hash_of(weights), "stages": stages, "methods": args.methods, "batch": size}
     if read_json(args.out / "settings.json") not in ({}, settings):
         raise ValueError(f"{args.out} holds maps of another model, other data or other options: choose another --out.")
     write_text(args.out / "settings.json", json.dumps(settings, indent=1) + "\n")
@@ -82,25 +70,16 @@ def main() -> None:
     paths = [args.out / "maps" / f"{i:06d}.npz" for i in range(-(-len(samples) // size))]
     to_do = [i for i, path in enumerate(paths) if not path.is_file()]
     batches = [samples[i * size : (i + 1) * size] for i in to_do]
-
-    def explained_by(model: Model, stages: list[str], methods: list[str]) -> Iterator:
-        model = for_serving(model)  # fused: the same maps in 0.7 of the time
-        return explain_batches(model, batches, partial(open_view, parts, model), stages, methods, os.cpu_count())
-
-    ours = explained_by(model, stages, args.methods)
-    others = explained_by(other, [other_stage], [method]) if other else repeat(None)
-    for i, (opened, explanation, lines), theirs in zip(tqdm(to_do, "explaining"), ours, others, strict=False):
+    fused = for_serving(model)  # the same maps in 0.7 of the time
+    opening = partial(open_view, parts, model)
+    explained = explain_batches(fused, batches, opening, stages, args.methods, os.cpu_count())
+    for i, (opened, explanation, lines) in zip(tqdm(to_do, "explaining"), explained, strict=True):
         found = list(zip(names[i * size : (i + 1) * size], opened, strict=True))
         for _, reason in found:
             if isinstance(reason, str):
                 tqdm.write(f"Left out: {reason}")
         if explanation is None:
             continue
-        if theirs:
-            r, difference = likeness(explanation.maps[method][stage], theirs[1].maps[method][other_stage])
-            for row, line in enumerate(lines):
-                line |= {"other_prediction": theirs[2][row]["prediction"], "correlation": r[row].item()}
-                line |= {"difference": difference[row].item()}
         files = [name for name, view in found if isinstance(view, Tensor)]
         for row, name in enumerate(files):
             lines[row] = to_json({"file": name, "batch": paths[i].name, "row": row, **lines[row]})
@@ -142,20 +121,12 @@ def summarise(out: Path, model: Model, stages: list[str], methods: list[str]) ->
                 titles.append(f"{title}\n{stage[-14:]}, peak {peak(mean_map).item():.3g}")
         render.save_png(render.grid(pictures, titles, len(stages)), out / f"mean_{method}.png")
     print(f"{len(manifest)} pictures explained: {out / 'manifest.jsonl'}")
-    if compared := [r for line in manifest if (r := json.loads(line).get("correlation")) is not None]:
-        print(f"Correlation of the two models' maps: median {np.median(compared):.4f}, lowest {min(compared):.4f}")
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes an .npz file whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_bytes(path, buffer.getvalue())
-
-
-def weights_hash(model: Model) -> str:
-    """A short hash of a model's weights."""
-    return hash_of(tensor.contiguous().numpy().tobytes() for tensor in model.state_dict().values())
+    with whole_file(path) as writing, open(writing, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def hash_of(contents: Iterable[bytes]) -> str:

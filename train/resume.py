@@ -17,7 +17,7 @@ from cvlab.files import read_json, to_json, write_text
 from cvlab.models import Model, build
 
 RECORD = "state/made_with.json"  # in the run's folder: options, class_names, data
-FREE = ("out", "data", "resume", "overwrite", "push", "recipe", "list_recipes", "patience", "cache_limit", "others")
+FREE = ("out", "data", "resume", "overwrite", "push", "recipe", "list_recipes", "patience", "others")
 FIXED_LENGTH = ("onecycle", "cosine")  # every rate of these schedules follows from the number of epochs
 
 

@@ -62,7 +62,7 @@ def main() -> None:
 
     # Data: photos are decoded once; each epoch augments them anew.
     parts = segmentation_parts(args.data, args.split_seed, args.class_names, args.image_size)
-    cache = Cache(args.cache_limit * 1e9, args.out)
+    cache = Cache(args.out)
     augmentation = {"augment": args.augment, "zoom": args.zoom, "jitter": args.color_jitter, "erase": args.erase}
     train_set, val_set, val_masks = sets.segmentation_sets(parts, args.image_size, cache, args.seed, **augmentation)
     train_loader, val_loader = sets.loaders(train_set, val_set, args.batch_size)

@@ -58,8 +58,10 @@ def main() -> None:
     queue = RunQueue(study, args.out)
     try:
         while not queue.is_done():
-            if trial := queue.take():
+            if taken := queue.take():
+                trial, lock = taken
                 train(study, trial, queue)
+                lock.release()
                 write_tables(study, args.out)
             else:
                 time.sleep(POLL)  # other workers have the last runs, and may die
@@ -71,7 +73,7 @@ def main() -> None:
 
 
 def train(study: optuna.Study, trial: optuna.Trial, queue: RunQueue) -> None:
-    """Runs the script until it ends, is pruned, or another worker has taken the run; records how it ended."""
+    """Runs the script until it ends or is pruned; records how it ended."""
     plan, run = study.user_attrs["plan"], trial.user_attrs["run"]
     folder = queue.folder(run)
     # The trial's number is in the seed: workers with the same seed would all begin with the same draw.
@@ -89,9 +91,6 @@ def train(study: optuna.Study, trial: optuna.Trial, queue: RunQueue) -> None:
         while child.returncode is None:
             with suppress(subprocess.TimeoutExpired):
                 child.wait(POLL)
-            if not queue.beat(run):
-                child.kill()
-                return
             scores = val_scores(folder)
             for epoch in list(scores)[reported:] if plan["prune"] else []:
                 trial.report(scores[epoch], epoch)
@@ -99,7 +98,7 @@ def train(study: optuna.Study, trial: optuna.Trial, queue: RunQueue) -> None:
             if plan["prune"] and child.returncode is None and trial.should_prune():
                 child.terminate()
                 child.wait()
-                study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+                study.tell(trial, state=TrialState.PRUNED)
                 return
             show(study, queue.out)
     except KeyboardInterrupt:
@@ -107,12 +106,12 @@ def train(study: optuna.Study, trial: optuna.Trial, queue: RunQueue) -> None:
         child.wait()
         raise
     if child.returncode == 0 and scores:
-        study.tell(trial, scores[kept_epoch(folder)], skip_if_finished=True)
+        study.tell(trial, scores[kept_epoch(folder)])
     else:
         lines = (folder / "log.txt").read_text(errors="replace").splitlines()
         printed = [line.strip() for line in lines if line.strip()]
         trial.set_user_attr("reason", printed[-1] if printed else "it printed nothing")
-        study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        study.tell(trial, state=TrialState.FAIL)
 
 
 def die_with_the_sweep() -> None:

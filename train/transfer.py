@@ -104,7 +104,7 @@ def main() -> None:
     parts = classification_parts(
         args.data, args.split_seed, args.per_class, size, args.allow_leaks, classes=args.classes
     )
-    cache = Cache(args.cache_limit * 1e9, args.out)
+    cache = Cache(args.out)
     augmentation = {"augment": augment, "min_area": args.min_area, "jitter": args.color_jitter, "erase": args.erase}
     train_set, val_set = sets.classification_sets(parts, view, cache, args.seed, **augmentation)
     if args.normalize:

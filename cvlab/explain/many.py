@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from cvlab.explain.maps import Explanation, correlation, default_stage, explain, peak, predict
+from cvlab.explain.maps import Explanation, correlation, explain, peak, predict
 from cvlab.explain.scores import predicted_masks, predicted_score, region_score, takes_wrapped
 from cvlab.models import Model
 
@@ -93,16 +93,6 @@ def describe(model: Model, explanation: Explanation) -> list[dict]:
             for line, value in zip(lines, peak(maps).tolist(), strict=True):
                 line["peak"][method][stage] = value
     return lines
-
-
-def compared_stages(model: Model, other: Model, stages: Sequence[str]) -> tuple[str, str]:
-    """The stage of each model at which their maps are compared.
-
-    For the first model it is its default stage, or the last of `stages` if that is not among them. For the other model
-    it is the stage of the same name, or its default stage if there is none.
-    """
-    stage = default_stage(model) if default_stage(model) in stages else stages[-1]
-    return stage, stage if stage in other.stages else default_stage(other)
 
 
 def likeness(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:

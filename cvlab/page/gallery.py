@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cvlab.checkpoint.card import confirmed
 from cvlab.explain import default_stage, peak
-from cvlab.explain.many import compared_stages, likeness
+from cvlab.explain.many import likeness
 from cvlab.files import write_bytes
 from cvlab.models import Model
 from cvlab.page.html import number, paragraph, sorted_by
@@ -61,8 +61,8 @@ def _comparable(question: Question) -> Question:
 
 def _of_second(first: Answer, second: Answer) -> Question:
     """The question to the second side: at the same stage and about the same class, where its model has them."""
-    stages = [first.question.stage or default_stage(first.model)]
-    asked = replace(first.question, stage=compared_stages(first.model, second.model, stages)[1])
+    stage = first.question.stage or default_stage(first.model)
+    asked = replace(first.question, stage=stage if stage in second.model.stages else "")
     if first.model is second.model:  # the same class, so that the peaks can be compared
         return replace(asked, class_name=first.model.class_names[first.evidence.class_idx])
     return asked if asked.class_name in second.model.class_names else replace(asked, class_name="")

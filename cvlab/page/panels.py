@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from cvlab.explain import Score, correlation, explain, heatmap, peak
+from cvlab.explain import correlation, explain, heatmap, peak
 from cvlab.models import build, settings_in
 from cvlab.page.gallery import compare
 from cvlab.page.heat import METHOD_NAMES, UNIT, draw_map
@@ -25,7 +25,6 @@ from cvlab.page.visit import Answer
 from cvlab.page.words import place, said, shares_of_evidence
 from cvlab.render import overlay, to_picture
 from cvlab.trust import hide, hottest_part
-from cvlab.trust.diagnosis import diagnose_model
 from cvlab.trust.judge import SHARES
 
 SAME_MAP = (
@@ -147,16 +146,14 @@ def reasons(answer: Answer) -> str:
 
 
 def believe(answer: Answer) -> str:
-    """The same for the tab of the map, with what else speaks for or against believing it."""
-    evidence, question, images = answer.evidence, answer.question, answer.prediction.images
-    score = settled_score(evidence.class_idx, evidence.other, evidence.region, question.against)
-    reason = paragraph(diagnose_model(answer.model, images, score, answer.stage, question.method))
-    return reasons(answer) + reason + (untrained(answer, score) if answer.quick else "")
+    """The same for the tab of the map, with the map of a network that learned nothing."""
+    return reasons(answer) + (untrained(answer) if answer.quick else "")
 
 
-def untrained(answer: Answer, score: Score) -> str:
+def untrained(answer: Answer) -> str:
     """On demand, the map of the same network with weights drawn anew: what its layers show without learning."""
-    method, stage = answer.question.method, answer.stage
+    evidence, method, stage = answer.evidence, answer.question.method, answer.stage
+    score = settled_score(evidence.class_idx, evidence.other, evidence.region, answer.question.against)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = build(**settings_in(answer.model.config)).eval()

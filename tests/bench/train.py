@@ -394,7 +394,6 @@ CONTENDERS: dict[str, dict[str, Contender]] = {
     "memory": {
         "model and batch": lambda task, folder, cache: one_batch(task),
         "cvlab": lambda task, folder, cache: cvlab_epoch(task, folder, "fp32", cache),
-        "cvlab, --cache-limit 0": lambda task, folder, cache: cvlab_epoch(task, folder, "fp32", cache),
     },
 }
 
@@ -428,7 +427,7 @@ def answer_rounds(task: Task, name: str, folder: Path, pipe: Connection) -> None
     loaded = mebibytes("VmRSS")
     if name.startswith("cvlab"):
         keep_freed_memory()
-    cache = Cache(0 if "--cache-limit 0" in name else 4e9)
+    cache = Cache()
     call = CONTENDERS[task.part][name](task, folder, cache)
     call()  # slower than those that follow
     pipe.send("ready")
@@ -436,7 +435,7 @@ def answer_rounds(task: Task, name: str, folder: Path, pipe: Connection) -> None
         wall, spent = time.perf_counter(), cpu_seconds()
         note = call()
         pipe.send({"seconds": time.perf_counter() - wall, "cpu": cpu_seconds() - spent, "note": note})
-    pipe.send({"loaded": loaded, "peak": mebibytes("VmHWM"), "cache": (cache.in_memory + cache.in_file) / 2**20})
+    pipe.send({"loaded": loaded, "peak": mebibytes("VmHWM"), "cache": cache.nbytes / 2**20})
 
 
 def cpu_seconds() -> float:
@@ -598,8 +597,7 @@ def memory_sentence(figures: dict) -> str:
         sentences.append(
             f"Peak resident memory beyond the loaded libraries, {key}: {beyond['cvlab']:.0f} MiB, which is "
             f"{beyond['cvlab'] / expected:.2f} of what model and batch ({beyond['model and batch']:.0f} MiB) and the "
-            f"cache ({cache:.0f} MiB) take; with all of it in a file {beyond['cvlab, --cache-limit 0']:.0f} MiB, with "
-            "pages of the file that the system takes back at need."
+            f"cache ({cache:.0f} MiB) take. The system takes the cache's pages back at need."
         )
     return " ".join(sentences)
 
