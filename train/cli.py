@@ -150,7 +150,9 @@ def parser(script: str, doc: str, **defaults: object) -> Parser:
     add("--start-from", type=Path, metavar="CHECKPOINT", help="start with the weights of this trained model")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: the faster one on this machine")
     group = parser.add_argument_group("run")
-    group.add_argument("--out", type=Path, default=Path("runs") / script, help="folder of the run")
+    add = group.add_argument
+    add("--out", type=Path, default=Path("runs") / script, help="folder of the run")
+    add("--push", metavar="USER/NAME", help="publish the trained model on the Hugging Face Hub")
     add = group.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="continue the run in --out from where it was last saved")
     add("--overwrite", action="store_true", help="replace the run or model that is in --out")

@@ -190,7 +190,7 @@ class Run:
         save_state(self.accelerator, self.out / "state" / f"step-{self.total_steps}", saved)
 
     def finish(self, model: Model) -> None:
-        """Writes animation, manifest and card, and says what to do with the model."""
+        """Writes animation, manifest and card, says what to do with the model, and publishes it if --push asks."""
         if not self.accelerator.is_main_process:
             return
         if not self.best_epoch:
@@ -204,6 +204,9 @@ class Run:
         print(f"Best epoch {self.best_epoch}, {shown(self.history[self.best_epoch - 1], 'val')}: {self.out}")
         print(f"Look at it:  python app.py {self.out}")
         print(f"Measure it:  python train/evaluate.py {self.out}{data} --part test")
+        if self.args.push:
+            card.write(self.out, self.args.push)
+            print(f"Published:   {hub.push(self.out, self.args.push)}")
 
 
 def shown(line: dict, *parts: str) -> str:

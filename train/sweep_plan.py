@@ -13,7 +13,7 @@ import optuna
 
 SCRIPTS = ("classifier", "segmenter", "transfer")
 # Options that the sweep sets for each run, and one that would publish every run under the same name.
-NOT_FOR_RUNS = {"out", "resume", "overwrite"}
+NOT_FOR_RUNS = {"out", "resume", "overwrite", "push"}
 
 
 def make_plan(args: argparse.Namespace, recipe: dict, fixed: list[str]) -> dict:
