@@ -99,9 +99,9 @@ def test_known_networks():
     """Halving with padding keeps cell 0 over pixel 0; pooling and patches put it in the middle of what they merge."""
     for architecture, offset in (("resnet18", 0.0), ("vgg11", 15.5), ("convnext_atto", 15.5), ("regnety_002", 0.0)):
         stage = list(build("timm", ["a", "b"], 64, {"architecture": architecture}).stages.values())[-1]
-        assert stage.grid[:2] == (offset, 32.0), architecture
+        assert (stage.offset, stage.stride) == (offset, 32.0), architecture
     tokens = list(build("timm", ["a", "b"], 224, {"architecture": "vit_tiny_patch16_224"}).stages.values())
-    assert {stage.grid[:2] for stage in tokens} == {(7.5, 16.0)}
+    assert {(stage.offset, stage.stride) for stage in tokens} == {(7.5, 16.0)}
 
 
 def test_the_model_is_left_as_it_was():
@@ -118,7 +118,7 @@ def test_the_model_is_left_as_it_was():
 def test_a_cell_is_drawn_over_its_centre():
     model = build("convnet", ["a", "b"], 32, {"widths": [4, 8]})
     stage = model.stages["stage2"]
-    assert stage.grid[:2] == (1.0, 4.0)
+    assert (stage.offset, stage.stride) == (1.0, 4.0)
     attribution = torch.zeros(1, 1, 8, 8)
     attribution[..., 3, 5] = 1
     heat = heatmap(attribution, (32, 32), stage)[0, 0]

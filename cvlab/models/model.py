@@ -62,6 +62,16 @@ class Stage:
         """Where its cells look; None for a model that `cvlab.models.build` did not make."""
         return getattr(self.module, "grid", None)
 
+    @property
+    def offset(self) -> float | None:
+        """`Grid.offset` of its grid."""
+        return self.grid and self.grid.offset
+
+    @property
+    def stride(self) -> float | None:
+        """`Grid.stride` of its grid."""
+        return self.grid and self.grid.stride
+
 
 class Normalize(nn.Module):
     """(images - mean) / std per channel, as part of the model, so that training and serving cannot differ."""
