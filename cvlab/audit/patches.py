@@ -15,6 +15,7 @@ from cvlab.audit.fixed import BATCH, FEWEST, differences
 from cvlab.transforms import to_float
 
 SIDE, INNER, SHIFT = 13, 9, 2  # pixels of a patch, of what is compared of it, and by how much it may be moved for that
+MARGIN = 3  # pixels around a patch that are painted over too: the mark may be larger
 PLACES = 3  # patches of each picture
 MOST = 150  # pictures of each class that are searched
 ALIKE = 0.85  # correlation of colours from which two patches show the same
@@ -57,7 +58,8 @@ class Patch:
     def removed(self, images: Tensor, control: bool = False) -> tuple[Tensor, Tensor]:
         """The pictures, and the square of each to be painted over, (N, 1, S, S) bool: the mark, or a random one."""
         corners = _drawn(images) if control else _largest(self._likeness(images))
-        return images, _squares(corners, images.shape[-1])
+        square = _squares(corners, images.shape[-1]).float()
+        return images, F.max_pool2d(square, 2 * MARGIN + 1, 1, MARGIN) > 0
 
     def _most_alike(self, views: Tensor) -> Tensor:
         return torch.cat([self._likeness(to_float(some)).amax((1, 2)) for some in views.split(BATCH)])

@@ -180,17 +180,16 @@ def audit(folder: Path) -> Section:
     if not found:
         return Section("Audit")
     accuracy = "Accuracy {value:.3f} ({low:.3f} to {high:.3f})".format(**found["accuracy"])
-    sentences = [f"{accuracy} on {found['n']} pictures, of which a mark may tell the class."]
-    told = [f"Used by the model: {each['sentence']}" for each in found["suspects"]]
-    sentences += told or ["No mark was found that the model uses."]
-    sentences += [f"Tried, {each['level']}: {each['sentence']}" for each in found["tried"] if each["level"] != "used"]
-    if told:
-        sentences.append("train/audit.py --clean writes the data without these marks: train again on it.")
-    facts = [("what alone tells the class", "balanced accuracy in train")]
-    facts += [(name, f"{share:.2f}") for name, share in sorted(found["telling"].items(), key=lambda each: -each[1])]
+    sentences = [f"{accuracy} on {found['n']} pictures.", "No mark was found that the model uses."]
+    if found["suspects"]:
+        sentences[1] = "Marks tell it the class: train/audit.py --clean writes the data without them, to train again."
+    facts = [(each["level"], each["sentence"]) for each in found["tried"]]
+    telling = [("what alone tells the class", "balanced accuracy in train")]
+    telling += [(name, f"{share:.2f}") for name, share in sorted(found["telling"].items(), key=lambda each: -each[1])]
     weak = [("pictures that fail more", "right", "of"), *((name, str(a), str(b)) for name, a, b in found["weak"])]
     odd = [("labels to look at", "label", "likelier"), *(tuple(each.values()) for each in found["labels"][:30])]
-    return Section("Audit", sentences=sentences, tables=[each for each in (facts, weak, odd) if len(each) > 1])
+    tables = [each for each in (telling, weak, odd) if len(each) > 1]
+    return Section("Audit", facts=facts, sentences=sentences, tables=tables)
 
 
 def _data(folder: Path) -> Section:
