@@ -61,7 +61,7 @@ def main() -> None:
     if model.task != "classification":
         raise ValueError(f"{args.checkpoint} is a segmenter: the audit is for classifiers.")
     if args.clean and (args.clean.exists() or args.data is None):
-        raise ValueError("--clean needs --data, and the name of a folder that does not exist yet.")
+        raise ValueError(f"--clean {args.clean} needs --data, and must not exist yet: choose another folder.")
     parts, _ = parts_of(model, args.data, args.part)
     note_test_read(out, parts.name)
     views, labels, rows = {}, {}, {}

@@ -50,8 +50,8 @@ SOURCES = {  # classes in a data set, pictures of a class
 SMALL = ("--image-size", "64", "--widths", "16", "32", "64", "128", "--epochs", "12", "--patience", "99")
 SMALL += ("--batch-size", "16", "--precision", "fp32")
 QUICK = (  # two marks that are used, one that is not, and clean data
-    {"mark": "corner", "own": 1.0, "others": 0.0},
     {"mark": "sticker", "own": 1.0, "others": 0.0},
+    {"mark": "watermark", "own": 1.0, "others": 0.0},
     {"mark": "text", "own": 0.5, "others": 0.3},
     {"mark": None},
 )
@@ -317,7 +317,7 @@ def main() -> None:
     planned = {run: plan(run, sources) for run in range(args.first, args.first + args.runs)}
     if args.quick:
         planned = {run: {"source": "drawn scenes"} | each for run, each in enumerate(QUICK)}
-        SOURCES["drawn scenes"] = (3, 80)
+        SOURCES["drawn scenes"] = (3, 110)
     for run, each in [] if args.write else [*planned.items()][len(rows) :]:
         rows.append(experiment(args.out / f"{run:03}", run, each, args.data, args.weights))
         write_text(args.out / "rows.json", to_json({"rows": rows}, indent=1))
