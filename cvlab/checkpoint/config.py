@@ -119,10 +119,11 @@ def read_config(path: Path) -> dict:
         raise CheckpointError(
             f"{path} was not written by cvlab, timm or segmentation_models.pytorch: it cannot be opened."
         )
-    if "architecture" in config and config["architecture"] != _architecture(block):
-        both = " and ".join(ascii(str(name)[:60]) for name in (config["architecture"], _architecture(block)))
-        raise CheckpointError(f"{path} names two networks: {both}.")
     _check_types(block, path)
+    architectures = [each.get("architecture") for each in (config, block["arguments"])]
+    if "architecture" in config and architectures[0] != architectures[1]:
+        both = " and ".join(ascii(str(name)[:60]) for name in architectures)
+        raise CheckpointError(f"{path} names two networks: {both}.")
     _check_arguments(block, path)
     _check_class_names(block["class_names"], path)
     if block["task"] == "classification" and len(block["class_names"]) == 1:
@@ -140,10 +141,6 @@ def _from_other_library(config: dict) -> dict:
     from cvlab.models.smp import from_smp_config
 
     return from_smp_config(config)
-
-
-def _architecture(block: dict) -> object:
-    return block["arguments"].get("architecture") if isinstance(block.get("arguments"), dict) else None
 
 
 def _check_types(block: dict, path: Path) -> None:
