@@ -114,7 +114,8 @@ def read_config(path: Path) -> dict:
         try:
             block = _from_other_library(config)
         except ValueError as error:
-            raise CheckpointError(f"{path}: {error}.") from error
+            reason = "".join(c if c.isprintable() else "?" for c in str(error)[:300])  # it may quote the file
+            raise CheckpointError(f"{path}: {reason}.") from error
     else:
         raise CheckpointError(
             f"{path} was not written by cvlab, timm or segmentation_models.pytorch: it cannot be opened."
@@ -187,7 +188,7 @@ def _check_class_names(names: list, path: Path) -> None:
 
 def _check_numbers(block: dict, path: Path) -> None:
     if not 1 <= block["image_size"] <= MAX_IMAGE_SIZE:
-        raise CheckpointError(f"{path}: image_size {block['image_size']} is not between 1 and {MAX_IMAGE_SIZE}.")
+        raise CheckpointError(f"{path}: image_size {block['image_size']!s:.20} is not between 1 and {MAX_IMAGE_SIZE}.")
     for key in ("mean", "std"):
         # Python's JSON reads NaN and Infinity: both fail the comparison.
         numbers = [value for value in block[key] if isinstance(value, int | float) and abs(value) < 1000]
@@ -196,7 +197,7 @@ def _check_numbers(block: dict, path: Path) -> None:
     if not 0 < block["crop_pct"] <= 1 or not 0 < block["threshold"] < 1 or min(block["std"]) <= 0:
         raise CheckpointError(f"{path}: crop_pct, threshold or std is outside its range.")
     if not 0.05 <= block.get("temperature", 1.0) <= 20:
-        raise CheckpointError(f"{path}: the temperature {block['temperature']} is not between 0.05 and 20.")
+        raise CheckpointError(f"{path}: the temperature {block['temperature']!s:.20} is not between 0.05 and 20.")
     limits = block.get("limits", [1, 0])  # of the verdict on a heatmap
     if len(limits) != 2 or not all(isinstance(each, int | float) and abs(each) < 1000 for each in limits):
         raise CheckpointError(f"{path}: limits must be two numbers.")
