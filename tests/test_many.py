@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("method", ["grad_cam", "hires_cam"])
 def test_each_row_is_what_the_picture_alone_gets(model: nn.Module, folder: Path, method: str) -> None:
     stage = list(model.stages)[1]
-    rows = list(explain_many(model, list_pictures([folder]), stage, method))
+    rows = list(explain_many(model, list_pictures(sorted(folder.iterdir())), stage, method))
     assert [each.row.file for each in rows] == [f"{i:02d}.png" for i in range(NUMBER)]
     assert [each.row.number for each in rows] == list(range(1, NUMBER + 1))
     for i, each in enumerate(rows):
@@ -62,7 +62,7 @@ def test_each_row_is_what_the_picture_alone_gets(model: nn.Module, folder: Path,
 
 def test_progress_counts_every_picture_batch_by_batch(classifier: nn.Module, folder: Path) -> None:
     told: list[tuple[int, int]] = []
-    pictures = list_pictures([folder])
+    pictures = list_pictures(sorted(folder.iterdir()))
     explained = explain_many(classifier, pictures, progress=lambda *counts: told.append(counts))
     next(explained)
     assert told == []  # nothing runs ahead of who asks
