@@ -23,7 +23,7 @@ MAX_PICTURE_BYTES = 8 * 2**20
 
 def record_panel(folder: Path) -> str:
     """Everything that the folder of a model tells, part after part."""
-    return "".join(_shown(part, folder) for part in (*SECTIONS, _curves, _epochs, _card))
+    return "".join(_shown(part, folder) for part in (*SECTIONS, _suspects, _curves, _epochs, _card))
 
 
 def _shown(part: Callable[[Path], Section | str], folder: Path) -> str:
@@ -64,6 +64,11 @@ def _curves(folder: Path) -> str:
     if not all(map(math.isfinite, numbers)):
         return paragraph("The history of the training holds values that are not finite numbers.")
     return in_grid([figure(plots.curves(history), "Curves", "", ALT_TEXTS["Curves"])], "wide")
+
+
+def _suspects(folder: Path) -> str:
+    """The pictures with and without each mark that an audit found; a published model has none."""
+    return _gallery(sorted((folder / "audit").glob("suspect-*.png")))
 
 
 def _epochs(folder: Path) -> str:
