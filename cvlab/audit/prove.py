@@ -21,7 +21,7 @@ from cvlab.transforms import to_float
 from cvlab.trust import hide
 
 MATTERS = 0.06  # of probability: a smaller effect is none
-OF_NATURE = 0.2  # of light and sharpness, in which classes differ by nature
+OF_LIGHT = 0.2  # the same of light, in which classes differ by nature
 MOST = 200  # pictures of each kind
 BATCH = 50
 
@@ -68,7 +68,10 @@ def prove(model: Model, mark: Mark, views: Tensor, labels: Tensor, tried: int) -
     removed = None if whole else _effect(model, mark, views[marked], without, -1, tried)
     added = _effect(model, mark, views[bare], type(mark).added, 1, tried)
     effects = [each for each in (removed, added) if each]
-    if any(each["value"] >= (OF_NATURE if whole else MATTERS) and each["low"] > 0 for each in effects):
+    limit = OF_LIGHT if mark.kind == "light" else MATTERS
+    # What recurs may be the object itself, which may well be recognised elsewhere: its absence has to matter too.
+    enough = all if isinstance(mark, Patch) else any
+    if effects and enough(each["value"] >= limit and each["low"] > 0 for each in effects):
         level = "used"
     else:
         unused = effects and all(each["high"] < MATTERS for each in effects)
