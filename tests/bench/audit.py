@@ -233,17 +233,19 @@ def experiment(folder: Path, run: int, planned: dict, data: Path | None, weights
     call("audit.py", folder / "run", "--data", folder / "data", "--out", folder / "audit")
     found = read_json(folder / "audit/audit.json")
     row = planned | {"network": script, "class": chosen, "accuracy": found["accuracy"]["value"], "n": found["n"]}
-    row["suspects"] = found["suspects"]
-    effects = [effect_of(each) for each in found["tried"] if each["class_name"] in (chosen, None)]
-    row["effect"] = max(effects, default=0.0)
+    kept = ("kind", "class_name", "where", "removed", "added", "level")
+    row["tried"] = [{name: each[name] for name in kept} for each in found["tried"]]
+    row["suspects"] = [each for each in row["tried"] if each["level"] == "used"]
+    row["effect"] = max((effect_of(each) for each in row["tried"] if each["class_name"] in (chosen, None)), default=0.0)
     if planned["mark"]:
         row["truth"], row["heat"] = truth(folder, chosen)
     return row
 
 
-def effect_of(suspect: dict) -> float:
-    """The larger of what taking out and putting in changed."""
-    return max(suspect[each]["value"] for each in ("removed", "added") if suspect[each])
+def effect_of(tried: dict) -> float:
+    """The larger of what taking out and putting in changed; of what recurs, the smaller."""
+    values = [tried[each]["value"] for each in ("removed", "added") if tried[each]]
+    return min(values) if tried["kind"] == "recurring" else max(values)
 
 
 def call(script: str, *words: object) -> None:
@@ -323,7 +325,9 @@ def main() -> None:
     for run, each in [] if args.write else [*planned.items()][len(rows) :]:
         rows.append(experiment(args.out / f"{run:03}", run, each, args.data, args.weights))
         write_text(args.out / "rows.json", to_json({"rows": rows}, indent=1))
-        print(json.dumps({key: value for key, value in rows[-1].items() if key != "suspects"}), flush=True)
+        print(
+            json.dumps({key: value for key, value in rows[-1].items() if key not in ("tried", "suspects")}), flush=True
+        )
     if args.write:
         write_text(README, inserted(README.read_text("utf-8"), MARK, page(rows)))
     print(page(rows))
