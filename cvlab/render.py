@@ -138,18 +138,6 @@ def strip(images: Sequence[Image.Image], titles: Sequence[str], heading: str) ->
     return drawn
 
 
-def save_animation(frames: Sequence[Path], path: Path) -> None:
-    """Pictures of one size as an animated WebP file that takes about 12 s and stays on the last one for 2 s."""
-    opened = [Image.open(frame).convert("RGB") for frame in frames]
-    if not opened:
-        return
-    pace = max(40, min(600, int(12_000 / len(opened))))
-    buffer = BytesIO()
-    durations = [pace] * (len(opened) - 1) + [2000]
-    opened[0].save(buffer, "WEBP", save_all=True, append_images=opened[1:], duration=durations, loop=0, quality=80)
-    write_bytes(path, buffer.getvalue())
-
-
 # --- pictures of an evaluation: `views` are what the model saw, (N, 3, S, S) uint8 -----------------------------------
 
 

@@ -190,13 +190,11 @@ class Run:
         save_state(self.accelerator, self.out / "state" / f"step-{self.total_steps}", saved)
 
     def finish(self, model: Model) -> None:
-        """Writes animation, manifest and card, says what to do with the model, and publishes it if --push asks."""
+        """Writes manifest and card, says what to do with the model, and publishes it if --push asks."""
         if not self.accelerator.is_main_process:
             return
         if not self.best_epoch:
             raise ValueError("The loss on val was not a number in any epoch, so no model was kept: use a smaller --lr.")
-        if frames := sorted(self.frames.glob("*.png")):
-            render.save_animation(frames, self.frames.with_name("attribution.webp"))
         calibrate(self.out, self.parts, vars(self.args).get("others"))
         manifest.write(self.out, vars(self.args), model, self.history, self.best_epoch, self.precision)
         card.write(self.out)
