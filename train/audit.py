@@ -57,12 +57,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the report, by default the model's")
     parser.add_argument("--clean", type=Path, metavar="DIR2", help="write the data there, with suspects painted over")
     args = parser.parse_args()
-    model, out = checkpoint.load(args.checkpoint), args.out or Path(args.checkpoint)
+    model, folder = checkpoint.load(args.checkpoint), Path(args.checkpoint)
+    out = args.out or (folder if folder.is_dir() else "runs/hub" / folder)
     if model.task != "classification":
         raise ValueError(f"{args.checkpoint} is a segmenter: the audit is for classifiers.")
     if args.clean and (args.clean.exists() or args.data is None):
         raise ValueError(f"--clean {args.clean} needs --data, and must not exist yet: choose another folder.")
-    parts, _ = parts_of(model, args.data, args.part)
+    parts, trained_on = parts_of(model, args.data, args.part)
+    if args.data and not trained_on:
+        print(f"The model was trained on other pictures: {args.data} was cut into parts anew.")
     note_test_read(out, parts.name)
     views, labels, rows = {}, {}, {}
     for part in PARTS:
@@ -95,14 +98,13 @@ def main() -> None:
         "weak": [*weak_groups(facts_of(shown), right)],
     }
     write_text(out / "audit.json", to_json(found, indent=1) + "\n")
-    for number, proof in enumerate(used, 1):
-        render.save_png(before_and_after(proof, held[0]), out / "audit" / f"suspect-{number}.png")
-
-    title, like = f"{Path(args.checkpoint).name} on {args.part} of {parts.name}", torch.cat([rows[p] for p in counted])
-    near = (like @ rows["train"].T).argmax(1)
-    page = mistakes_page(model, title, shown, truth, logits, [file for part in counted for file in files[part]],
-                         lambda i: (views["train"][near[i]], files["train"][near[i]]))  # fmt: skip
-    write_text(out / "audit" / "mistakes.html", page)
+    title, listed = f"{folder.name} on {args.part} of {parts.name}", [file for part in counted for file in files[part]]
+    near = (torch.cat([rows[part] for part in counted]) @ rows["train"].T).argmax(1).tolist()
+    like = [(views["train"][i], files["train"][i]) for i in near]
+    with new_folder(out / "audit") as filling:
+        write_text(filling / "mistakes.html", mistakes_page(model, title, shown, truth, logits, listed, like))
+        for number, proof in enumerate(used, 1):
+            render.save_png(before_and_after(proof, held[0]), filling / f"suspect-{number}.png")
     if (out / "config.json").is_file():
         card.write(out)
     else:

@@ -1,7 +1,7 @@
 """A page of a model's mistakes: two clicks from the confusion matrix to each picture, with the evidence that misled."""
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -35,14 +35,14 @@ def mistakes_page(
     labels: Tensor,
     logits: Tensor,
     files: Sequence[str],
-    nearest: Callable[[int], tuple[Tensor, str]],
+    like: Sequence[tuple[Tensor, str]],
 ) -> str:
     """HTML that needs no other file. Mistakes come before right answers, and the surest mistakes first.
 
     Args:
         views, labels, logits: (N, 3, S, S) uint8, (N,) and (N, C).
         files: the name of each picture.
-        nearest: row of a picture to the picture of train that looks most like it, (3, S, S) uint8, and what it is.
+        like: for each the picture of train that is most like it to the network, (3, S, S) uint8, and its name.
     """
     names, probs = [html.escape(name) for name in model.class_names], probabilities(model, logits)
     predicted, stage = probs.argmax(1), default_stage(model)
@@ -51,13 +51,13 @@ def mistakes_page(
     cells = cells[:MOST_CELLS]
 
     def figure(row: int, shown_class: int) -> str:
-        images, (like, what) = to_float(views[row])[None], nearest(row)
+        images, (similar, name) = to_float(views[row])[None], like[row]
         _, attribution = grad_cam(model, images, shown_class, stage)
         sources = map(
-            picture_url, (overlay(images, attribution, stage=model.stages[stage]), to_picture(to_float(like)))
+            picture_url, (overlay(images, attribution, stage=model.stages[stage]), to_picture(to_float(similar)))
         )
         drawn = "".join(f'<img src="{source}" alt="{alt}">' for source, alt in zip(sources, ALT, strict=True))
-        said = f"{files[row]}: {probs[row, shown_class]:.0%} {model.class_names[shown_class]}. Beside it {what}."
+        said = f"{files[row]}: {probs[row, shown_class]:.0%} {model.class_names[shown_class]}. Beside it {name}."
         return f"<figure>{drawn}<figcaption>{html.escape(said)}</figcaption></figure>"
 
     sections = ""
