@@ -35,10 +35,10 @@ from cvlab.memory import share_arenas
 from cvlab.models import Model
 from cvlab.page.api import ONE_AT_A_TIME, Page, add_api, fetch_with_progress, in_sentences
 from cvlab.page.examples import example_files
-from cvlab.page.gallery import ROWS, explain_files
 from cvlab.page.heat import METHOD_NAMES
 from cvlab.page.host import sentence_of
 from cvlab.page.html import paragraph
+from cvlab.page.many import ROWS, explain_files
 from cvlab.page.models import Models, offered_models
 from cvlab.page.panels import CHECKED, FOLLOWING, ON_REQUEST, REDRAWN, draw
 from cvlab.page.question import COLORMAPS, REGIONS, Question, from_query, picked, settings_of

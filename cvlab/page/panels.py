@@ -11,7 +11,7 @@ import torch
 
 from cvlab.explain import correlation, explain, heatmap, peak
 from cvlab.models import build, settings_in
-from cvlab.page.gallery import compare
+from cvlab.page.compare import compare
 from cvlab.page.heat import METHOD_NAMES, UNIT, draw_map
 from cvlab.page.host import sentence_of
 from cvlab.page.html import bars, code_block, figure, folded, in_grid, number, paragraph, scale_bar
