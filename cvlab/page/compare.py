@@ -16,7 +16,8 @@ def compare(answer: Answer, second: Answer) -> str:
     """Two models on one picture, one on two, or both; ValueError where a classifier is compared with a segmenter."""
     if (second.visit.name, second.visit.photo) == (answer.visit.name, answer.visit.photo):
         return paragraph("Choose a second model, a second picture, or both.")
-    first = answer.again(_comparable(answer.question))
+    # Places belong to one picture, thresholds to one model.
+    first = answer.again(replace(answer.question, region="mask", points="", rather_than="", threshold=0.0))
     _ = first.prediction, second.prediction
     if first.model.task != second.model.task:
         raise ValueError("A classifier and a segmenter are asked different questions: compare like with like.")
@@ -34,11 +35,6 @@ def compare(answer: Answer, second: Answer) -> str:
         drawn += with_photo(captioned(shown, title, caption), style=each.prediction.photo)
     agreement = paragraph(_agreement(first, second))
     return f'{agreement}{slider("Heat", first.question.opacity)}<div class="two">{drawn}</div>'
-
-
-def _comparable(question: Question) -> Question:
-    """What both sides can be asked: places belong to one picture, thresholds to one model."""
-    return replace(question, region="mask", points="", rather_than="", threshold=0.0)
 
 
 def _of_second(first: Answer, second: Answer) -> Question:

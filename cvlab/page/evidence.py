@@ -11,7 +11,7 @@ from cvlab.explain import METHODS, default_stage, explain, predict, predicted_ma
 from cvlab.explain.paths import contributions, region_dependence
 from cvlab.models import Model, probabilities
 from cvlab.models.unet import UNet
-from cvlab.page.picture import MAX_SIDE, photo_style, picture_url
+from cvlab.page.picture import MAX_SIDE, picture_url
 from cvlab.page.question import Question, score_of, settled, settled_score
 from cvlab.transforms import view, whole_mask
 from cvlab.trust import familiarity
@@ -66,7 +66,7 @@ class Prediction:
         images: the view of the model, (1, 3, S, S) in [0, 1].
         logits: (1, C) or (1, C, S, S).
         shares: by class name a classifier's probability, or the share of the view that a segmenter's mask covers.
-        photo: made smaller, as `photo_style`.
+        photo: made smaller, as CSS for the layers over it.
         size: of the photo as it was opened, (height, width).
         seconds: that the pass took.
         notes: what was done to open the photo.
@@ -115,7 +115,7 @@ def predict_photo(
         values = predicted_masks(model, logits)[0].float().mean((1, 2))
     shares = dict(zip(model.class_names, values.tolist(), strict=True))
     image.thumbnail((side, side))
-    style = photo_style(picture_url(image), size)
+    style = f"--photo:url({picture_url(image)});--ratio:{size[1] / size[0]:.4f}"
     known = familiarity(model, images).item() if model.statistics else None
     return Prediction(images, logits, shares, style, size, seconds, notes, evidence, known)
 
