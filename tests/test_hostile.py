@@ -363,7 +363,7 @@ def replace(path, written, in_place):
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize("moment", ["read_config", "_measured", "_read_header", "_misfit", "_read_tensors"])
+@pytest.mark.parametrize("moment", ["read_config", "_measured", "_read_header", "misfit", "_read_tensors"])
 def test_files_that_change_between_check_and_load(tmp_path, monkeypatch, moment, in_place):
     """Whenever the files are exchanged, what is loaded is what was checked, or it is refused."""
     ours(tmp_path)

@@ -129,6 +129,7 @@ def test_rates_fall_from_layer_to_layer() -> None:
         ("test_byobnet", 2, "backbone.stages.2.0.shortcut"),  # a cut inside would miss what runs beside it
         ("test_vit", 0, "backbone.head"),
         ("test_vit", 1, None),  # the position embedding is added behind the patches
+        ("xcit_nano_12_p8_224", 1, None),  # what learns first is never called as a module
         ("resnet18", 99, None),
     ],
 )

@@ -23,14 +23,13 @@ from cvlab.checkpoint import hub
 from cvlab.checkpoint.config import FORMAT, CheckpointError, opened, read_config
 from cvlab.files import read_json, to_json, write_bytes, write_text
 from cvlab.models import Model, build, settings_in
+from cvlab.models.model import Shapes, misfit, shapes_of
 
 MAX_HEADER_BYTES = 8 * 2**20  # of model.safetensors: names and shapes
 MAX_PARAMETERS = hub.MAX_WEIGHTS_BYTES // 4  # with buffers, in float32
 MAX_ACTIVATIONS = 2**31  # numbers in the outputs of all layers for one image: 8 GiB
 STATISTICS = "familiarity.safetensors"
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32")
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 def save(model: Model, folder: str | Path, **facts: object) -> None:
@@ -102,19 +101,19 @@ def load(folder_or_id: str | Path) -> Model:
     shapes = _measured(arguments, config["task"], config_file)
     with opened(weights_file, hub.MAX_WEIGHTS_BYTES) as file:
         start, found = _read_header(file, weights_file)
-        misfit = _misfit(shapes, found)
-        if misfit and config["network"] != "timm":
-            raise CheckpointError(f"{weights_file} does not fit config.json: {misfit}.")
+        fault = misfit(shapes, found)
+        if fault and config["network"] != "timm":
+            raise CheckpointError(f"{weights_file} does not fit config.json: {fault}.")
         weights = _read_tensors(file, start, weights_file)
     model = build(**arguments)
     try:
-        if misfit:
+        if fault:
             from cvlab.models.timm import in_current_names  # here, because the page starts faster without timm
 
             weights = in_current_names(config["arguments"]["architecture"], model.backbone, weights)
         _stored(model).load_state_dict(weights)
     except Exception as error:  # timm's converters fail in many ways on tensors of another network
-        reason = misfit or str(error).split("\n")[0]
+        reason = fault or str(error).split("\n")[0]
         raise CheckpointError(f"{weights_file} does not fit config.json: {reason}.") from error
     model.config = {**config, "stages": list(model.stages)}
     if (path := folder / STATISTICS).exists():
@@ -154,7 +153,7 @@ def _measured(arguments: dict, task: str, path: Path) -> Shapes:
             f"{path}: for an image of {side} x {side} pixels the network's layers put out {activations:,} numbers; "
             f"the limit is {MAX_ACTIVATIONS:,}."
         )
-    return {name: tuple(tensor.shape) for name, tensor in _stored(model).state_dict().items()}
+    return shapes_of(_stored(model).state_dict())
 
 
 @contextmanager
@@ -210,18 +209,6 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[bytes, Shapes]:
     if foreign := sorted(dtypes - set(DTYPES)):
         raise CheckpointError(f"{path} has numbers of type {foreign[0][:20]!a}; allowed are {', '.join(DTYPES)}.")
     return length + header, shapes
-
-
-def _misfit(needed: Shapes, found: Shapes) -> str:
-    """What is wrong with the shapes of a file; empty where they fit the network."""
-    for name in sorted(needed.keys() | found.keys()):
-        if name not in found and not name.endswith(".num_batches_tracked"):  # older files do not have it, torch adds it
-            return f"{name} is missing from the weights"
-        if name not in needed:
-            return f"the network has no {name[:100]}"
-        if name in found and needed[name] != found[name]:
-            return f"{name} has shape {found[name]}, the network needs {needed[name]}"
-    return ""
 
 
 def _read_tensors(file: BinaryIO, start: bytes, path: Path) -> dict[str, Tensor]:

@@ -4,11 +4,9 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
-from torch import Tensor
 
 
 @dataclass
@@ -39,27 +37,19 @@ class Cache:
         try:
             with tempfile.TemporaryFile(dir=self.folder) as file:
                 for row in rows:
-                    kept.append(tuple(self._put(item, file) if isinstance(item, Tensor) else item for item in row))
+                    for tensor in filter(torch.is_tensor, row):
+                        file.write(tensor.contiguous().numpy())
+                    # On the meta device a tensor has its shape and type, but no numbers.
+                    kept.append([item.to("meta") if torch.is_tensor(item) else item for item in row])
                 file.flush()
-                pages = torch.from_numpy(np.memmap(file, np.uint8, "r+")) if file.tell() else None
+                pages = torch.from_numpy(np.memmap(file, np.uint8, "r+")) if file.tell() else torch.empty(0)
         except OSError as error:
             raise OSError(f"The decoded pictures cannot be kept in {self.folder}: {error.strerror}.") from error
-        return [tuple(item.of(pages) if isinstance(item, _Place) else item for item in row) for row in kept]
-
-    def _put(self, tensor: Tensor, file: BinaryIO) -> "_Place":
-        place = _Place(file.tell(), tensor.shape, tensor.dtype)
-        file.write(tensor.contiguous().numpy())
-        self.nbytes += tensor.nbytes
-        return place
-
-
-@dataclass
-class _Place:
-    """The place of a tensor in the file."""
-
-    start: int
-    shape: torch.Size
-    dtype: torch.dtype
-
-    def of(self, pages: Tensor) -> Tensor:
-        return pages[self.start : self.start + self.shape.numel()].view(self.dtype).view(self.shape)
+        self.nbytes += pages.nbytes
+        start = 0
+        for row in kept:
+            for i, item in enumerate(row):
+                if torch.is_tensor(item):
+                    row[i] = pages[start : start + item.nbytes].view(item.dtype).view(item.shape)
+                    start += item.nbytes
+        return [tuple(row) for row in kept]

@@ -58,20 +58,16 @@ class Scene:
     objects: np.ndarray
 
 
-def scene(seed: int, size: int = 64, without: Collection[int] = (), repainted: Collection[int] = ()) -> Scene:
+def scene(seed: int, size: int = 64, without: Collection[int] = ()) -> Scene:
     """The scene of a seed at `size` x `size` pixels. A seed gives the same scene at every size.
 
-    It can be drawn again with all else as it was, which shows what a thing is worth to a model: `without` some objects,
-    or with another texture on those `repainted`. They are indices of `Scene.objects`; -1 is the background.
+    It can be drawn again `without` some objects, indices of `Scene.objects`, with all else as it was: this shows what
+    they are worth to a model.
     """
     rng = np.random.default_rng(seed)
     shown: list[np.ndarray] = []
 
-    def texture(number: int) -> np.ndarray:
-        usual = _texture(rng, size)  # drawn in any case, so that `rng` goes on alike
-        return _texture(np.random.default_rng([seed, number + 1]), size) if number in repainted else usual
-
-    label, pixels = int(rng.integers(len(KINDS))), texture(-1)
+    label, pixels = int(rng.integers(len(KINDS))), _texture(rng, size)
     targets = int(rng.integers(1, 3))
     distractors = rng.choice(list(DISTRACTORS), size=int(rng.integers(2, 5)))
     centres = _apart(rng, targets + len(distractors))
@@ -79,7 +75,7 @@ def scene(seed: int, size: int = 64, without: Collection[int] = (), repainted: C
     def draw(corners: np.ndarray, centre: np.ndarray, radius: float) -> None:
         nonlocal pixels
         cover = _cover(rng, size, corners, centre, radius) * (len(shown) not in without)
-        pixels = pixels + cover[..., None] * (texture(len(shown)) - pixels)
+        pixels = pixels + cover[..., None] * (_texture(rng, size) - pixels)
         shown[:] = [before & (cover <= 0.5) for before in shown] + [cover > 0.5]
 
     # First the distractors, then the labelled shapes, then perhaps a distractor that covers part of the first shape.

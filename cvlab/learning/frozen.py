@@ -5,14 +5,13 @@ Both share the model's modules: training the rest trains the model.
 
 import copy
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 
 import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from cvlab.models import Model
@@ -84,32 +83,19 @@ def cut(model: Model, images: Tensor) -> tuple[nn.Module, nn.Module] | None:
         while path:
             first = model.get_submodule(path)
             features = entering(model, first, images)
-            for rest in (first, _without_front(model, path.split("."))):
+            for rest in (first, _without_front(model, path)):
                 if _puts_out(rest, features, logits):
                     return None if features.shape == images.shape else (first, rest)  # pictures are no features
             path = path.rpartition(".")[0]  # inside a block its shortcut may be missing: try before the block
     return None
 
 
-class _ReachedError(Exception):
-    """Ends a forward pass at the module of interest."""
-
-
-def entering(model: Model, module: nn.Module, images: Tensor) -> Tensor:
-    """The input of a module of the model for images (N, 3, S, S) in [0, 1]; the modules behind it do not run."""
-    seen = []
-
-    def stop(_: nn.Module, inputs: tuple) -> None:
-        seen.extend(inputs)
-        raise _ReachedError
-
-    hook = module.register_forward_pre_hook(stop)
-    try:
-        with torch.no_grad(), suppress(_ReachedError):
-            model(images)
-    finally:
-        hook.remove()
-    return seen[0]
+def entering(model: Model, module: nn.Module, images: Tensor) -> Tensor | None:
+    """The input of a module of the model for images (N, 3, S, S) in [0, 1]; None if the model does not call it."""
+    seen: list[Tensor] = []
+    with torch.no_grad(), module.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs)):
+        model(images)
+    return seen[0] if seen else None
 
 
 class FeatureSet(Dataset):
@@ -133,21 +119,14 @@ class FeatureSet(Dataset):
         batch_size: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        progress = tqdm(total=views * len(pictures), desc="features", leave=False, unit=" images")
+        loader = DataLoader(pictures, batch_size, collate_fn=tuple, generator=torch.Generator())  # whole batches
         self.views, self.epoch = [], 1
         for view in range(1, views + 1):
-            pictures.epoch, kept, labels = view, [], []
-            for start in range(0, len(pictures), batch_size):
-                images, some = pictures.__getitems__(list(range(start, min(start + batch_size, len(pictures)))))
-                images = images.to(device)
-                if images.ndim == 4:
-                    images = images.contiguous(memory_format=torch.channels_last)
-                kept.append(front(images).cpu())
-                labels.append(some)
-                progress.update(len(images))
-            self.views.append(torch.cat(kept))
-        self.labels = torch.cat(labels)
-        progress.close()
+            pictures.epoch = view
+            batches = tqdm(loader, f"features {view}/{views}", leave=False)
+            kept = [(front(images.to(device)).cpu(), labels) for images, labels in batches]
+            features, self.labels = map(torch.cat, zip(*kept, strict=True))
+            self.views.append(features)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -195,13 +174,13 @@ def _first_that_learns(module: nn.Module) -> str:
     return ""
 
 
-def _without_front(module: nn.Module, path: list[str]) -> nn.Module:
-    """A copy that shares parameters and submodules; the modules before `path` are replaced by nn.Identity."""
-    rest = copy.copy(module)
-    rest._modules = dict(module._modules)
-    for name, child in module._modules.items():
-        if name == path[0]:
-            rest._modules[name] = _without_front(child, path[1:]) if len(path) > 1 else child
-            return rest
-        rest._modules[name] = nn.Identity()
+def _without_front(model: nn.Module, path: str) -> nn.Module:
+    """A copy that shares all tensors; the modules before `path` are replaced by nn.Identity."""
+    rest = parent = copy.deepcopy(model, {id(each): each for each in (*model.parameters(), *model.buffers())})
+    for name in path.split("."):
+        for child in dict(parent.named_children()):
+            if child == name:
+                break
+            setattr(parent, child, nn.Identity())
+        parent = parent.get_submodule(name)
     return rest

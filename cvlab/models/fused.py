@@ -4,6 +4,7 @@ In eval mode batch normalisation is a factor and a shift per channel, which the 
 (Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", 2018).
 """
 
+from contextlib import ExitStack
 from copy import deepcopy
 
 import torch
@@ -15,6 +16,7 @@ from cvlab.models.model import Model
 TOLERANCE = 1e-3  # of the largest logit: rounding stays far below it, a wrong fusion does not
 
 
+@torch.no_grad()
 def fused(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     """A copy in eval mode with batch normalisation fused into the convolutions, in channels-last memory format.
 
@@ -31,11 +33,11 @@ def fused(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     """
     copy = deepcopy(model).eval().requires_grad_(False)
     images = torch.rand(1, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(0))
-    expected = _logits(copy, images)
+    expected = copy(images)
     for conv, norm in _pairs(copy, images):
         copy.set_submodule(conv, fuse_conv_bn_eval(copy.get_submodule(conv), copy.get_submodule(norm)))
         copy.set_submodule(norm, _rest(copy.get_submodule(norm)))
-    if (_logits(copy, images) - expected).abs().max() > TOLERANCE * expected.abs().max():
+    if (copy(images) - expected).abs().max() > TOLERANCE * expected.abs().max():
         raise ValueError("batch normalisation cannot be fused: the network uses its input elsewhere too")
     copy.to(memory_format=torch.channels_last)
     for name, child in copy.named_children():
@@ -56,11 +58,6 @@ def for_serving(model: Model) -> Model:
         return model
 
 
-def _logits(model: Model, images: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(images)
-
-
 def _rest(norm: nn.BatchNorm2d) -> nn.Module:
     """What a batch normalisation does besides normalising: timm's BatchNormAct2d has dropout and an activation."""
     return nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
@@ -69,27 +66,21 @@ def _rest(norm: nn.BatchNorm2d) -> nn.Module:
 def _pairs(model: Model, images: Tensor) -> list[tuple[str, str]]:
     """Names of each convolution and of the batch normalisation that reads its output, found in one forward pass."""
     names = {module: name for name, module in model.named_modules()}
-    outputs: dict[int, tuple[str, Tensor, int]] = {}  # holds the tensors, so that no other one gets the same id
+    stages = {stage.module for stage in model.stages.values()}
     found: list[tuple[str, str]] = []
 
     def after_conv(conv: nn.Module, inputs: tuple, output: Tensor) -> None:
-        outputs[id(output)] = names[conv], output, output._version
+        output.conv, output.version = names[conv], output._version
 
-    def before_norm(norm: nn.Module, inputs: tuple) -> None:
-        conv, _, version = outputs.get(id(inputs[0]), ("", None, None))
-        if conv and inputs[0]._version == version:  # else an in-place operation came between
-            found.append((conv, names[norm]))
+    def before_norm(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+        if getattr(inputs[0], "version", None) == inputs[0]._version:  # else an in-place operation came between
+            found.append((inputs[0].conv, names[norm]))
 
-    stages = {stage.module for stage in model.stages.values()}
-    handles = []
-    for module in names:
-        if isinstance(module, nn.Conv2d) and module not in stages:  # a stage's own output must not change
-            handles.append(module.register_forward_hook(after_conv))
-        elif isinstance(module, nn.BatchNorm2d):
-            handles.append(module.register_forward_pre_hook(before_norm))
-    try:
-        _logits(model, images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        for module in names:
+            if isinstance(module, nn.Conv2d) and module not in stages:  # a stage's own output must not change
+                hooks.enter_context(module.register_forward_hook(after_conv))
+            elif isinstance(module, nn.BatchNorm2d):
+                hooks.enter_context(module.register_forward_pre_hook(before_norm))
+        model(images)
     return found

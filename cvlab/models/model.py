@@ -25,6 +25,26 @@ def name_fault(name: str) -> str:
     return ""
 
 
+Shapes = dict[str, tuple[int, ...]]  # of tensors, by their names
+
+
+def shapes_of(tensors: dict[str, Tensor]) -> Shapes:
+    """The shapes of stored tensors."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def misfit(needed: Shapes, found: Shapes) -> str:
+    """What is wrong with the shapes of stored tensors; empty where they fit the network."""
+    for name in sorted(needed.keys() | found.keys()):
+        if name not in found and not name.endswith(".num_batches_tracked"):  # older files do not have it, torch adds it
+            return f"{name} is missing from the weights"
+        if name not in needed:
+            return f"the network has no {name[:100]}"
+        if name in found and needed[name] != found[name]:
+            return f"{name} has shape {found[name]}, the network needs {needed[name]}"
+    return ""
+
+
 def identity(activation: Tensor) -> Tensor:
     """For convolutional stages, whose activation already is a map (N, C, h, w)."""
     return activation

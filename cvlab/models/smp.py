@@ -101,15 +101,12 @@ def feature_sources(encoder: nn.Module, images: Tensor) -> dict[int, str]:
     features, outputs = module_outputs(encoder, images)
     found = {}
     for level, feature in enumerate(features[1:], start=1):
-        source = ""
-        for name, (output, version) in outputs.items():
-            # An output of an earlier version was changed in place afterwards, by a ReLU for example.
-            same = output is feature and version == feature._version
-            # The first such module, or the block that it ends. Later ones are identities of deeper layers.
-            if same and (not source or source.startswith(f"{name}.")):
-                source = name
+        # An output of an earlier version was changed in place afterwards, by a ReLU for example.
+        same = [name for name, (output, old) in outputs.items() if output is feature and old == feature._version]
+        # The first such module, or the block that it ends. Later ones are identities of deeper layers.
+        ended = (name for name in same if f"{same[0]}.".startswith(f"{name}."))
         if feature.shape[1]:
-            found[level] = source
+            found[level] = min(ended, key=len, default="")
     return found
 
 

@@ -17,7 +17,7 @@ from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 
 from cvlab.files import LFS_POINTER, NOT_FETCHED
-from cvlab.models.model import MAX_CLASSES, Model, Stage
+from cvlab.models.model import MAX_CLASSES, Model, Stage, misfit, shapes_of
 from cvlab.models.timm_stages import maps_of
 
 # What timm's files of networks call the function that its loader asks to convert tensors of others.
@@ -26,13 +26,6 @@ CONVERTERS = ("checkpoint_filter_fn", "checkpoint_filter_fn_classifier", "_filte
 
 class WholeConv2d(nn.Conv2d):
     """A convolution whose kernel is as large as its input, computed as a matrix product: an eighth of the time."""
-
-    @classmethod
-    def of(cls, conv: nn.Conv2d) -> "WholeConv2d":
-        """The same layer with the same parameters."""
-        whole = cls(conv.in_channels, conv.out_channels, conv.kernel_size, device="meta")  # draws no random weights
-        whole.weight, whole.bias = conv.weight, conv.bias
-        return whole
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) -> (N, D, 1, 1)."""
@@ -91,7 +84,7 @@ class TimmClassifier(Model):
         self.backbone = make()
         for module in self.backbone.modules():
             if isinstance(module, ConvMlp):  # VGG's first linear layer, which timm writes as a convolution
-                module.fc1 = WholeConv2d.of(module.fc1)
+                module.fc1.__class__ = WholeConv2d  # the same parameters, another forward pass
         with torch.device("meta"):  # a twin without memory shows which shapes the modules return
             self._maps = maps_of(make().eval(), torch.empty(1, 3, image_size, image_size))
         if not self._maps:
@@ -107,25 +100,16 @@ class TimmClassifier(Model):
 
     def timm_config(self) -> dict:
         """What timm needs to build the same network and its transforms: the top level of config.json."""
-        known = self.backbone.pretrained_cfg
+        known, num_classes = self.backbone.pretrained_cfg, self.backbone.num_classes
+        as_seen = {key: self.config[key] for key in ("interpolation", "crop_pct", "crop_mode", "mean", "std")}
+        of_timm = {key: known[key] for key in ("input_size", "fixed_input_size", "first_conv", "classifier")}
         return {
             "architecture": known["architecture"],
-            "num_classes": self.backbone.num_classes,
+            "num_classes": num_classes,
             "num_features": self.backbone.num_features,
             "label_names": self.class_names,
             "model_args": self.model_args,
-            "pretrained_cfg": {
-                "input_size": list(known["input_size"]),
-                "fixed_input_size": known["fixed_input_size"],
-                "interpolation": self.interpolation,
-                "crop_pct": self.crop_pct,
-                "crop_mode": self.crop_mode,
-                "mean": self.config["mean"],
-                "std": self.config["std"],
-                "num_classes": self.backbone.num_classes,
-                "first_conv": known["first_conv"],
-                "classifier": known["classifier"],
-            },
+            "pretrained_cfg": {**of_timm, **as_seen, "num_classes": num_classes},
         }
 
 
@@ -152,50 +136,47 @@ def from_timm_config(config: dict) -> dict:
     Raises:
         ValueError: the network is unknown, has no head or is not for square RGB images, or an entry is malformed.
     """
-    architecture, view = config.get("architecture"), config.get("pretrained_cfg", config)  # older ones are flat
+    architecture, given = config.get("architecture"), config.get("pretrained_cfg", config)  # older ones are flat
     if not isinstance(architecture, str) or not is_model(architecture):
         raise ValueError(f"timm has no network {str(architecture)[:60]!a}")
-    if not isinstance(view, dict):
+    if not isinstance(given, dict):
         raise ValueError("pretrained_cfg is not an object")
-    num_classes = config.get("num_classes", view.get("num_classes"))
+    known = _stated(architecture) | given
+    num_classes = config.get("num_classes", given.get("num_classes"))
     if type(num_classes) is not int or not 1 <= num_classes <= MAX_CLASSES:
         raise ValueError(f"num_classes is {str(num_classes)[:60]}: a classifier has 1 to {MAX_CLASSES:,}")
-    known = get_pretrained_cfg(architecture)
     model_args = config.get("model_args") or {}
     if not isinstance(model_args, dict):
         raise ValueError("model_args is not an object")
     arguments = {key: value for key, value in model_args.items() if value is not None}
     if arguments.pop("in_chans", 3) != 3 or arguments.pop("num_classes", num_classes) != num_classes:
         raise ValueError("model_args contradicts num_classes, or the network is not for RGB images")
-    input_size, fixed = view.get("input_size", known.input_size), view.get("fixed_input_size", known.fixed_input_size)
     if (sides := arguments.pop("img_size", None)) is not None:
-        input_size, fixed = [3, *(sides if isinstance(sides, list) else [sides, sides])], True
-    if not isinstance(input_size, list | tuple) or len(input_size) != 3 or input_size[0] != 3:
+        sides = sides if isinstance(sides, list) else [sides, sides]
+        known |= {"input_size": [3, *sides], "fixed_input_size": True}
+    input_size = known["input_size"]
+    if not isinstance(input_size, list) or len(input_size) != 3 or input_size[0] != 3:
         raise ValueError("input_size is not [3, side, side]")
     if input_size[1] != input_size[2]:
-        raise ValueError(f"input_size {list(input_size)} is not square: cvlab shows a model square views")
+        raise ValueError(f"input_size {input_size} is not square: cvlab shows a model square views")
     if num_classes == 1:
         arguments["single_output"] = True
     return {
         "task": "classification",
         "network": "timm",
-        "arguments": {**arguments, "architecture": architecture, "fixed_input_size": fixed},
-        "class_names": _class_names(config, view, num_classes),
-        **default_view(architecture),
-        **{key: view[key] for key in ("mean", "std", "crop_pct", "interpolation") if key in view},
-        "image_size": input_size[1],
-        "crop_mode": "squash" if view.get("crop_mode", known.crop_mode) == "squash" else "center",
+        "arguments": {**arguments, "architecture": architecture, "fixed_input_size": known["fixed_input_size"]},
+        "class_names": _class_names(known | config, num_classes),
+        **_view(known),
         "threshold": 0.5,
     }
 
 
-def _class_names(config: dict, view: dict, num_classes: int) -> list[str]:
+def _class_names(stated: dict, num_classes: int) -> list[str]:
     """Descriptions of label_names where there are some, else label_names, else ImageNet's names, else numbers."""
-    names = config.get("label_names", view.get("label_names"))
+    names, descriptions = stated.get("label_names"), stated.get("label_descriptions")
     if num_classes == 1 and not (isinstance(names, list | dict) and len(names) == 1):
         num_classes = 2  # a single output tells two classes apart; from one name comes also "not NAME"
     numbered = [f"class {i}" for i in range(num_classes)]
-    descriptions = config.get("label_descriptions", view.get("label_descriptions")) or {}
     if names is None:
         return imagenet_names(num_classes) or numbered
     if isinstance(names, dict):  # JSON has the indices as strings
@@ -234,15 +215,19 @@ def unique(names: Sequence[str]) -> list[str]:
 
 def default_view(architecture: str) -> dict:
     """The arguments of `build` that fit timm's own weights of a network: {image_size, mean, std, crop_pct, ...}."""
-    known = get_pretrained_cfg(architecture)
-    return {
-        "image_size": known.input_size[-1],
-        "mean": list(known.mean),
-        "std": list(known.std),
-        "crop_pct": known.crop_pct,
-        "interpolation": known.interpolation,
-        "crop_mode": "squash" if known.crop_mode == "squash" else "center",
-    }
+    return _view(_stated(architecture))
+
+
+def _stated(architecture: str) -> dict:
+    """What timm states of its own weights of a network, as JSON has it."""
+    stated = get_pretrained_cfg(architecture).to_dict()
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in stated.items()}
+
+
+def _view(stated: dict) -> dict:
+    crop_mode = "squash" if stated["crop_mode"] == "squash" else "center"
+    same = {key: stated[key] for key in ("mean", "std", "crop_pct", "interpolation")}
+    return {"image_size": stated["input_size"][-1], "crop_mode": crop_mode, **same}
 
 
 def load_pretrained(backbone: nn.Module, name: str, image_size: int, file: Path | None = None) -> None:
@@ -306,7 +291,9 @@ def _reason(error: Exception) -> str:
 
 
 def load_backbone(backbone: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Loads weights of the same network, also of its authors or of another size, without classifier and cut-off layers.
+    """Loads weights of the same network, also of its authors or of another size, without their classifier.
+
+    A backbone that ends at an earlier stage takes what it has.
 
     Raises:
         ValueError: a tensor is missing, has another shape, or belongs to another network; the message names it.
@@ -320,13 +307,9 @@ def load_backbone(backbone: nn.Module, weights: dict[str, Tensor]) -> None:
         raise ValueError(f"timm cannot convert the weights, which begin with {', '.join(list(weights)[:3])}") from error
     classifiers = whole.pretrained_cfg["classifier"] or ()
     in_classifier = tuple(f"{each}." for each in ([classifiers] if isinstance(classifiers, str) else classifiers))
-    needed = {name: tensor for name, tensor in backbone.state_dict().items() if not name.startswith(in_classifier)}
-    for name, tensor in needed.items():
-        if name not in weights and not name.endswith(".num_batches_tracked"):  # older files do not have it
-            raise ValueError(f"{name} is missing from the weights, which begin with {', '.join(list(weights)[:3])}")
-        found, wanted = (tuple(each.shape) for each in (weights.get(name, tensor), tensor))
-        if found != wanted:
-            raise ValueError(f"{name} has shape {found} in the weights, and {wanted} in the network")
-    if foreign := [name for name in weights if name not in whole.state_dict()]:
-        raise ValueError(f"the network has no {foreign[0]}, which is in the weights")
-    backbone.load_state_dict({name: weights[name] for name in needed if name in weights}, strict=False)
+    used = {name: tensor for name, tensor in weights.items() if not name.startswith(in_classifier)}
+    needed = {name: tensor for name, tensor in whole.state_dict().items() if not name.startswith(in_classifier)}
+    if fault := misfit(shapes_of(needed), shapes_of(used)):
+        raise ValueError(f"{fault}; the weights begin with {', '.join(list(weights)[:3])}")
+    own = backbone.state_dict()
+    backbone.load_state_dict({name: tensor for name, tensor in used.items() if name in own}, strict=False)
