@@ -16,7 +16,7 @@ from PIL import Image
 
 from cvlab import checkpoint
 from cvlab.explain import explain, predict, predicted_score
-from cvlab.explain.many import MeanMaps, describe, explain_predictions, likeness
+from cvlab.explain.many import describe, explain_predictions, likeness
 from cvlab.models import build
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,17 +67,6 @@ def test_likeness_by_hand():
     assert differences[0] == 0
     coarse = torch.tensor([[[[2.0]]]])
     assert likeness(maps, coarse)[1].item() == pytest.approx((1 + 0.75 + 0.5 + 2) / 4)  # at the finer resolution
-
-
-def test_mean_maps_do_not_depend_on_the_batches():
-    maps = np.random.default_rng(0).normal(size=(7, 2, 3)).astype(np.float32)
-    predictions = ["a", "b", "a", None, "a", "b", "a"]
-    mean = MeanMaps(["a", "b", "never"])
-    for rows in (slice(0, 3), slice(3, 4), slice(4, 7)):
-        mean.add(predictions[rows], {"m": maps[rows]})
-    assert mean.counts.tolist() == [4, 2, 0]
-    expected = [maps[[0, 2, 4, 6]].mean(0), maps[[1, 5]].mean(0), np.zeros((2, 3))]
-    np.testing.assert_allclose(mean.means()["m"], expected, rtol=1e-5, atol=1e-7)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -167,19 +156,11 @@ def test_a_killed_run_goes_on_to_what_an_undisturbed_one_gives(folder, pictures,
     assert arrays_of_killed.keys() == arrays.keys()
     assert all(np.array_equal(arrays_of_killed[key], values) for key, values in arrays.items())
 
-    # What a line points at is the map that it describes, and the means are those of the maps.
+    # What a line points at is the map that it describes.
     for line in lines:
         for stage, value in line["peak"]["grad_cam"].items():
             raw = arrays[line["batch"], f"grad_cam/{stage}"][line["row"]]
             assert max(raw.max(), 0) * raw.size == pytest.approx(value)
-    means = np.load(whole / "mean_maps.npz")
-    for i, name in enumerate(means["class_names"]):
-        chosen = [line for line in lines if line["prediction"] == name]
-        assert chosen
-        assert means["counts"][i] == len(chosen)
-        maps = [arrays[line["batch"], "grad_cam/stage2"][line["row"]] for line in chosen]
-        np.testing.assert_allclose(means["grad_cam/stage2"][i], np.mean(maps, 0), rtol=1e-4, atol=1e-7)
-    assert Image.open(whole / "mean_grad_cam.png").width > 100
 
 
 def test_other_settings_need_another_folder(folder, pictures, tmp_path, run):

@@ -1,11 +1,10 @@
-"""Explains a model's predictions on a whole part of a data set: maps as float arrays, a manifest, mean maps.
+"""Explains a model's predictions on a whole part of a data set: maps as float arrays, and a manifest.
 
     python train/explain.py checkpoints/flowers --data DIR --out runs/maps                the part val
     python train/explain.py runs/a --data DIR --out runs/maps --stages stage3 stage4 --methods grad_cam hires_cam
 
 maps/NNNNNN.npz   a batch: METHOD/STAGE is (N, h, w) float32, raw and signed; "lines" is its part of the manifest
 manifest.jsonl    one object a picture: file, batch, row, prediction, score, peaks by method and stage
-mean_maps.npz, mean_METHOD.png   the mean map of each predicted class at every stage: (C, h, w), and pictures
 settings.json     the model, data and options of these maps
 
 The explained score is that of the prediction: the logit of the predicted class, or the mean logit over the predicted
@@ -23,22 +22,19 @@ from pathlib import Path
 
 import cli
 import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cvlab import checkpoint, render
+from cvlab import checkpoint
 from cvlab.data.evaluation import parts_of
 from cvlab.data.folders import DataError
 from cvlab.data.parts import Parts
-from cvlab.explain import METHODS, check_stages, peak
-from cvlab.explain.many import MeanMaps, explain_batches
+from cvlab.explain import METHODS, check_stages
+from cvlab.explain.many import explain_batches
 from cvlab.files import read_json, to_json, whole_file, write_text
 from cvlab.models import Model
 from cvlab.models.fused import for_serving
 from cvlab.transforms import ImageError, view
-
-MOST_ROWS = 20  # classes in a picture of mean maps
 
 
 def main() -> None:
@@ -85,7 +81,7 @@ def main() -> None:
             lines[row] = to_json({"file": name, "batch": paths[i].name, "row": row, **lines[row]})
         arrays = {f"{m}/{s}": maps[:, 0].numpy() for m, of in explanation.maps.items() for s, maps in of.items()}
         write_arrays(paths[i], {"lines": np.array(lines), **arrays})
-    summarise(args.out, model, stages, args.methods)
+    write_manifest(args.out)
 
 
 def open_view(parts: Parts, model: Model, sample: object) -> Tensor | str:
@@ -96,30 +92,15 @@ def open_view(parts: Parts, model: Model, sample: object) -> Tensor | str:
         return str(error)
 
 
-def summarise(out: Path, model: Model, stages: list[str], methods: list[str]) -> None:
-    """Writes the manifest and the mean maps, reading one batch after the other."""
-    manifest, mean = [], MeanMaps(model.class_names)
+def write_manifest(out: Path) -> None:
+    """Writes manifest.jsonl, reading one batch after the other."""
+    manifest = []
     for path in sorted((out / "maps").glob("*.npz")):
         with np.load(path) as arrays:
-            lines = arrays["lines"].tolist()
-            mean.add([json.loads(line)["prediction"] for line in lines], {k: arrays[k] for k in arrays if k != "lines"})
-        manifest += lines
+            manifest += arrays["lines"].tolist()
     if not manifest:
         raise ValueError("No picture could be opened, so there is nothing to explain.")
     write_text(out / "manifest.jsonl", "".join(line + "\n" for line in manifest))
-    means = mean.means()
-    write_arrays(out / "mean_maps.npz", {"class_names": np.array(mean.class_names), "counts": mean.counts, **means})
-    shown = [i for i in np.argsort(-mean.counts, kind="stable")[:MOST_ROWS].tolist() if mean.counts[i]]
-    for method in methods if shown else ():
-        pictures, titles = [], []
-        for i in shown:
-            for stage in stages:
-                mean_map = torch.from_numpy(means[f"{method}/{stage}"][i])[None, None]
-                view_size = model.image_size, model.image_size
-                pictures.append(render.heatmap_picture(mean_map, view_size, stage=model.stages[stage]))
-                title = f"{model.class_names[i][:14]} ({mean.counts[i]})"
-                titles.append(f"{title}\n{stage[-14:]}, peak {peak(mean_map).item():.3g}")
-        render.save_png(render.grid(pictures, titles, len(stages)), out / f"mean_{method}.png")
     print(f"{len(manifest)} pictures explained: {out / 'manifest.jsonl'}")
 
 

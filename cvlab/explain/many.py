@@ -1,4 +1,4 @@
-"""Explanations of many pictures, one batch at a time: their maps, their predictions in words, means, comparisons.
+"""Explanations of many pictures, one batch at a time: their maps, their predictions in words, comparisons.
 
 No function here keeps a batch, so memory does not grow with the number of pictures.
 """
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -108,30 +107,3 @@ def likeness(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
     largest = (maps.abs().amax((1, 2, 3), keepdim=True) for maps in (mine, theirs))
     mine, theirs = (maps / torch.where(most > 0, most, 1.0) for maps, most in zip((mine, theirs), largest, strict=True))
     return correlation(mine, theirs), (mine - theirs).abs().mean((1, 2, 3))
-
-
-class MeanMaps:
-    """The mean map of each predicted class, added up batch by batch.
-
-    Attributes:
-        counts: (C,), the number of pictures predicted to be of each class.
-    """
-
-    def __init__(self, class_names: Sequence[str]) -> None:
-        self.class_names = list(class_names)
-        self.counts = np.zeros(len(self.class_names), int)
-        self._sums: dict[str, np.ndarray] = {}
-
-    def add(self, predictions: Sequence[str | None], maps: dict[str, np.ndarray]) -> None:
-        """Adds a batch: the predicted class of each picture, and its maps (N, h, w) under any names."""
-        predictions = np.array([self.class_names.index(name) if name else -1 for name in predictions])
-        for class_idx in set(predictions.tolist()) - {-1}:
-            self.counts[class_idx] += (predictions == class_idx).sum()
-            for key, values in maps.items():
-                sums = self._sums.setdefault(key, np.zeros((len(self.class_names), *values.shape[1:])))
-                sums[class_idx] += values[predictions == class_idx].sum(0, dtype=np.float64)
-
-    def means(self) -> dict[str, np.ndarray]:
-        """The means (C, h, w) float32 under the names of their maps; 0 for a class that was never predicted."""
-        counts = np.maximum(self.counts, 1)[:, None, None]
-        return {key: (sums / counts).astype(np.float32) for key, sums in self._sums.items()}
