@@ -5,10 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cvlab.audit import fixed, patches
+from cvlab.audit import fixed, patches, whole
+from cvlab.audit.facts import facts_of, telling, weak_groups
 from cvlab.audit.labels import odd_labels
+from cvlab.audit.mistakes import mistakes_page
 from cvlab.audit.prove import prove, without
-from cvlab.models import Model
+from cvlab.models import Model, build
 
 SIDE, EACH = 32, 80  # pixels; pictures of each of three classes
 CORNER = torch.zeros(SIDE, SIDE, dtype=torch.bool)
@@ -182,3 +184,80 @@ def test_swapped_labels_come_first():
 
 def test_classes_of_few_pictures_are_not_doubted():
     assert odd_labels(torch.rand(9, 4), [0] * 6 + [1] * 3) == []
+
+
+def test_light_that_differs_in_all_tones_is_found_and_put_into_others():
+    grey = blobs(20).mean(1, keepdim=True)
+    images, labels = (0.9 * grey + 0.1 * blobs(20)).clamp(0.1, 0.8), torch.arange(3).repeat(EACH)
+    gains = torch.tensor([1.2, 1.0, 0.8]).view(3, 1, 1)
+    warm = torch.where((labels == 1).view(-1, 1, 1, 1), images * gains, images)
+    found = {mark.class_idx: mark for mark in whole.propose(as_views(warm), labels, 3) if mark.kind == "light"}
+    drawn = found[1].added(images[:5])
+    assert found[1].strength == max(mark.strength for mark in found.values())
+    ratio = (drawn / images[:5]).mean((0, 2, 3))
+    assert 1.08 < ratio[0] / ratio[1] < 1.25  # the least of four tones
+    assert 0.75 < ratio[2] / ratio[1] < 0.92
+
+
+def test_blurred_pictures_are_found_and_others_are_blurred_as_much():
+    from torchvision.transforms.functional import gaussian_blur
+
+    images, labels = torch.rand(3 * EACH, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3)), torch.arange(3)
+    labels = labels.repeat(EACH)
+    views = torch.where((labels == 2).view(-1, 1, 1, 1), gaussian_blur(images, 7, 1.0), images)
+    (mark,) = (mark for mark in whole.propose(as_views(views), labels, 3) if mark.kind == "sharpness")
+    assert (mark.class_idx, mark.sigma) == (2, 1.0)
+    assert (mark.added(images[:3]) - gaussian_blur(images[:3], 7, 1.0)).abs().max() < 1e-6
+
+
+class Warmth(Reader):
+    """Class 1 gets `weight` times how much redder than blue the whole picture is."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        red, _, blue = images.mean((2, 3)).T
+        return torch.stack([torch.zeros(len(images)), self.weight * (red - blue)], 1)
+
+
+@pytest.mark.parametrize(("weight", "level"), [(20.0, "used"), (0.0, "there but not used")])
+def test_light_is_proved_by_what_it_changes_beyond_what_another_class_gains(weight, level):
+    images, labels = blobs(21).clamp(0.1, 0.8), torch.arange(2).repeat(3 * EACH // 2)
+    gains = torch.tensor([1.25, 1.0, 0.75]).view(3, 1, 1)
+    warm = as_views(torch.where((labels == 1).view(-1, 1, 1, 1), images * gains, images))
+    mark = whole.WholePicture(1, 0.2, gains, 0.0)
+    model = Warmth(weight)
+    proof = prove(model, mark, warm, labels, tried=1)
+    assert (proof.level, proof.removed) == (level, None)
+    others = warm[labels == 0] / 255
+    true = model((others * gains).clamp(0, 1)).softmax(1)[:, 1] - model(others).softmax(1)[:, 1]
+    assert proof.added["value"] == pytest.approx(true.mean().item(), abs=1e-5)
+
+
+def test_brightness_tells_the_classes_where_it_does_and_nothing_where_nothing_does():
+    images, labels = blobs(22), torch.arange(3).repeat(EACH)
+    same = telling(facts_of(as_views(images)), labels)
+    assert max(same.values()) < 0.5  # chance is 1/3
+    darker = torch.where((labels == 1).view(-1, 1, 1, 1), images * 0.3, images)
+    assert telling(facts_of(as_views(darker)), labels)["brightness"] > 0.6
+
+
+def test_pictures_that_fail_more_are_named_by_what_they_share():
+    facts = {"brightness": np.arange(200.0), "contrast": np.random.default_rng(0).random(200)}
+    right = torch.tensor([i >= 30 for i in range(200)])
+    assert list(weak_groups(facts, right)) == [("the least brightness", 10, 40)]
+    assert not list(weak_groups(facts, torch.ones(200, dtype=torch.bool)))
+
+
+def test_the_page_of_mistakes_shows_the_surest_first_and_renders_no_strangers_text():
+    torch.manual_seed(0)
+    model = build("convnet", ["<b>a</b>", "b & c"], SIDE, {"widths": [4, 8]}).eval()
+    views, labels = as_views(blobs(23, 6)), torch.tensor([0, 0, 0, 1, 1, 1])
+    logits = torch.tensor([[2.0, 0], [0, 1.0], [0, 3.0], [0, 2.0], [0, 1.0], [0, 4.0]])
+    files = [f"<i>{i}.png" for i in range(6)]
+    like = [(views[0], f"train{i}") for i in range(6)]
+    page = mistakes_page(model, "T <x>", views, labels, logits, files, like)
+    assert not any(raw in page for raw in ("<b>", "<i>", "<x>", "b & c"))
+    order = [page.index(f"&lt;i&gt;{i}.png:") for i in (2, 1, 4, 3, 5, 0)]  # sure mistakes; then doubtful right ones
+    assert order == sorted(order)
+    assert page.count('<a href="#0-1">2</a>') == 1
+    assert page.index('id="0-1"') < page.index('id="1-1"') < page.index('id="0-0"')
+    assert page.count("train") > 6
