@@ -17,11 +17,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import cli
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -30,7 +32,7 @@ from cvlab.data.evaluation import parts_of
 from cvlab.data.folders import DataError
 from cvlab.data.parts import Parts
 from cvlab.explain import METHODS, check_stages
-from cvlab.explain.many import explain_batches
+from cvlab.explain.many import describe, explain_predictions
 from cvlab.files import read_json, to_json, whole_file, write_text
 from cvlab.models import Model
 from cvlab.models.fused import for_serving
@@ -65,20 +67,24 @@ def main() -> None:
 
     paths = [args.out / "maps" / f"{i:06d}.npz" for i in range(-(-len(samples) // size))]
     to_do = [i for i, path in enumerate(paths) if not path.is_file()]
-    batches = [samples[i * size : (i + 1) * size] for i in to_do]
     fused = for_serving(model)  # the same maps in 0.7 of the time
-    opening = partial(open_view, parts, model)
-    explained = explain_batches(fused, batches, opening, stages, args.methods, os.cpu_count())
-    for i, (opened, explanation, lines) in zip(tqdm(to_do, "explaining"), explained, strict=True):
-        found = list(zip(names[i * size : (i + 1) * size], opened, strict=True))
+    for i in tqdm(to_do, "explaining"):
+        batch = slice(i * size, (i + 1) * size)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            opened = list(pool.map(partial(open_view, parts, model), samples[batch]))
+        found = list(zip(names[batch], opened, strict=True))
         for _, reason in found:
             if isinstance(reason, str):
                 tqdm.write(f"Left out: {reason}")
-        if explanation is None:
+        views = [view for view in opened if isinstance(view, Tensor)]
+        if not views:
             continue
+        explanation = explain_predictions(fused, torch.cat(views), stages, args.methods)
         files = [name for name, view in found if isinstance(view, Tensor)]
-        for row, name in enumerate(files):
-            lines[row] = to_json({"file": name, "batch": paths[i].name, "row": row, **lines[row]})
+        lines = [
+            to_json({"file": name, "batch": paths[i].name, "row": row, **line})
+            for row, (name, line) in enumerate(zip(files, describe(model, explanation), strict=True))
+        ]
         arrays = {f"{m}/{s}": maps[:, 0].numpy() for m, of in explanation.maps.items() for s, maps in of.items()}
         write_arrays(paths[i], {"lines": np.array(lines), **arrays})
     write_manifest(args.out)

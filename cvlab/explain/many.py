@@ -1,11 +1,6 @@
-"""Explanations of many pictures, one batch at a time: their maps, their predictions in words, comparisons.
+"""Predictions for many pictures, their maps and what they say in words, and how alike two maps are."""
 
-No function here keeps a batch, so memory does not grow with the number of pictures.
-"""
-
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,40 +12,12 @@ from cvlab.explain.scores import predicted_masks, predicted_score, region_score,
 from cvlab.models import Model
 
 BATCH_SIZE = 32  # fixed, so that a model's scores are always the same
-Picture = TypeVar("Picture")
 
 
 def predict_views(model: Model, views: Tensor) -> Iterator[Tensor]:
     """The logits for many views (N, 3, S, S) uint8: batches of (n, C) or (n, C, S, S), with a progress bar."""
     for batch in tqdm(views.split(BATCH_SIZE), "predicting", leave=False):
         yield predict(model, batch / 255)
-
-
-def explain_batches(
-    model: Model,
-    batches: Iterable[Sequence[Picture]],
-    open_view: Callable[[Picture], Tensor | str],
-    stages: Sequence[str] | None = None,
-    methods: Sequence[str] = ("grad_cam",),
-    workers: int = 1,
-) -> Iterator[tuple[list[Tensor | str], Explanation | None, list[dict]]]:
-    """Explains the predictions for many pictures; each batch is computed when it is asked for.
-
-    Args:
-        open_view: a picture to its view (1, 3, S, S) in [0, 1], or to the reason why it cannot be opened.
-        stages, methods: as in `explain`.
-        workers: pictures that are opened at the same time. The largest takes 240 MB while it is decoded.
-
-    Yields:
-        What `open_view` gave for each picture of a batch; the explanation of those that could be opened, or None if
-        there are none; and their lines, as `describe` gives them.
-    """
-    for batch in batches:
-        with ThreadPoolExecutor(workers) as pool:
-            opened = list(pool.map(open_view, batch))
-        views = [view for view in opened if isinstance(view, Tensor)]
-        explanation = explain_predictions(model, torch.cat(views), stages, methods) if views else None
-        yield opened, explanation, describe(model, explanation) if explanation else []
 
 
 @takes_wrapped
