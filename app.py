@@ -33,12 +33,12 @@ import gradio as gr
 
 from cvlab.memory import share_arenas
 from cvlab.models import Model
-from cvlab.page.api import ONE_AT_A_TIME, Page, add_api, fetch_with_progress, in_sentences
+from cvlab.page.api import ONE_AT_A_TIME, Page, add_api, fetch_with_progress
 from cvlab.page.examples import example_files
-from cvlab.page.gallery import ROWS, explain_files
 from cvlab.page.heat import METHOD_NAMES
 from cvlab.page.host import sentence_of
 from cvlab.page.html import paragraph
+from cvlab.page.many import ROWS, explain_files
 from cvlab.page.models import Models, offered_models
 from cvlab.page.panels import CHECKED, FOLLOWING, ON_REQUEST, REDRAWN, draw
 from cvlab.page.question import COLORMAPS, REGIONS, Question, from_query, picked, settings_of
@@ -182,8 +182,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
         return {getattr(at, name): value for name, value in shown.items()}
 
     def answer_of(photo: str | None, name: str, mask: str | None, *values: object) -> Answer:
-        with in_sentences():
-            return visits.get(photo, name).ask(Question(*values), mask)
+        return visits.get(photo, name).ask(Question(*values), mask)
 
     def begin(request: gr.Request, shown: str, photo: str | None, name: str, mask: str | None, *values) -> dict:
         query, before = {} if shown else dict(request.query_params), answer_of(photo, name, mask, *values).given

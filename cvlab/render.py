@@ -91,7 +91,9 @@ def mask_overlay(image: Image.Image, mask: np.ndarray) -> Image.Image:
     pixels = np.asarray(image)
     grey = np.asarray(image.convert("L"))[..., None]
     shown = np.where(mask[..., None], pixels, 160 + 0.35 * grey)
-    shown[_edge(mask)] = 0
+    padded = np.pad(mask, 1, mode="edge")
+    within = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    shown[mask & ~within] = 0
     return Image.fromarray(np.round(shown).astype(np.uint8))
 
 
@@ -99,11 +101,6 @@ def enlarged(image: Image.Image, least: int = 320) -> Image.Image:
     """An image enlarged by a whole factor, so that its longer side has at least so many pixels."""
     factor = -(-least // max(image.size))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
-
-
-def _edge(mask: np.ndarray) -> np.ndarray:
-    padded = np.pad(mask, 1, mode="edge")
-    return mask & ~(padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:])
 
 
 def grid(images: Sequence[Image.Image], titles: Sequence[str], columns: int) -> Image.Image:

@@ -20,9 +20,10 @@ from sklearn.preprocessing import StandardScaler
 from cvlab import checkpoint
 from cvlab.checkpoint import CheckpointError, card
 from cvlab.data.evaluation import foreign_views, parts_of, read_views
+from cvlab.explain import default_stage
 from cvlab.models import Model, build
 from cvlab.page.evidence import predict_photo
-from cvlab.page.many import explain_many, to_csv
+from cvlab.page.many import explain_picture, to_csv
 from cvlab.page.models import Models
 from cvlab.page.question import Question
 from cvlab.page.unzip import Picture
@@ -190,7 +191,8 @@ def test_the_page_says_what_is_unlike_its_photos(run: tuple[Path, Path, Path]) -
     model, photo, own = checkpoint.load(out), others / "0.png", next(iter(sorted((data / "red").iterdir())))
     assert predict_photo(open_image(photo), model).familiar == 0
     assert predict_photo(open_image(own), small()).familiar is None
-    rows = [each.row for each in explain_many(model, [Picture("green", photo), Picture("red", own)])]
+    pictures, stage = [Picture("green", photo), Picture("red", own)], default_stage(model)
+    rows = [explain_picture(model, each, Question(stage=stage), i)[0] for i, each in enumerate(pictures)]
     assert [row.familiar for row in rows] == pytest.approx([0, familiarity(model, view(open_image(own), model)).item()])
     header, first, _ = csv.reader(io.StringIO(to_csv(rows)))
     assert dict(zip(header, first, strict=True))["familiar"] == "0.0"

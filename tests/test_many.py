@@ -1,20 +1,27 @@
 """cvlab.page.many: each row is what the picture alone gets, a bad one stops nothing, and tables run no formula."""
 
+import base64
 import csv
 import io
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
+from PIL import Image
 from torch import nn
 
 from cvlab.data import shapes
-from cvlab.explain import explain, peak, predict, predicted_masks, predicted_score
-from cvlab.page.many import BATCH, Row, explain_many, to_csv
+from cvlab.explain import default_stage, explain, peak, predict, predicted_masks, predicted_score
+from cvlab.page import many
+from cvlab.page.many import PHOTO_SIDE, Row, explain_files, explain_picture, to_csv
+from cvlab.page.picture import heat_layer
+from cvlab.page.question import COLORMAPS, Question
 from cvlab.page.unzip import Picture, list_pictures
 from cvlab.transforms import open_image, view
 
-NUMBER = BATCH + 4  # more than a batch
+NUMBER = 20
+BAD = (3, 17)  # no pictures
 
 
 @pytest.fixture
@@ -24,50 +31,66 @@ def folder(tmp_path: Path) -> Path:
     folder.mkdir()
     for i in range(NUMBER):
         shapes.scene(i, 24).image.save(folder / f"{i:02d}.png")
-    for i in (3, BATCH + 1):
+    for i in BAD:
         (folder / f"{i:02d}.png").write_text("no picture")
     return folder
+
+
+def embedded(html: str, kind: str) -> list[Image.Image]:
+    """The pictures of a kind that stand in HTML."""
+    found = re.findall(rf"data:image/{kind};base64,([\w+/=]+)", html)
+    return [Image.open(io.BytesIO(base64.b64decode(each))) for each in found]
 
 
 @pytest.mark.parametrize("method", ["grad_cam", "hires_cam"])
 def test_each_row_is_what_the_picture_alone_gets(model: nn.Module, folder: Path, method: str) -> None:
     stage = list(model.stages)[1]
-    rows = list(explain_many(model, list_pictures([folder]), stage, method))
-    assert [each.row.file for each in rows] == [f"{i:02d}.png" for i in range(NUMBER)]
-    assert [each.row.number for each in rows] == list(range(1, NUMBER + 1))
-    for i, each in enumerate(rows):
-        if i in (3, BATCH + 1):
-            assert each.row.prediction is None
-            assert "not a picture" in each.row.sentence
-            assert each.attribution is None
+    for i, picture in enumerate(list_pictures(sorted(folder.iterdir()))):
+        row, figure = explain_picture(model, picture, Question(stage=stage, method=method), i + 1)
+        assert (row.number, row.file) == (i + 1, f"{i:02d}.png")
+        if i in BAD:
+            assert row.prediction is None
+            assert "not a picture" in row.sentence
+            assert figure == ""
             continue
-        photo = open_image(folder / each.row.file)
-        assert each.photo.tobytes() == photo.tobytes()
+        photo = open_image(folder / row.file)
+        assert embedded(figure, "jpeg")[0].size == photo.size
         images = view(photo, model)
         logits = predict(model, images)
         if model.task == "classification":
-            assert each.row.prediction == model.class_names[logits.argmax()]
-            assert each.row.share == pytest.approx(logits.softmax(1).max().item(), abs=1e-6)
+            assert row.prediction == model.class_names[logits.argmax()]
+            assert row.share == pytest.approx(logits.softmax(1).max().item(), abs=1e-6)
         else:
-            assert each.row.share == pytest.approx(predicted_masks(model, logits)[0, 0].float().mean().item())
-        if each.row.prediction:
+            assert row.share == pytest.approx(predicted_masks(model, logits)[0, 0].float().mean().item())
+        (heat,) = embedded(figure, "png")
+        if row.prediction:
             alone = explain(model, images, predicted_score(model), [stage], [method]).maps[method][stage]
-            torch.testing.assert_close(each.attribution, alone, rtol=1e-4, atol=1e-6)
-            assert each.row.peak == pytest.approx(peak(alone).item(), rel=1e-3, abs=1e-5)
+            (expected,) = embedded(heat_layer(alone, COLORMAPS[0], None, model.stages[stage]), "png")
+            np.testing.assert_allclose(np.asarray(heat, int), np.asarray(expected, int), atol=1)
+            assert row.peak == pytest.approx(peak(alone).item(), rel=1e-3, abs=1e-5)
         else:
-            assert not each.attribution.any()
-            assert each.row.peak == 0
-            assert "finds nothing" in each.row.sentence
+            assert not np.asarray(heat).any()
+            assert row.peak == 0
+            assert "finds nothing" in row.sentence
 
 
-def test_progress_counts_every_picture_batch_by_batch(classifier: nn.Module, folder: Path) -> None:
+def test_a_photo_of_the_gallery_is_small(classifier: nn.Module, tmp_path: Path) -> None:
+    shapes.scene(0, 24).image.resize((2 * PHOTO_SIDE, 30)).save(tmp_path / "wide.png")
+    _, figure = explain_picture(classifier, Picture("wide", tmp_path / "wide.png"), Question(stage="stage1"), 1)
+    assert embedded(figure, "jpeg")[0].size == (PHOTO_SIDE, 15)
+
+
+def test_progress_counts_every_picture_and_the_gallery_ends_where_the_table_goes_on(
+    classifier: nn.Module, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many, "MOST_SHOWN", 5)
     told: list[tuple[int, int]] = []
-    pictures = list_pictures([folder])
-    explained = explain_many(classifier, pictures, progress=lambda *counts: told.append(counts))
-    next(explained)
-    assert told == []  # nothing runs ahead of who asks
-    list(explained)
-    assert told == [(BATCH, NUMBER), (NUMBER, NUMBER)]
+    gallery, cells, table = explain_files(classifier, sorted(folder.iterdir()), Question(), told.append, tmp_path)
+    assert told == [(done, NUMBER) for done in range(1, NUMBER + 1)]
+    assert gallery.count("<figure>") == 5
+    assert "20 pictures. The first 5 are shown" in gallery
+    lines = list(csv.DictReader(Path(table).read_text("utf-8-sig").splitlines()))
+    assert [line["file"] for line in lines] == [row[1] for row in cells] == [f"{i:02d}.png" for i in range(NUMBER)]
 
 
 FORMULAS = [
@@ -97,19 +120,26 @@ def test_text_that_is_no_formula_is_as_it_was() -> None:
 
 
 def test_a_job_of_bad_pictures_alone_still_has_its_rows(classifier: nn.Module, tmp_path: Path) -> None:
-    bad = [Picture("a", sentence="no."), Picture("b", tmp_path / "gone.png")]
-    rows = [each.row for each in explain_many(classifier, bad)]
-    assert rows[0].sentence == "No."
-    assert rows[1].prediction is None
-    assert list(explain_many(classifier, [])) == []
+    row, _ = explain_picture(classifier, Picture("a", sentence="no."), Question(stage="stage1"), 1)
+    assert row.sentence == "No."
+    gallery, cells, _ = explain_files(classifier, [tmp_path / "gone.png"], Question(), lambda _: None, tmp_path)
+    assert gallery == "<p>1 pictures.</p>"
+    assert cells[0][2] is None
+    with pytest.raises(ValueError, match="Choose pictures"):
+        explain_files(classifier, [], Question(), lambda _: None, tmp_path)
 
 
-def test_another_stage_or_method_is_a_sentence(classifier: nn.Module) -> None:
-    with pytest.raises(ValueError, match="stage9"):
-        next(explain_many(classifier, [Picture("a")], "stage9"))
+def test_at_a_stage_that_is_not_there_the_default_one_is_read(
+    classifier: nn.Module, folder: Path, tmp_path: Path
+) -> None:
+    def rows(stage: str) -> list[list]:
+        return explain_files(classifier, [folder / "00.png"], Question(stage=stage), lambda _: None, tmp_path)[1]
+
+    assert rows("stage9") == rows(default_stage(classifier)) != rows("stage1")
 
 
-def test_the_same_file_may_come_twice(classifier: nn.Module, folder: Path) -> None:
-    twice = list(explain_many(classifier, [*list_pictures([folder / "00.png"]), *list_pictures([folder / "00.png"])]))
-    assert [each.row.prediction for each in twice] == 2 * [twice[0].row.prediction]
-    assert all(each.photo is not None for each in twice)
+def test_the_same_file_may_come_twice(classifier: nn.Module, folder: Path, tmp_path: Path) -> None:
+    files = 2 * [folder / "00.png"]
+    gallery, (first, second), _ = explain_files(classifier, files, Question(), lambda _: None, tmp_path)
+    assert first[1:] == second[1:]
+    assert gallery.count("<figure>") == 2

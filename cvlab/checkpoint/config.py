@@ -114,15 +114,17 @@ def read_config(path: Path) -> dict:
         try:
             block = _from_other_library(config)
         except ValueError as error:
-            raise CheckpointError(f"{path}: {error}.") from error
+            reason = "".join(c if c.isprintable() else "?" for c in str(error)[:300])  # it may quote the file
+            raise CheckpointError(f"{path}: {reason}.") from error
     else:
         raise CheckpointError(
             f"{path} was not written by cvlab, timm or segmentation_models.pytorch: it cannot be opened."
         )
-    if "architecture" in config and config["architecture"] != _architecture(block):
-        both = " and ".join(ascii(str(name)[:60]) for name in (config["architecture"], _architecture(block)))
-        raise CheckpointError(f"{path} names two networks: {both}.")
     _check_types(block, path)
+    architectures = [each.get("architecture") for each in (config, block["arguments"])]
+    if "architecture" in config and architectures[0] != architectures[1]:
+        both = " and ".join(ascii(str(name)[:60]) for name in architectures)
+        raise CheckpointError(f"{path} names two networks: {both}.")
     _check_arguments(block, path)
     _check_class_names(block["class_names"], path)
     if block["task"] == "classification" and len(block["class_names"]) == 1:
@@ -140,10 +142,6 @@ def _from_other_library(config: dict) -> dict:
     from cvlab.models.smp import from_smp_config
 
     return from_smp_config(config)
-
-
-def _architecture(block: dict) -> object:
-    return block["arguments"].get("architecture") if isinstance(block.get("arguments"), dict) else None
 
 
 def _check_types(block: dict, path: Path) -> None:
@@ -190,7 +188,7 @@ def _check_class_names(names: list, path: Path) -> None:
 
 def _check_numbers(block: dict, path: Path) -> None:
     if not 1 <= block["image_size"] <= MAX_IMAGE_SIZE:
-        raise CheckpointError(f"{path}: image_size {block['image_size']} is not between 1 and {MAX_IMAGE_SIZE}.")
+        raise CheckpointError(f"{path}: image_size {block['image_size']!s:.20} is not between 1 and {MAX_IMAGE_SIZE}.")
     for key in ("mean", "std"):
         # Python's JSON reads NaN and Infinity: both fail the comparison.
         numbers = [value for value in block[key] if isinstance(value, int | float) and abs(value) < 1000]
@@ -199,7 +197,7 @@ def _check_numbers(block: dict, path: Path) -> None:
     if not 0 < block["crop_pct"] <= 1 or not 0 < block["threshold"] < 1 or min(block["std"]) <= 0:
         raise CheckpointError(f"{path}: crop_pct, threshold or std is outside its range.")
     if not 0.05 <= block.get("temperature", 1.0) <= 20:
-        raise CheckpointError(f"{path}: the temperature {block['temperature']} is not between 0.05 and 20.")
+        raise CheckpointError(f"{path}: the temperature {block['temperature']!s:.20} is not between 0.05 and 20.")
     limits = block.get("limits", [1, 0])  # of the verdict on a heatmap
     if len(limits) != 2 or not all(isinstance(each, int | float) and abs(each) < 1000 for each in limits):
         raise CheckpointError(f"{path}: limits must be two numbers.")

@@ -5,8 +5,6 @@ Names and parameters of the endpoints are part of the contract with those progra
 
 import contextvars
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import gradio as gr
@@ -38,15 +36,6 @@ class Page(gr.Blocks):
             raise
         except Exception as error:
             raise gr.Error(sentence_of(error)) from error
-
-
-@contextmanager
-def in_sentences() -> Iterator[None]:
-    """An error of the library reaches a program as a sentence."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise gr.Error(sentence_of(error)) from error
 
 
 def fetch_with_progress(model_id: str) -> Path:
@@ -90,13 +79,12 @@ def add_api(visits: Visits) -> None:
 
     def predict(image: str, model: str) -> dict:
         """{label, confidences, familiar} for a classifier, {mask, shares, numbers} for a segmenter."""
-        with in_sentences():
-            answer = visits.get(image, model).ask(Question())
-            if answer.segments:
-                picture, shares, numbers = masked(open_image(image), answer)
-                mask = gr.FileData(path=saved(enlarged(picture)))
-                return {"mask": mask.model_dump(), "shares": shares, "numbers": numbers}
-            ranked = sorted(answer.prediction.shares.items(), key=lambda item: -item[1])
+        answer = visits.get(image, model).ask(Question())
+        if answer.segments:
+            picture, shares, numbers = masked(open_image(image), answer)
+            mask = gr.FileData(path=saved(enlarged(picture)))
+            return {"mask": mask.model_dump(), "shares": shares, "numbers": numbers}
+        ranked = sorted(answer.prediction.shares.items(), key=lambda item: -item[1])
         confidences = [{"label": name, "confidence": share} for name, share in ranked]
         return {"label": ranked[0][0], "confidences": confidences, "familiar": answer.prediction.familiar}
 
@@ -104,9 +92,8 @@ def add_api(visits: Visits) -> None:
         image: str, model: str, class_name: str | None = None, stage: str | None = None
     ) -> tuple[str, str, str, float]:
         """Original, heatmap, overlay and peak; by default for the predicted class at the deepest stage."""
-        with in_sentences():
-            answer = visits.get(image, model).ask(Question(class_name=class_name, stage=stage))
-            attribution, images = answer.attribution, answer.prediction.images
+        answer = visits.get(image, model).ask(Question(class_name=class_name, stage=stage))
+        attribution, images = answer.attribution, answer.prediction.images
         heat = heatmap_picture(attribution, images.shape[-2:], stage=answer.read_at)
         three = to_picture(images), heat, overlay(images, attribution, stage=answer.read_at)
         return *(saved(enlarged(picture)) for picture in three), peak(attribution).item()
@@ -115,10 +102,9 @@ def add_api(visits: Visits) -> None:
         image: str, model: str, class_name: str | None = None, stage: str | None = None, method: str | None = None
     ) -> dict:
         """{class_name, stage, method, score, peak, map}: the raw, signed map, in rows, at the size of its stage."""
-        with in_sentences():
-            question = Question(class_name=class_name, stage=stage, method=method or "grad_cam")
-            answer = visits.get(image, model).ask(question)
-            attribution, evidence = answer.attribution, answer.evidence
+        question = Question(class_name=class_name, stage=stage, method=method or "grad_cam")
+        answer = visits.get(image, model).ask(question)
+        attribution, evidence = answer.attribution, answer.evidence
         return {
             "class_name": answer.model.class_names[evidence.class_idx],
             "stage": answer.stage,
@@ -130,11 +116,10 @@ def add_api(visits: Visits) -> None:
 
     def stages(image: str, model: str) -> tuple[str, list[tuple[str, str]]]:
         """The mask picture and a gallery of every stage, each with its name, resolution and peak."""
-        with in_sentences():
-            answer = visits.get(image, model).ask(Question())
-            if not answer.segments:
-                raise ValueError(CLASSIFIER)
-            images, maps = answer.prediction.images, answer.evidence.maps["grad_cam"]
+        answer = visits.get(image, model).ask(Question())
+        if not answer.segments:
+            raise ValueError(CLASSIFIER)
+        images, maps = answer.prediction.images, answer.evidence.maps["grad_cam"]
         pictures = []
         for name, attribution in maps.items():
             height, width = attribution.shape[-2:]
@@ -148,10 +133,9 @@ def add_api(visits: Visits) -> None:
         image: str, model: str, class_name: str | None = None, stage: str | None = None
     ) -> tuple[str, str, dict[str, dict]]:
         """Whether the map of `grad_cam` can be believed: level, a sentence, and the checks that it rests on."""
-        with in_sentences():
-            answer = visits.get(image, model).ask(Question(class_name=class_name, stage=stage))
-            answer.work_out_verdict()
-            verdict = answer.verdict
+        answer = visits.get(image, model).ask(Question(class_name=class_name, stage=stage))
+        answer.work_out_verdict()
+        verdict = answer.verdict
         checks = {name: check._asdict() for name, check in verdict.checks.items()}
         return verdict.level, verdict.sentence, checks
 

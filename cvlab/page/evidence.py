@@ -11,7 +11,7 @@ from cvlab.explain import METHODS, default_stage, explain, predict, predicted_ma
 from cvlab.explain.paths import contributions, region_dependence
 from cvlab.models import Model, probabilities
 from cvlab.models.unet import UNet
-from cvlab.page.picture import MAX_SIDE, photo_style, picture_url
+from cvlab.page.picture import MAX_SIDE, picture_url
 from cvlab.page.question import Question, score_of, settled, settled_score
 from cvlab.transforms import view, whole_mask
 from cvlab.trust import familiarity
@@ -66,11 +66,11 @@ class Prediction:
         images: the view of the model, (1, 3, S, S) in [0, 1].
         logits: (1, C) or (1, C, S, S).
         shares: by class name a classifier's probability, or the share of the view that a segmenter's mask covers.
-        photo: up to MAX_SIDE pixels a side, as `photo_style`.
+        photo: made smaller, as CSS for the layers over it.
         size: of the photo as it was opened, (height, width).
         seconds: that the pass took.
         notes: what was done to open the photo.
-        evidence: the answer to `Question()`; None where nothing was found.
+        evidence: None where nothing was found.
         familiar: `cvlab.trust.familiarity`; None for a model without statistics.
     """
 
@@ -91,11 +91,19 @@ class Prediction:
         return len(self.photo) + maps + self.images.nbytes + self.logits.nbytes
 
 
-def predict_photo(image: Image.Image, model: Model) -> Prediction:
-    """The prediction for a photo and the evidence for it, in one forward and one backward pass."""
+def predict_photo(
+    image: Image.Image, model: Model, question: Question | None = None, side: int = MAX_SIDE
+) -> Prediction:
+    """The prediction for a photo and the evidence for it, in one forward and one backward pass.
+
+    Args:
+        image: it is made smaller in place, as a copy of a large one takes 240 MB.
+        question: what the evidence answers, by default `Question()`.
+        side: pixels of the photo that is kept.
+    """
     images, begun = view(image, model), time.perf_counter()
     try:
-        evidence = evidence_for(images, model, Question())
+        evidence = evidence_for(images, model, question or Question())
         logits = evidence.logits
     except ValueError:  # no pixel was found, so there is nothing to explain
         evidence, logits = None, predict(model, images)
@@ -106,9 +114,8 @@ def predict_photo(image: Image.Image, model: Model) -> Prediction:
     else:
         values = predicted_masks(model, logits)[0].float().mean((1, 2))
     shares = dict(zip(model.class_names, values.tolist(), strict=True))
-    photo = image.copy()
-    photo.thumbnail((MAX_SIDE, MAX_SIDE))
-    style = photo_style(picture_url(photo), size)
+    image.thumbnail((side, side))
+    style = f"--photo:url({picture_url(image)});--ratio:{size[1] / size[0]:.4f}"
     known = familiarity(model, images).item() if model.statistics else None
     return Prediction(images, logits, shares, style, size, seconds, notes, evidence, known)
 

@@ -7,10 +7,7 @@ from cvlab.page.picture import heated
 from cvlab.page.question import Question
 from cvlab.page.visit import Answer
 
-METHOD_NAMES = {
-    "grad_cam": "Grad-CAM",
-    "hires_cam": "HiResCAM",
-}
+METHOD_NAMES = {"grad_cam": "Grad-CAM", "hires_cam": "HiResCAM"}
 UNIT = "logits"
 
 

@@ -1,29 +1,40 @@
-"""Many pictures at once: what a model predicts for each and why, with a row of a table for each.
+"""The tab "Many pictures": what a model predicts for each and why, as a gallery and as a table.
 
-Pictures are read and explained batch by batch, so memory does not grow with their number. A picture that cannot be
-opened gets a row with the reason.
+Each picture is answered as the tab Predict answers it, one after the other, and only its row and its figure are kept. A
+picture that cannot be opened gets a row with the reason.
 """
 
 import csv
 import io
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
+from pathlib import Path
 
-from PIL import Image
-from torch import Tensor
+import torch
 
-from cvlab.explain import check_stages, default_stage
-from cvlab.explain.many import explain_batches
-from cvlab.models import Model, probabilities
-from cvlab.page.unzip import Picture
-from cvlab.transforms import ImageError, view
-from cvlab.trust import familiarity
+from cvlab.explain import default_stage, peak
+from cvlab.files import write_bytes
+from cvlab.models import Model
+from cvlab.page.evidence import predict_photo
+from cvlab.page.html import in_grid, paragraph, sorted_by
+from cvlab.page.picture import captioned, heated, seen_part, slider, with_photo
+from cvlab.page.question import COLORMAPS, Question
+from cvlab.page.unzip import Picture, list_pictures
+from cvlab.page.words import upper
+from cvlab.transforms import ImageError
 from cvlab.trust.diagnosis import diagnose
 
-BATCH = 16
 PHOTO_SIDE = 480  # pixels of a photo in the gallery
-Progress = Callable[[int, int], None]
+MOST_SHOWN = 60  # pictures in the gallery; the table holds all
+# The columns of the table and their widths in pixels.
+ROWS = {"no.": 60, "file": 180, "prediction": 130, "share": 90, "peak": 90, "what to know": 260}
+ORDERS = {
+    "number": lambda row: row.number,
+    "prediction": lambda row: (row.prediction or "", -row.share),
+    "share, the least first": lambda row: row.share,
+    "peak, the highest first": lambda row: -row.peak,
+}
 
 
 @dataclass(frozen=True)
@@ -49,70 +60,67 @@ class Row:
     familiar: float | None = None
 
 
-@dataclass(frozen=True)
-class Explained:
-    """A row with the signed map (1, 1, h, w) and the photo, at most PHOTO_SIDE pixels a side.
-
-    Both are None if the picture could not be opened.
-    """
-
-    row: Row
-    attribution: Tensor | None = None
-    photo: Image.Image | None = None
-
-
-def explain_many(
-    model: Model,
-    pictures: Sequence[Picture],
-    stage: str | None = None,
-    method: str = "grad_cam",
-    progress: Progress | None = None,
-) -> Iterator[Explained]:
-    """The prediction for each picture and the map that explains it, in order, batch by batch.
+def explain_files(
+    model: Model, files: Sequence[str], question: Question, progress: Callable[[tuple[int, int]], object], folder: Path
+) -> tuple[str, list[list], str]:
+    """Explains what a model predicts for many pictures.
 
     Args:
-        stage: a key of model.stages; by default `default_stage(model)`.
-        method: a key of `cvlab.explain.METHODS`.
-        progress: called after each batch with how many pictures are done, and of how many.
+        files: paths of pictures and zips.
+        question: its method is used, and its stage where the model has it.
+        progress: told (pictures done, of how many) after each.
+        folder: gets table.csv.
+
+    Returns:
+        The gallery as HTML, the rows of the table, the path of table.csv.
 
     Raises:
-        ValueError: a stage or method that is not there.
+        ValueError, OSError: no files, or the table cannot be written.
     """
-    (stage,) = check_stages(model, [stage or default_stage(model)])
-    photos: dict[int, Image.Image] = {}  # by the id of a picture: the same file may come twice
+    if not files:
+        raise ValueError("Choose pictures, or a zip of pictures.")
+    stage = question.stage if question.stage in model.stages else default_stage(model)
+    asked, pictures = Question(stage=stage, method=question.method), list_pictures(files)
+    rows, shown, figures = [], [], []
+    for number, picture in enumerate(pictures, start=1):
+        row, figure = explain_picture(model, picture, asked, number)
+        rows.append(row)
+        if figure and len(shown) < MOST_SHOWN:
+            shown.append(row)
+            figures.append(figure)
+        progress((number, len(pictures)))
+    table = folder / "table.csv"
+    write_bytes(table, to_csv(rows).encode("utf-8-sig"))
+    cells = [[round(cell, 4) if isinstance(cell, float) else cell for cell in astuple(row)] for row in rows]
+    orders = {name: sorted(range(len(shown)), key=lambda i, key=key: key(shown[i])) for name, key in ORDERS.items()}
+    more = f" The first {MOST_SHOWN} are shown; the table holds all." if len(shown) == MOST_SHOWN else ""
+    drawn = sorted_by(orders) + slider("Heat", question.opacity) + in_grid(figures) if shown else ""
+    return paragraph(f"{len(rows)} pictures.{more}") + drawn, cells, str(table)
 
-    def open_view(picture: Picture) -> Tensor | str:
-        try:
-            image = picture.open()
-        except ImageError as error:
-            return str(error)[:1].upper() + str(error)[1:]
-        seen = view(image, model)
-        image.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
-        photos[id(picture)] = image
-        return seen
 
-    batches = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
-    explained = explain_batches(model, batches, open_view, [stage], [method])
-    for k, (batch, (opened, explanation, lines)) in enumerate(zip(batches, explained, strict=True)):
-        if explanation:
-            described = zip(lines, explanation.logits.split(1), explanation.maps[method][stage].split(1), strict=True)
-        for number, (picture, seen) in enumerate(zip(batch, opened, strict=True), start=k * BATCH + 1):
-            if isinstance(seen, str):
-                yield Explained(Row(number, picture.label, None, None, None, seen))
-                continue
-            line, logits, attribution = next(described)
-            prediction = line["prediction"]
-            class_idx = model.class_names.index(prediction) if prediction else 0
-            share = line["share"] if "share" in line else probabilities(model, logits)[0, class_idx].item()
-            nothing = f"No pixel reaches the threshold of {model.threshold:g}: the model finds nothing here."
-            warning = diagnose(attribution, logits / model.temperature, class_idx) if prediction else nothing
-            photo = photos.pop(id(picture))
-            sentence = " ".join(filter(None, [warning, *photo.info["notes"]]))
-            known = familiarity(model, seen).item() if model.statistics else None
-            row = Row(number, picture.label, prediction, share, line["peak"][method][stage], sentence, known)
-            yield Explained(row, attribution, photo)
-        if progress:
-            progress(number, len(pictures))
+def explain_picture(model: Model, picture: Picture, question: Question, number: int) -> tuple[Row, str]:
+    """The row of a picture, and its figure with the evidence for what is predicted; empty if it cannot be opened.
+
+    Args:
+        question: its stage, a key of model.stages, and its method are used.
+    """
+    try:
+        prediction = predict_photo(picture.open(), model, question, PHOTO_SIDE)
+    except ImageError as error:
+        return Row(number, picture.label, None, None, None, upper(str(error))), ""
+    if evidence := prediction.evidence:
+        name, attribution = model.class_names[evidence.class_idx], evidence.maps[question.method][question.stage]
+        share = prediction.shares[name]
+        warning = diagnose(attribution, evidence.logits / model.temperature, evidence.class_idx)
+    else:
+        name, share, attribution = None, 0.0, torch.zeros(1, 1, 1, 1)
+        warning = f"No pixel reaches the threshold of {model.threshold:g}: the model finds nothing here."
+    sentence, largest = " ".join(filter(None, [warning, *prediction.notes])), peak(attribution).item()
+    label, box = f"{picture.label}: evidence for {name or 'nothing'}", seen_part(model, prediction.size)
+    drawn = heated(attribution, model.stages[question.stage], box, label, COLORMAPS[0], None, False)
+    figure = captioned(drawn, f"{number}: {name or 'nothing found'}", f"{share:.1%}, peak {largest:.3g}")
+    row = Row(number, picture.label, name, share, largest, sentence, prediction.familiar)
+    return row, with_photo(figure, style=prediction.photo)
 
 
 def to_csv(rows: Sequence[Row]) -> str:

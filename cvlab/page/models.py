@@ -101,10 +101,8 @@ class Models:
         if offered or not hub.is_id(source):
             return Path(source)
         folder = self._fetched(source)
-        if not all(
-            (folder / name).is_file() for name in hub.NEEDED
-        ):  # somebody emptied the cache: the same commit again
-            folder = self._fetch(hub.source_of(folder))
+        if not all((folder / name).is_file() for name in hub.NEEDED):
+            folder = self._fetch(hub.source_of(folder))  # somebody emptied the cache: the same commit again
         return folder
 
 
@@ -137,13 +135,3 @@ def _first_class(logits: Tensor) -> Tensor:
 def bytes_of(model: Model) -> int:
     """Bytes of the parameters and buffers."""
     return sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
-
-
-def model_facts(model: Model) -> str:
-    """A model in plain text: what it predicts, its input size, its parameters."""
-    classes = model.class_names
-    shown = ", ".join(classes[:8]) + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")
-    kind = "Tells apart" if model.task == "classification" else "Finds the pixels of"
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    facts = f"{kind}: {shown}. It sees {model.image_size} x {model.image_size} pixels; {parameters:.1f} M parameters."
-    return facts + (f" From the Hub: {model.source}." if hub.is_id(model.source) else "")

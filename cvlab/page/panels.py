@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
+from cvlab.checkpoint import hub
 from cvlab.explain import correlation, explain, heatmap, peak
 from cvlab.models import build, settings_in
-from cvlab.page.gallery import compare
+from cvlab.page.compare import compare
 from cvlab.page.heat import METHOD_NAMES, UNIT, draw_map
 from cvlab.page.host import sentence_of
 from cvlab.page.html import bars, code_block, figure, folded, in_grid, number, paragraph, scale_bar
-from cvlab.page.models import model_facts
 from cvlab.page.picture import CONTOURS, captioned, slider, with_photo
 from cvlab.page.question import settled_score, to_query
 from cvlab.page.record import record_panel
@@ -97,8 +97,15 @@ def side(answer: Answer) -> str:
 
 
 def facts(answer: Answer) -> str:
-    """What the model is."""
-    return folded("About this model", paragraph(model_facts(answer.model)) + paragraph(HUB_HINT), "about")
+    """What the model is: what it predicts, its input size, its parameters."""
+    model = answer.model
+    classes, size = model.class_names, model.image_size
+    shown = ", ".join(classes[:8]) + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")
+    kind = "Finds the pixels of" if answer.segments else "Tells apart"
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    source = f" From the Hub: {model.source}." if hub.is_id(model.source) else ""
+    text = f"{kind}: {shown}. It sees {size} x {size} pixels; {parameters:.1f} M parameters.{source}"
+    return folded("About this model", paragraph(text) + paragraph(HUB_HINT), "about")
 
 
 def grad_cam(answer: Answer) -> str:

@@ -200,11 +200,6 @@ def captioned(picture: str, title: str, caption: str, bar: str = "") -> str:
     )
 
 
-def photo_style(photo: str, size: Sequence[int]) -> str:
-    """CSS for a photo under its layers: its data: URL and its (height, width)."""
-    return f"--photo:url({photo});--ratio:{size[1] / size[0]:.4f}"
-
-
 def with_photo(content: str, layout: str = "", style: str = "") -> str:
-    """Pictures over the visitor's photo, or over another one: its `photo_style`."""
+    """Pictures over the visitor's photo, or over another one: its `Prediction.photo` as the style."""
     return f'<div class="photos {layout}" style="{style}">{content}</div>'

@@ -88,9 +88,8 @@ def settings_of(model: Model, question: Question) -> dict[str, object]:
 
 def to_query(model: str, question: Question) -> str:
     """The query of a link that restores model and question: ?model=...&stage=... Defaults are left out."""
-    usual = Question()
-    chosen = {field.name: getattr(question, field.name) for field in fields(Question)}
-    return "?" + urlencode({"model": model} | {k: v for k, v in chosen.items() if v != getattr(usual, k)})
+    usual = asdict(Question())
+    return "?" + urlencode({"model": model} | {k: v for k, v in asdict(question).items() if v != usual[k]})
 
 
 def from_query(query: Mapping[str, str]) -> Question:
@@ -126,22 +125,16 @@ def class_indices(question: Question, model: Model, logits: Tensor) -> tuple[int
     Raises:
         ValueError: the model does not have it, or both are the same.
     """
-    chosen = class_index(model, question.class_name)
-    if chosen is None:
-        chosen = int(logits.argmax()) if model.task == "classification" else 0
-    other = class_index(model, question.rather_than)
+    names = model.class_names
+    for name in (question.class_name, question.rather_than):
+        if name and name not in names:
+            raise ValueError(f"The model has no class {quoted(name)}; it has {', '.join(names[:20])}.")
+    predicted = int(logits.argmax()) if model.task == "classification" else 0
+    chosen = names.index(question.class_name) if question.class_name else predicted
+    other = names.index(question.rather_than) if question.rather_than else None
     if other == chosen:
-        raise ValueError(f"Why {quoted(model.class_names[chosen])} rather than itself? Choose two different classes.")
+        raise ValueError(f"Why {quoted(names[chosen])} rather than itself? Choose two different classes.")
     return chosen, other
-
-
-def class_index(model: Model, class_name: str | None) -> int | None:
-    """The index of a class by its name; None stands for the predicted class."""
-    if not class_name:
-        return None
-    if class_name not in model.class_names:
-        raise ValueError(f"The model has no class {quoted(class_name)}; it has {', '.join(model.class_names[:20])}.")
-    return model.class_names.index(class_name)
 
 
 def settled(

@@ -1,4 +1,4 @@
-"""Pictures in uploaded files, folders and zips, opened one at a time and never unpacked to disk.
+"""Pictures in uploaded files and zips, opened one at a time and never unpacked to disk.
 
 A zip may be hostile. The sizes that it states are checked before anything is decompressed, and again while it is read.
 No name in it becomes a path: a file in it is read into memory, and its name is only a label with safe characters.
@@ -56,7 +56,7 @@ class Picture:
 
 
 def list_pictures(paths: Sequence[str | Path]) -> list[Picture]:
-    """The pictures in files, folders and zips, in order, without hidden files and those that macOS adds.
+    """The pictures in files and zips, in order, without hidden files of a zip and those that macOS adds.
 
     Never raises: a file that cannot be opened, a bad zip, and all pictures after the first MOST_PICTURES become a
     picture with a sentence.
@@ -75,11 +75,7 @@ def clean(name: str) -> str:
 
 
 def _found(path: Path) -> Iterator[Picture]:
-    if path.is_dir():
-        for each in sorted(path.rglob("*")):
-            if each.is_file() and not _hidden(each.relative_to(path).as_posix()):
-                yield Picture(clean(each.relative_to(path).as_posix()), each)
-    elif _is_zip(path):
+    if _is_zip(path):
         try:
             yield from _in_zip(path)
         except ImageError as error:

@@ -11,16 +11,7 @@ from torch import Tensor
 from cvlab.explain import check_stages, default_stage
 from cvlab.models import Model, Stage
 from cvlab.page.cache import Cache
-from cvlab.page.evidence import (
-    Evidence,
-    Paths,
-    Prediction,
-    evidence_for,
-    in_view,
-    open_mask,
-    paths_of,
-    predict_photo,
-)
+from cvlab.page.evidence import Evidence, Paths, Prediction, evidence_for, in_view, open_mask, paths_of, predict_photo
 from cvlab.page.html import quoted
 from cvlab.page.models import Models
 from cvlab.page.picture import Box, seen_part
@@ -194,9 +185,8 @@ class Answer:
 
     def warning(self, attribution: Tensor) -> str:
         """What to know before one of the maps is believed, as a sentence; empty where there is nothing to warn of."""
-        plain = self.evidence.other is None and not self.question.against
-        logits = self.evidence.logits / self.model.temperature
-        return diagnose(attribution, logits if plain else None, self.evidence.class_idx)
+        logits = self.evidence.logits / self.model.temperature if self.testable else None
+        return diagnose(attribution, logits, self.evidence.class_idx)
 
     @property
     def box(self) -> Box:

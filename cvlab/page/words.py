@@ -4,7 +4,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from cvlab.explain import heatmap, predicted_masks
+from cvlab.explain import heatmap
 from cvlab.models import Stage
 from cvlab.page.html import quoted
 from cvlab.page.question import Question, mask_of, region_words
@@ -46,16 +46,13 @@ def said(answer: Answer) -> tuple[str, str]:
 
 def found(answer: Answer) -> str:
     """How much of the picture a segmenter found, at the question's threshold."""
-    names, class_idx = answer.model.class_names, answer.evidence.class_idx
+    asked = answer.model.class_names[answer.evidence.class_idx]
     mask = mask_of(answer.question, answer.model, answer.prediction.logits)
     if not mask.any():
-        return f"No {plain(names[class_idx])} found."
-    shares = {names[class_idx]: mask.float().mean().item()}
-    masks = predicted_masks(answer.model, answer.prediction.logits)[0]
-    shares |= {name: each.float().mean().item() for name, each in zip(names, masks, strict=True) if name not in shares}
-    others = [f"{plain(name)} {percent(share)}" for name, share in shares.items() if share > 0][1:]
-    also = f", {', '.join(others)}" if others else ""
-    return upper(f"{plain(names[class_idx])} found: {percent(shares[names[class_idx]])} of the picture{also}.")
+        return f"No {plain(asked)} found."
+    others = [(name, share) for name, share in answer.prediction.shares.items() if share > 0 and name != asked]
+    also = "".join(f", {plain(name)} {percent(share)}" for name, share in others)
+    return upper(f"{plain(asked)} found: {percent(mask.float().mean().item())} of the picture{also}.")
 
 
 def asked_about(answer: Answer) -> str:
