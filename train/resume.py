@@ -14,7 +14,8 @@ import torch
 from cvlab import checkpoint
 from cvlab.data.parts import Parts
 from cvlab.files import read_json, to_json, write_text
-from cvlab.models import Model, build
+from cvlab.models import Model, build, settings_in
+from cvlab.models.model import misfit, shapes_of
 
 RECORD = "state/made_with.json"  # in the run's folder: options, class_names, data
 FREE = ("out", "data", "resume", "overwrite", "push", "recipe", "list_recipes", "patience", "others")
@@ -32,15 +33,12 @@ def start_from(folder: Path | None, model: Model) -> None:
     weights, names = trained.state_dict(), model.class_names
     if trained.class_names != names and max(len(names), len(trained.class_names)) > 1:  # of one class only its name
         with torch.device("meta"):  # the head is what depends on the number of classes
-            more = build(
-                model.config["network"], [*names, ""], model.image_size, model.config["arguments"]
-            ).state_dict()
+            more = build(**settings_in(model.config) | {"class_names": [*names, ""]}).state_dict()
         weights |= {name: new for name, new in model.state_dict().items() if new.shape != more[name].shape}
         print(f"--start-from {folder} has other classes ({', '.join(trained.class_names)}): the head starts anew.")
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:  # its second line names a tensor
-        raise ValueError(f"--start-from {folder} is another network. {str(error).splitlines()[1].strip()}") from error
+    if fault := misfit(shapes_of(model.state_dict()), shapes_of(weights)):
+        raise ValueError(f"--start-from {folder} is another network: {fault}.")
+    model.load_state_dict(weights)
 
 
 def options_of(args: Namespace) -> dict:

@@ -47,7 +47,7 @@ class AugmentedImages(EvaluationSet):
     Set `epoch` before each one: the augmentation of an image depends on (seed, epoch, index) alone.
 
     Args:
-        augment: "full", or "minimal": then the photos are views (3, S, S), and half of them are mirrored.
+        augment: one of `AUGMENTATIONS`. For all but "full" the photos are views (3, S, S); "minimal" mirrors half.
         how: further arguments of `train_views`.
     """
 
@@ -59,11 +59,10 @@ class AugmentedImages(EvaluationSet):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         u = uniforms(self.seed, self.epoch, indices).to(self.labels.device)
-        if self.augment == "minimal":
-            views, labels = super().__getitems__(indices)
-            return mirrored(views, u), labels
-        views = train_views([self.images[i] for i in indices], self.image_size, u, **self.how)
-        return views, self.labels[indices]
+        if self.augment == "full":
+            return train_views([self.images[i] for i in indices], self.image_size, u, **self.how), self.labels[indices]
+        views, labels = super().__getitems__(indices)
+        return mirrored(views, u) if self.augment == "minimal" else views, labels
 
 
 class AugmentedPairs(Dataset):
@@ -96,7 +95,7 @@ class AugmentedPairs(Dataset):
 
 def classification_sets(
     parts: Parts, view: dict, cache: Cache, seed: int, augment: str = "full", fast: bool = False, **how: float
-) -> tuple[EvaluationSet, EvaluationSet]:
+) -> tuple[AugmentedImages, EvaluationSet]:
     """Reads train and val of a classification folder, each photo decoded once.
 
     Photos for full augmentation are kept a little larger than a view, the others exactly as the model will see them.
@@ -113,9 +112,7 @@ def classification_sets(
     least = 2 * size if fast else None
     images, labels = parts.read("train", lambda image: to_uint8(kept(image)), at_least=least, cache=cache)
     views, val_labels = parts.read("val", lambda image: to_uint8(seen(image)), cache=cache)
-    train_set = EvaluationSet(images, torch.tensor(labels))
-    if augment != "none":
-        train_set = AugmentedImages(images, train_set.labels, image_size, seed, augment, **how)
+    train_set = AugmentedImages(images, torch.tensor(labels), image_size, seed, augment, **how)
     return train_set, EvaluationSet(views, torch.tensor(val_labels))
 
 
