@@ -60,13 +60,9 @@ def test_a_line_says_what_was_predicted(classifier, images):
 def test_likeness_by_hand():
     maps = torch.tensor([[[[0.0, 1.0], [2.0, -4.0]]]])
     others = torch.cat([maps, 3 * maps, -maps, 0 * maps, maps.flip(3)])
-    correlations, differences = likeness(maps.expand(5, -1, -1, -1), others)
-    assert correlations[:4].tolist() == pytest.approx([1, 1, -1, 0])
-    # As shares of 4: 0, 1/4, 1/2, -1 against its opposite, zeros, and 1/4, 0, -1, 1/2.
-    assert differences.tolist() == pytest.approx([0, 0, 2 * 1.75 / 4, 1.75 / 4, 3.5 / 4])
-    assert differences[0] == 0
-    coarse = torch.tensor([[[[2.0]]]])
-    assert likeness(maps, coarse)[1].item() == pytest.approx((1 + 0.75 + 0.5 + 2) / 4)  # at the finer resolution
+    assert likeness(maps.expand(5, -1, -1, -1), others)[:4].tolist() == pytest.approx([1, 1, -1, 0])
+    enlarged = torch.nn.functional.interpolate(maps, scale_factor=3, mode="bilinear")
+    assert likeness(enlarged, maps).item() == pytest.approx(1)  # at the finer resolution
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -34,12 +34,6 @@ def test_a_shipped_model_tells_scores_curves_training_data_and_card() -> None:
     assert "cannot be shown" not in shown
 
 
-def test_curves_are_drawn_from_the_history_where_the_report_has_none(tmp_path: Path) -> None:
-    line = {"epoch": 1, "train_loss": 1.0, "val_loss": 1.0, "train_iou": 0.5, "val_iou": 0.5}
-    (tmp_path / "history.jsonl").write_text(f"{json.dumps(line)}\n{json.dumps(line | {'epoch': 2})}\n")
-    assert "Loss and score" in record_panel(tmp_path)
-
-
 @pytest.mark.parametrize("text", [MARK, "{}", "[]", '{"cvlab": 1}', '{"n": NaN, "part": []}', "[" * 10**5, "\0", '"x"'])
 def test_whatever_a_stranger_writes_stays_text(tmp_path: Path, text: str) -> None:
     for name in ("metrics.json", "manifest.json", "config.json", "history.jsonl", "README.md"):

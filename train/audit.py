@@ -30,8 +30,7 @@ from tqdm import tqdm
 
 from cvlab import checkpoint, render
 from cvlab.audit import fixed, patches, whole
-from cvlab.audit.facts import facts_of, telling, weak_groups
-from cvlab.audit.labels import odd_labels
+from cvlab.audit.data import facts_of, odd_labels, telling
 from cvlab.audit.mistakes import mistakes_page
 from cvlab.audit.prove import Mark, Proof, prove, without
 from cvlab.checkpoint import card
@@ -57,27 +56,30 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the report, by default the model's")
     parser.add_argument("--clean", type=Path, metavar="DIR2", help="write the data there, with suspects painted over")
     args = parser.parse_args()
-    model, folder = checkpoint.load(args.checkpoint), Path(args.checkpoint)
+    model, folder, data = checkpoint.load(args.checkpoint), Path(args.checkpoint), args.data
     out = args.out or (folder if folder.is_dir() else "runs/hub" / folder)
     if model.task != "classification":
         raise ValueError(f"{args.checkpoint} is a segmenter: the audit is for classifiers.")
-    if args.clean and (args.clean.exists() or args.data is None):
+    if args.clean and (args.clean.exists() or data is None):
         raise ValueError(f"--clean {args.clean} needs --data, and must not exist yet: choose another folder.")
-    parts, trained_on = parts_of(model, args.data, args.part)
-    if args.data and not trained_on:
-        print(f"The model was trained on other pictures: {args.data} was cut into parts anew.")
+    parts, trained_on = parts_of(model, data, args.part)
+    if data and not trained_on:
+        print(f"The model was trained on other pictures: {data} was cut into parts anew.")
     note_test_read(out, parts.name)
-    views, labels, rows = {}, {}, {}
+    views, labels, rows, files = {}, {}, {}, {}
     for part in PARTS:
         views[part], given = read_views(parts, part, model)
         labels[part], rows[part] = torch.tensor(given), F.normalize(features(model, views[part]), dim=1)
-    files = {part: [name_of(sample, args.data) for sample in parts.samples[part]] for part in PARTS}
+        files[part] = [str(each[0].relative_to(data)) if data else f"scene {each}" for each in parts.samples[part]]
     counted = PARTS if args.part == "all" else (args.part,)
     shown, truth = (torch.cat([of[part] for part in counted]) for of in (views, labels))
     logits = torch.cat([*predict_views(model, shown)])
     right, names = logits.argmax(1) == truth, model.class_names
 
-    marks = candidates(views["train"], labels["train"], len(names))
+    marks: list[Mark] = []
+    for kind in (fixed, patches, whole):
+        found = kind.propose(views["train"], labels["train"], len(names))
+        marks += sorted(found, key=lambda mark: -mark.strength)[:MOST_OF_A_KIND]
     held = torch.cat([views["val"], views["test"]]), torch.cat([labels["val"], labels["test"]])
     proofs = [prove(model, mark, *held, len(marks)) for mark in tqdm(marks, "proving", leave=False)]
     proofs.sort(key=lambda proof: -proof.strength)
@@ -95,7 +97,6 @@ def main() -> None:
         "tried": told,
         "labels": [{"file": every[i][0], "label": every[i][1], "likely": names[likely]} for i, likely in odd],
         "telling": telling(facts_of(views["train"]), labels["train"]),
-        "weak": [*weak_groups(facts_of(shown), right)],
     }
     write_text(out / "audit.json", to_json(found, indent=1) + "\n")
     title, listed = f"{folder.name} on {args.part} of {parts.name}", [file for part in counted for file in files[part]]
@@ -110,22 +111,8 @@ def main() -> None:
     else:
         write_text(out / "README.md", card.markdown(card.audit(out)) + "\n")
     if args.clean:
-        write_clean(args.clean, args.data, model, [proof.mark for proof in used if proof.removed])
+        write_clean(args.clean, data, model, [proof.mark for proof in used if proof.removed])
     print(card.markdown(card.audit(out)), f"\n\nWritten: {out / 'audit.json'} and {out / 'audit' / 'mistakes.html'}")
-
-
-def name_of(sample: object, data: Path | None) -> str:
-    """A picture's file in its data folder; of a drawn scene its seed."""
-    return sample[0].relative_to(data).as_posix() if isinstance(sample, tuple) else f"scene {sample}"
-
-
-def candidates(views: Tensor, labels: Tensor, num_classes: int) -> list[Mark]:
-    """The marks in pictures (N, 3, S, S) uint8 that stand out most, of each kind."""
-    found: list[Mark] = []
-    for kind in (fixed, patches, whole):
-        marks = sorted(kind.propose(views, labels, num_classes), key=lambda mark: -mark.strength)
-        found += marks[:MOST_OF_A_KIND]
-    return found
 
 
 def described(proof: Proof, names: list[str], views: Tensor, labels: Tensor, files: list[str]) -> dict:

@@ -54,10 +54,6 @@ class FixedMark:
         """Which pictures (N, 3, S, S) uint8 have the mark, (N,) bool."""
         return _have(views, self.edges)
 
-    def lacks(self, views: Tensor) -> Tensor:
-        """Which pictures are without it, (N,) bool."""
-        return ~self.has(views)
-
     def added(self, images: Tensor) -> Tensor:
         """Pictures (N, 3, S, S) in [0, 1] with the mark drawn in."""
         return torch.where(self.region, self.keep * images + self.light, images).clamp(0, 1)

@@ -12,7 +12,6 @@ from cvlab.render import overlay, picture_url, to_picture
 from cvlab.transforms import to_float
 
 MOST_CELLS, MOST_EACH = 60, 8  # cells that are shown with their pictures, and pictures of each
-MOST_CLASSES = 40  # of more the page lists the cells instead of drawing the matrix
 ALT = "with the evidence for the answer", "of train, the most similar one"
 HINT = """<p>Each picture stands under its answer with the evidence for it, brighter where there is more; beside it the
 picture of train that is most like it to the network. Is one of the two in the wrong class? Move or remove it. Is the
@@ -71,10 +70,8 @@ def mistakes_page(
 
 
 def _matrix(matrix: Tensor, names: Sequence[str], cells: Sequence[Sequence[int]]) -> str:
-    """The confusion matrix as a table of links to the cells that are shown, or their list."""
+    """The confusion matrix as a table; the cells that are shown are links."""
     links = {(i, j): f'<a href="#{i}-{j}">{int(matrix[i, j])}</a>' for i, j in cells}
-    if len(names) > MOST_CLASSES:
-        return "".join(f"<p>{names[i]} as {names[j]}: {link}</p>" for (i, j), link in links.items())
     numbers = range(len(names))
     rows = [["", *(f"as {name}" for name in names)]]
     rows += [[names[i], *(links.get((i, j), str(int(matrix[i, j]))) for j in numbers)] for i in numbers]

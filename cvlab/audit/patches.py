@@ -19,7 +19,6 @@ MARGIN = 3  # pixels around a patch that are painted over too: the mark may be l
 PLACES = 3  # patches of each picture
 MOST = 150  # pictures of each class that are searched
 ALIKE = 0.85  # correlation of colours from which two patches show the same
-ABSENT = 0.75  # below it at every place of a picture, the mark is not there
 RECURS, MORE = 0.3, 0.25  # share of the class that has it at least, and by how much more than of other pictures
 
 
@@ -43,11 +42,8 @@ class Patch:
 
     def has(self, views: Tensor) -> Tensor:
         """Which pictures (N, 3, S, S) uint8 have the mark, (N,) bool."""
-        return self._most_alike(views) > ALIKE
-
-    def lacks(self, views: Tensor) -> Tensor:
-        """Which pictures are without it, (N,) bool."""
-        return self._most_alike(views) < ABSENT
+        best = [self._likeness(to_float(some)).amax((1, 2)) for some in views.split(BATCH)]
+        return torch.cat(best) > ALIKE
 
     def added(self, images: Tensor, control: bool = False) -> Tensor:
         """Pictures (N, 3, S, S) in [0, 1] with the mark, or as a control with the natural place, at random places."""
@@ -60,9 +56,6 @@ class Patch:
         corners = _drawn(images) if control else _largest(self._likeness(images))
         square = _squares(corners, images.shape[-1]).float()
         return images, F.max_pool2d(square, 2 * MARGIN + 1, 1, MARGIN) > 0
-
-    def _most_alike(self, views: Tensor) -> Tensor:
-        return torch.cat([self._likeness(to_float(some)).amax((1, 2)) for some in views.split(BATCH)])
 
     def _likeness(self, images: Tensor) -> Tensor:
         """Pearson's r of the mark's middle with each place of pictures, by the corner of the patch there: (N, h, w)."""

@@ -61,7 +61,8 @@ def prove(model: Model, mark: Mark, views: Tensor, labels: Tensor, tried: int) -
         tried: how many marks are proved in all: the bounds are of 95% for all of them together (Bonferroni).
     """
     own, has = labels == mark.class_idx, mark.has(views)
-    marked, bare = (own & has).nonzero().flatten(), (~own & mark.lacks(views)).nonzero().flatten()
+    bare = ~own if isinstance(mark, WholePicture) else ~own & ~has
+    marked, bare = (own & has).nonzero().flatten(), bare.nonzero().flatten()
     shuffled = torch.randperm(len(bare), generator=torch.Generator().manual_seed(0))
     marked, bare = marked[:MOST], bare[shuffled[:MOST]].sort().values
     whole = isinstance(mark, WholePicture)

@@ -29,24 +29,19 @@ class WholePicture:
         strength: by how much, as `CAST` or `BLURRED`.
         gains: of red, green and blue, (3, 1, 1).
         sigma: of a blur; 0 for none.
+        kind: "light" or "sharpness".
     """
 
     class_idx: int
     strength: float
     gains: Tensor
     sigma: float
+    kind: str
     where = "in the whole picture"
-
-    @property
-    def kind(self) -> str:
-        """What differs."""
-        return "sharpness" if self.sigma else "light"
 
     def has(self, views: Tensor) -> Tensor:
         """All pictures: what differs is only an average."""
         return torch.ones(len(views), dtype=torch.bool)
-
-    lacks = has
 
     def added(self, images: Tensor) -> Tensor:
         """Pictures (N, 3, S, S) in [0, 1] in that light, or as little sharp."""
@@ -65,13 +60,13 @@ def propose(views: Tensor, labels: Tensor, num_classes: int) -> Iterator[WholePi
         least = unlike.gather(0, unlike.abs().argmin(0, keepdim=True))[0] * same_sign
         if least.abs().max() > CAST:
             gains = (least * torch.tensor([1.0, 0.0, 1.0]) + least[1]).exp().view(3, 1, 1)
-            yield WholePicture(i, least.abs().max().item(), gains, 0.0)
+            yield WholePicture(i, least.abs().max().item(), gains, 0.0, "light")
         areas = [roc_auc_score(own[own | (labels == j)], -sharp[own | (labels == j)]) for j in classes if j != i]
         if areas and min(areas) - 0.5 >= BLURRED:
             others = to_float(views[~own][:: max(1, len(views) // 100)])
             medians = torch.stack([_sharpness(gaussian_blur(others, 2 * round(3 * s) + 1, s)).median() for s in SIGMAS])
             sigma = SIGMAS[int((medians - sharp[own].median()).abs().argmin())]
-            yield WholePicture(i, min(areas) - 0.5, torch.ones(3, 1, 1), sigma)
+            yield WholePicture(i, min(areas) - 0.5, torch.ones(3, 1, 1), sigma, "sharpness")
 
 
 def _casts(images: Tensor) -> Tensor:

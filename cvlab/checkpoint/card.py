@@ -186,9 +186,8 @@ def audit(folder: Path) -> Section:
     facts = [(each["level"], each["sentence"]) for each in found["tried"]]
     telling = [("what alone tells the class", "balanced accuracy in train")]
     telling += [(name, f"{share:.2f}") for name, share in sorted(found["telling"].items(), key=lambda each: -each[1])]
-    weak = [("pictures that fail more", "right", "of"), *((name, str(a), str(b)) for name, a, b in found["weak"])]
     odd = [("labels to look at", "label", "likelier"), *(tuple(each.values()) for each in found["labels"][:30])]
-    tables = [each for each in (telling, weak, odd) if len(each) > 1]
+    tables = [each for each in (telling, odd) if len(each) > 1]
     return Section("Audit", facts=facts, sentences=sentences, tables=tables)
 
 
@@ -213,24 +212,11 @@ def _training(folder: Path) -> Section:
         return Section("Training", sentences=["This folder holds no record of the training."])
     facts = [(_words(name), str(manifest[name])) for name in RECORDED if name in manifest]
     facts.append(("torch", manifest.get("versions", {}).get("torch", "unknown")))
-    facts.append(("weights kept", _kept_epoch(manifest.get("best_epoch"), read_history(folder))))
+    facts.append(("weights kept", f"epoch {manifest.get('best_epoch', 'that was best on val')}"))
     if first := manifest.get("started_from"):
         commands.append(first["command"])
         facts.append(("before", f"{first['epochs']} epochs in {first['minutes']} minutes by the first command"))
     return Section("Training", code="\n".join([*commands, manifest.get("command", "")]), facts=facts)
-
-
-def _kept_epoch(epoch: int | None, history: Sequence[dict]) -> str:
-    """The epoch whose weights are in the folder, and the scores on val that were best in that epoch."""
-    kept = next((line for line in history if line["epoch"] == epoch), None)
-    if kept is None:
-        return "the best epoch on val"
-    best = []
-    for name in ("val_accuracy", "val_iou", "val_loss"):
-        values = [line[name] for line in history if name in line]
-        if name in kept and kept[name] == (min(values) if name == "val_loss" else max(values)):
-            best.append(name.removeprefix("val_"))
-    return f"epoch {epoch}" + (f", the best on val by {' and '.join(best)}" if best else "")
 
 
 def _pictures(folder: Path) -> Section:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
@@ -61,16 +60,7 @@ def describe(model: Model, explanation: Explanation) -> list[dict]:
     return lines
 
 
-def likeness(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """How similar in shape two maps (N, 1, h, w) of each picture are, at the finer of their resolutions.
-
-    Returns:
-        (N,): Pearson's r.
-        (N,): the mean absolute difference after each map is divided by its largest absolute value, because raw values
-        of two models cannot be compared. It is exactly 0 for equal maps.
-    """
+def likeness(mine: Tensor, theirs: Tensor) -> Tensor:
+    """Pearson's r of two maps (N, 1, h, w) of each picture, at the finer of their resolutions: (N,)."""
     size = [max(sides) for sides in zip(mine.shape[-2:], theirs.shape[-2:], strict=True)]
-    mine, theirs = (F.interpolate(maps, size, mode="bilinear") for maps in (mine, theirs))
-    largest = (maps.abs().amax((1, 2, 3), keepdim=True) for maps in (mine, theirs))
-    mine, theirs = (maps / torch.where(most > 0, most, 1.0) for maps, most in zip((mine, theirs), largest, strict=True))
-    return correlation(mine, theirs), (mine - theirs).abs().mean((1, 2, 3))
+    return correlation(*(F.interpolate(maps, size, mode="bilinear") for maps in (mine, theirs)))

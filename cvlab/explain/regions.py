@@ -67,13 +67,11 @@ def brush(size: Sequence[int], points: Sequence[tuple[float, float]], radius: fl
 
 def false_positives(predicted: Tensor, true: Tensor) -> Tensor:
     """Pixels that were predicted and are not in the true mask, both (H, W) bool; ValueError if there are none."""
-    _check_same_size(predicted, true)
     return _with_pixels(predicted & ~true, "there is no false positive: the whole predicted mask is in the true mask")
 
 
 def false_negatives(predicted: Tensor, true: Tensor) -> Tensor:
     """Pixels of the true mask that were not predicted; arguments and errors as in `false_positives`."""
-    _check_same_size(predicted, true)
     return _with_pixels(true & ~predicted, "there is no false negative: the whole true mask was predicted")
 
 
@@ -101,11 +99,3 @@ def _with_pixels(region: Tensor, message: str) -> Tensor:
 def _check_inside(size: Sequence[int], x: int, y: int) -> None:
     if not (0 <= x < size[1] and 0 <= y < size[0]):
         raise ValueError(f"x {x}, y {y} is outside the picture of {size[1]} x {size[0]} pixels")
-
-
-def _check_same_size(predicted: Tensor, true: Tensor) -> None:
-    if predicted.shape != true.shape:
-        (height, width), (true_height, true_width) = predicted.shape, true.shape
-        raise ValueError(
-            f"the predicted mask has {height}x{width} pixels and the true one {true_height}x{true_width}: resize it"
-        )

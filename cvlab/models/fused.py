@@ -17,16 +17,12 @@ TOLERANCE = 1e-3  # of the largest logit: rounding stays far below it, a wrong f
 
 
 @torch.no_grad()
-def fused(model: Model, dtype: torch.dtype = torch.float32) -> Model:
+def fused(model: Model) -> Model:
     """A copy in eval mode with batch normalisation fused into the convolutions, in channels-last memory format.
 
     Its stages have the same names and, within rounding, the same maps. Rounding can flip a ReLU or a max pooling whose
     inputs are nearly equal: of 1,760 maps of synthetic scenes 14 differed by more than 1e-5 of their largest value, at
     most by 2e-3, none of them at the last stage. The copy cannot be trained.
-
-    Args:
-        dtype: of weights and activations. With bfloat16 maps differ by hundredths of their largest value, and whether
-            it is faster depends on the processor. Logits and maps are float32 in any case.
 
     Raises:
         ValueError: the network also uses the output of a convolution without its batch normalisation.
@@ -40,13 +36,7 @@ def fused(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     if (copy(images) - expected).abs().max() > TOLERANCE * expected.abs().max():
         raise ValueError("batch normalisation cannot be fused: the network uses its input elsewhere too")
     copy.to(memory_format=torch.channels_last)
-    for name, child in copy.named_children():
-        if name != "normalize":  # in float32, so that pixels keep their 256 values
-            child.to(dtype)
-    copy.normalize.register_forward_hook(
-        lambda module, inputs, images: images.to(dtype, memory_format=torch.channels_last)
-    )
-    copy.register_forward_hook(lambda module, inputs, logits: logits.float())
+    copy.normalize.register_forward_hook(lambda module, inputs, images: images.to(memory_format=torch.channels_last))
     return copy
 
 

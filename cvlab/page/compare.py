@@ -49,10 +49,10 @@ def _of_second(first: Answer, second: Answer) -> Question:
 def _agreement(first: Answer, second: Answer) -> str:
     if first.model is second.model:
         return "One model, one class: the peaks of the two pictures can be compared."
-    r, difference = (each.item() for each in likeness(first.attribution, second.attribution))
+    r = likeness(first.attribution, second.attribution).item()
     partly = "" if r > 0.7 else "partly "
     places = f"{partly}look at the same places" if r > 0.3 else "look at different places"
     return (
-        f"Agreement of the two maps: r = {r:.2f}; the models {places}. On average the maps differ by {difference:.2f} "
-        "of their largest values. Of two models only the shape of maps can be compared, not peaks."
+        f"Agreement of the two maps: r = {r:.2f}; the models {places}. Of two models only the shape of maps can be "
+        "compared, not peaks."
     )

@@ -1,16 +1,15 @@
 """The Report tab: what the folder of a model tells about it, as HTML.
 
-The sections are those of the card (cvlab/checkpoint/card.py), with curves, the pictures of each epoch and the card
-itself. The folder may come from a stranger: its text is escaped, its pictures are opened like an uploaded photo, and a
-part that is not valid says so instead of hiding the others.
+The sections are those of the card (cvlab/checkpoint/card.py), with the pictures of an audit, those of each epoch and
+the card itself. The folder may come from a stranger: its text is escaped, its pictures are opened like an uploaded
+photo, and a part that is not valid says so instead of hiding the others.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cvlab import plots
-from cvlab.checkpoint.card import ALT_TEXTS, SECTIONS, Section, read_history, read_text, title_and_alt_text
+from cvlab.checkpoint.card import SECTIONS, Section, read_text, title_and_alt_text
 from cvlab.checkpoint.config import opened
 from cvlab.page.html import card_text, code_block, figure, in_grid, paragraph, table
 from cvlab.transforms import open_image
@@ -23,7 +22,7 @@ MAX_PICTURE_BYTES = 8 * 2**20
 
 def record_panel(folder: Path) -> str:
     """Everything that the folder of a model tells, part after part."""
-    return "".join(_shown(part, folder) for part in (*SECTIONS, _suspects, _curves, _epochs, _card))
+    return "".join(_shown(part, folder) for part in (*SECTIONS, _suspects, _epochs, _card))
 
 
 def _shown(part: Callable[[Path], Section | str], folder: Path) -> str:
@@ -53,17 +52,6 @@ def _gallery(paths: Sequence[Path]) -> str:
         title, alt_text = title_and_alt_text(path)
         drawn.append(figure(image, title, "", alt_text))
     return in_grid(drawn, "wide") if drawn else ""
-
-
-def _curves(folder: Path) -> str:
-    """The curves of the training, where the report has no picture of them."""
-    history = read_history(folder)
-    if len(history) < 2 or (folder / "report" / "curves.png").is_file():
-        return ""
-    numbers = [value for line in history for value in line.values() if isinstance(value, float)]
-    if not all(map(math.isfinite, numbers)):
-        return paragraph("The history of the training holds values that are not finite numbers.")
-    return in_grid([figure(plots.curves(history), "Curves", "", ALT_TEXTS["Curves"])], "wide")
 
 
 def _suspects(folder: Path) -> str:

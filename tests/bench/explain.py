@@ -190,9 +190,20 @@ def by_captum(model: Model, images: Tensor) -> Callable:
     return one if model.task == "classification" else each
 
 
+def fused_in(model: Model, dtype: torch.dtype) -> Model:
+    """A fused copy whose weights and activations have a type; logits are float32 in any case."""
+    copy = fused(model)
+    for name, child in copy.named_children():
+        if name != "normalize":  # in float32, so that pixels keep their 256 values
+            child.to(dtype)
+    copy.normalize.register_forward_hook(lambda module, inputs, images: images.to(dtype))
+    copy.register_forward_hook(lambda module, inputs, logits: logits.float())
+    return copy
+
+
 def on_fused(contender: Callable, dtype: torch.dtype) -> Callable:
     """The same on a copy prepared for serving."""
-    return lambda model, images: contender(fused(model, dtype), images)
+    return lambda model, images: contender(fused_in(model, dtype), images)
 
 
 CONTENDERS: dict[str, Callable[[Model, Tensor], Callable]] = {
@@ -264,7 +275,7 @@ def difference_in_bf16(name: str) -> float:
     """The largest difference of a map in bfloat16, as a share of its largest absolute value."""
     model, images = network(name)
     score = predicted_score(model)
-    expected, found = (explain(m, images, score).maps["grad_cam"] for m in (model, fused(model, torch.bfloat16)))
+    expected, found = (explain(m, images, score).maps["grad_cam"] for m in (model, fused_in(model, torch.bfloat16)))
     return max(((found[key] - expected[key]).abs().max() / expected[key].abs().max()).item() for key in expected)
 
 
