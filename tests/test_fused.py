@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from test_timm import images_of, tiny
 from torch import nn
 
-from cvlab.explain import class_score, correlation, explain, grad_cam, region_score
+from cvlab.explain import class_score, explain, region_score
 from cvlab.models import Stage
 from cvlab.models.fused import for_serving, fused
 
@@ -121,19 +121,3 @@ def test_what_an_activation_parts_is_not_fused():
     copy = fused(model)
     assert len(norms(copy)) == 1
     assert_same(model, copy, torch.rand(2, 3, 8, 8), class_score(1))
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_bfloat16_is_close(model, images, method):
-    copy = fused(model, torch.bfloat16)
-    score = region_score(REGION) if model.task == "segmentation" else class_score(1)
-    expected, found = (explain(m, images, score, methods=[method]) for m in (model, copy))
-    assert (found.logits - expected.logits).abs().max() < 0.02 * expected.logits.abs().max()
-    for stage, attribution in found.maps[method].items():
-        assert correlation(attribution, expected.maps[method][stage]).min() > 0.9
-        assert attribution.dtype == torch.float32
-
-
-def test_what_bfloat16_says_is_float32(classifier, images):
-    logits, attribution = grad_cam(fused(classifier, torch.bfloat16), images, 1, "stage1")
-    assert logits.dtype == attribution.dtype == torch.float32

@@ -108,7 +108,7 @@ def test_card_and_page_tell_the_same(folder: Path) -> None:
 
 @pytest.mark.parametrize(("best_epoch", "score"), [(2, "loss"), (3, "accuracy")])
 def test_the_score_that_chose_the_epoch_is_named(folder: Path, best_epoch: int, score: str) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text()) | {"best_epoch": best_epoch}
+    manifest = json.loads((folder / "manifest.json").read_text()) | {"best_epoch": best_epoch, "best_by": score}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     card.write(folder)
     for text in (cells(folder)[1], record_panel(folder)):

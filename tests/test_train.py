@@ -156,7 +156,7 @@ def test_the_epoch_that_is_kept_is_the_one_that_curves_and_card_name(folder_of_c
     drawn = np.asarray(Image.open(tmp_path / "report" / "curves.png"))
     assert np.array_equal(drawn, np.asarray(plots.curves(lines, by_loss)))
     assert not np.array_equal(drawn, np.asarray(plots.curves(lines)))
-    assert f"weights kept: epoch {by_loss}\n" in (tmp_path / "README.md").read_text()
+    assert f"weights kept: epoch {by_loss}, the best on val by loss\n" in (tmp_path / "README.md").read_text()
 
 
 def test_evaluation_of_a_classifier_counts_the_test_part_once(classifier: Path) -> None:

@@ -46,8 +46,7 @@ def mistakes_page(
     names, probs = [html.escape(name) for name in model.class_names], probabilities(model, logits)
     predicted, stage = probs.argmax(1), default_stage(model)
     matrix = confusion_matrix(labels, predicted, len(names))
-    cells = sorted(matrix.nonzero().tolist(), key=lambda cell: (cell[0] == cell[1], -int(matrix[tuple(cell)])))
-    cells = cells[:MOST_CELLS]
+    cells = sorted(matrix.nonzero().tolist(), key=lambda cell: (cell[0] == cell[1], -matrix[tuple(cell)]))[:MOST_CELLS]
 
     def figure(row: int, shown_class: int) -> str:
         images, (similar, name) = to_float(views[row])[None], like[row]

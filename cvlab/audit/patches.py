@@ -75,8 +75,7 @@ def propose(views: Tensor, labels: Tensor, num_classes: int) -> Iterator[Patch]:
             continue
         patches, elsewhere = steepest(views[own]), steepest(views[others])
         alike = _alike(patches, patches).view(-1, len(own), PLACES).amax(2)
-        own_picture = torch.arange(len(patches))
-        alike[own_picture, own_picture // PLACES] = 0  # a patch has a copy in another picture
+        alike.scatter_(1, torch.arange(len(patches))[:, None] // PLACES, 0)  # a patch has a copy in another picture
         inside = (alike > ALIKE).float().mean(1)
         outside = (_alike(patches, elsewhere).view(-1, len(others), PLACES).amax(2) > ALIKE).float().mean(1)
         # Of copies of one mark the one that is most like the others is cut out best.

@@ -212,7 +212,8 @@ def _training(folder: Path) -> Section:
         return Section("Training", sentences=["This folder holds no record of the training."])
     facts = [(_words(name), str(manifest[name])) for name in RECORDED if name in manifest]
     facts.append(("torch", manifest.get("versions", {}).get("torch", "unknown")))
-    facts.append(("weights kept", f"epoch {manifest.get('best_epoch', 'that was best on val')}"))
+    by = f"epoch {manifest.get('best_epoch')}, the best on val by {manifest.get('best_by')}"
+    facts.append(("weights kept", by if "best_by" in manifest else "the best epoch on val"))
     if first := manifest.get("started_from"):
         commands.append(first["command"])
         facts.append(("before", f"{first['epochs']} epochs in {first['minutes']} minutes by the first command"))

@@ -35,6 +35,7 @@ def write(folder: Path, options: dict, model: Model, history: Sequence[dict], be
         "parameters": sum(p.numel() for p in model.parameters()),
         "epochs": len(history),
         "best_epoch": best_epoch,
+        "best_by": options.get("best_by", "iou"),
         "minutes": round(sum(line["seconds"] for line in history) / 60, 2),
         "peak_memory_mb": peak_memory_mb(),
         "hardware": hardware(),
