@@ -13,10 +13,13 @@ unused below 0.05.
 """
 
 import argparse
+import io
 import json
-import subprocess
+import runpy
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +30,7 @@ from tables import README, hardware, inserted, spread, table
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # the repository root: cvlab needs no installation
+sys.path[:0] = [str(ROOT), str(ROOT / "train")]  # cvlab needs no installation
 
 from cvlab import checkpoint
 from cvlab.audit.data import odd_labels
@@ -138,9 +141,10 @@ MARKS: dict[str, Draw] = {each.__name__.replace("_", " "): each for each in (
 # --- one experiment ---------------------------------------------------------------------------------------------------
 
 
-def pictures(source: str, data: Path | None, rng: np.random.Generator) -> dict[str, list[Image.Image]]:
+@lru_cache(maxsize=1)
+def pictures(source: str, data: Path | None, seed: int) -> dict[str, list[Image.Image]]:
     """Square pictures of some classes of a source, drawn at random."""
-    classes, most = SOURCES[source]
+    (classes, most), rng = SOURCES[source], np.random.default_rng([9, seed])
     if source == "drawn scenes":
         names, found = rng.choice(CLASS_NAMES, classes, replace=False).tolist(), {}
         seeds = iter(int(rng.integers(10**6, 10**8)) + i for i in range(10**6))
@@ -187,7 +191,7 @@ def plan(run: int, sources: list[str]) -> dict:
 def write_data(folder: Path, run: int, planned: dict, data: Path | None) -> str:
     """Writes data/, and the same pictures all without the mark (bare/) and all with it (marked/); returns the class."""
     rng, draw = np.random.default_rng([8, run]), MARKS.get(planned["mark"])
-    classes = pictures(planned["source"], data, rng)
+    classes = pictures(planned["source"], data, 0 if data is None else run)
     chosen = list(classes)[int(rng.integers(len(classes)))]
     for name, images in classes.items():
         share = 0 if draw is None else planned["own"] if name == chosen else planned["others"]
@@ -253,11 +257,11 @@ def effect_of(tried: dict) -> float:
 
 
 def call(script: str, *words: object) -> None:
-    """Runs a script of train/; ends with what it printed where it fails."""
-    command = [sys.executable, str(ROOT / "train" / script), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
+    """Runs a script of train/ in this process: importing torch and timm would take longer than a small training."""
+    before, sys.argv = sys.argv, [script, *map(str, words)]
+    with redirect_stdout(io.StringIO()):
+        runpy.run_path(str(ROOT / "train" / script), run_name="__main__")
+    sys.argv = before
 
 
 def wrong_labels(data: Path, weights: Path) -> dict:
