@@ -137,3 +137,23 @@ def test_of_many_epochs_some_are_shown_and_the_last(tmp_path: Path, count: int, 
     shown = record_panel(tmp_path)
     assert shown.count("<img") == drawn
     assert f'alt="Epoch {count:03}"' in shown
+
+
+def test_what_an_audit_found_is_told_and_its_photographs_are_not_published(folder: Path) -> None:
+    effect = {"value": 0.3, "low": 0.2, "high": 0.4}
+    suspect = {"level": "used", "sentence": f"{MARK} is fixed in place", "class_name": MARK}
+    found = {"n": 9, "accuracy": effect, "suspects": [suspect], "tried": [suspect], "telling": {"brightness": 0.5}}
+    found["labels"] = [{"file": f"{MARK}.png", "label": "a", "likely": "b"}]
+    (folder / "audit.json").write_text(json.dumps(found))
+    (folder / "audit").mkdir()
+    shapes.scene(1, 32).image.save(folder / "audit" / "suspect-1.png")
+    shown = record_panel(folder)
+    assert "is fixed in place" in shown
+    assert 'alt="Suspect 1"' in shown
+    assert MARK not in shown
+    for model_id, linked in ((None, True), ("user/name", False)):
+        card.write(folder, model_id)
+        text = (folder / "README.md").read_text()
+        assert ("audit/suspect-1.png" in text) == linked
+        assert "is fixed in place" in text
+        assert MARK not in text

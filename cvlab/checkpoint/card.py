@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -75,9 +75,12 @@ def write(folder: str | Path, model_id: str | None = None) -> None:
     folder = Path(folder)
     name = (model_id or folder.resolve().name).split("/")[-1]
     blocks = [_front_matter(name, folder), f"# {escaped(name)}"]
-    blocks += [text for section in SECTIONS if (text := markdown(section(folder)))]
+    for section in (each(folder) for each in SECTIONS):
+        # Photographs of an audit are not published.
+        shown = [path for path in section.pictures if not model_id or path.parent.name == "report"]
+        blocks.append(markdown(replace(section, pictures=shown)))
     blocks += ["## Use", _fenced(USE.format(source=model_id or folder), "python")]
-    write_text(folder / "README.md", "\n\n".join(blocks) + "\n")
+    write_text(folder / "README.md", "\n\n".join(filter(None, blocks)) + "\n")
 
 
 # --- reading a folder, which may come from a stranger -----------------------------------------------------------------
@@ -186,9 +189,10 @@ def audit(folder: Path) -> Section:
     facts = [(each["level"], each["sentence"]) for each in found["tried"]]
     telling = [("what alone tells the class", "balanced accuracy in train")]
     telling += [(name, f"{share:.2f}") for name, share in sorted(found["telling"].items(), key=lambda each: -each[1])]
-    odd = [("labels to look at", "label", "likelier"), *(tuple(each.values()) for each in found["labels"][:30])]
+    odd = [("labels to look at", "label", "likelier"), *(tuple(each.values()) for each in found["labels"][:15])]
     tables = [each for each in (telling, odd) if len(each) > 1]
-    return Section("Audit", facts=facts, sentences=sentences, tables=tables)
+    pictures = sorted((folder / "audit").glob("suspect-*.png"))
+    return Section("Audit", facts=facts, sentences=sentences, tables=tables, pictures=pictures)
 
 
 def _data(folder: Path) -> Section:

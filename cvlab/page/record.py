@@ -1,8 +1,8 @@
 """The Report tab: what the folder of a model tells about it, as HTML.
 
-The sections are those of the card (cvlab/checkpoint/card.py), with the pictures of an audit, those of each epoch and
-the card itself. The folder may come from a stranger: its text is escaped, its pictures are opened like an uploaded
-photo, and a part that is not valid says so instead of hiding the others.
+The sections are those of the card (cvlab/checkpoint/card.py), with the pictures of each epoch and the card itself. The
+folder may come from a stranger: its text is escaped, its pictures are opened like an uploaded photo, and a part that is
+not valid says so instead of hiding the others.
 """
 
 import math
@@ -22,7 +22,7 @@ MAX_PICTURE_BYTES = 8 * 2**20
 
 def record_panel(folder: Path) -> str:
     """Everything that the folder of a model tells, part after part."""
-    return "".join(_shown(part, folder) for part in (*SECTIONS, _suspects, _epochs, _card))
+    return "".join(_shown(part, folder) for part in (*SECTIONS, _epochs, _card))
 
 
 def _shown(part: Callable[[Path], Section | str], folder: Path) -> str:
@@ -52,11 +52,6 @@ def _gallery(paths: Sequence[Path]) -> str:
         title, alt_text = title_and_alt_text(path)
         drawn.append(figure(image, title, "", alt_text))
     return in_grid(drawn, "wide") if drawn else ""
-
-
-def _suspects(folder: Path) -> str:
-    """The pictures with and without each mark that an audit found; a published model has none."""
-    return _gallery(sorted((folder / "audit").glob("suspect-*.png")))
 
 
 def _epochs(folder: Path) -> str:
