@@ -111,7 +111,7 @@ def test_the_table_counts_what_was_found():
         {"mark": None, "suspects": [{"class_name": "b"}], "class": "a"},
     ]
     found = bench.told(rows)
-    assert (found["used"], found["unused"], found["clean"]) == ([2, 3], [0, 1], [1, 2])
+    assert (found["used"], found["unused"], found["clean"], found["others"]) == ([2, 3], [0, 1], [1, 2], [0, 5])
     assert found["area"]["effect"] == pytest.approx(2 / 3)
     assert found["by mark"]["corner"] == [1, 2]
     assert json.dumps(found)

@@ -306,6 +306,8 @@ def told(rows: list[dict]) -> dict:
         "used": [sum(map(accused, used)), len(used)],
         "unused": [sum(map(accused, unused)), len(unused)],
         "clean": [sum(bool(row["suspects"]) for row in clean), len(clean)],
+        "others": [sum(any(each["class_name"] not in (row["class"], None) for each in row["suspects"]) for row in marked),
+                   len(marked)],
         "area": areas,
         "by mark": {name: [[accused(row) for row in used if row["mark"] == name].count(True),
                            sum(row["mark"] == name for row in used)] for name in MARKS},
@@ -323,6 +325,7 @@ def page(rows: list[dict], labels: dict) -> str:
     found = told(rows)
     lines = [["marks that the model uses, found", share(found["used"])]]
     lines += [["marks that it does not use, accused", share(found["unused"])]]
+    lines += [["models of marked data, accused of another class", share(found["others"])]]
     lines += [["models of clean data, accused", share(found["clean"])]]
     lines += [[f"area under ROC of {name}", "none" if area is None else f"{area:.3f}"] for name, area in (
         ("the proven effect", found["area"]["effect"]), ("the mark's share of the heatmaps", found["area"]["heat"])
