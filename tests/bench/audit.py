@@ -297,6 +297,9 @@ def told(rows: list[dict]) -> dict:
     def accused(row: dict) -> bool:
         return any(each["class_name"] in (row["class"], None) for each in row["suspects"])
 
+    def others_accused(row: dict) -> bool:
+        return any(each["class_name"] not in (row["class"], None) for each in row["suspects"])
+
     areas = {}
     for name in ("effect", "heat"):
         pairs = [(row[name], row in used) for row in used + unused]
@@ -306,8 +309,7 @@ def told(rows: list[dict]) -> dict:
         "used": [sum(map(accused, used)), len(used)],
         "unused": [sum(map(accused, unused)), len(unused)],
         "clean": [sum(bool(row["suspects"]) for row in clean), len(clean)],
-        "others": [sum(any(each["class_name"] not in (row["class"], None) for each in row["suspects"]) for row in marked),
-                   len(marked)],
+        "others": [sum(map(others_accused, marked)), len(marked)],
         "area": areas,
         "by mark": {name: [[accused(row) for row in used if row["mark"] == name].count(True),
                            sum(row["mark"] == name for row in used)] for name in MARKS},
