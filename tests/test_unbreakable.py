@@ -28,6 +28,7 @@ import app
 from cvlab import checkpoint
 from cvlab.data import shapes
 from cvlab.models import build
+from cvlab.page.host import sentence_of
 from cvlab.page.models import Models, offered_models
 from cvlab.page.upload import Sent, path_of
 
@@ -92,9 +93,13 @@ def what_is_said(ask: Callable, *arguments: object) -> str:
     try:
         ask(*arguments)
     except gr.Error as error:
-        assert_sentence(str(error.message))
-        return error.message
-    return ""
+        said = str(error.message)
+    except (ValueError, OSError) as error:
+        said = sentence_of(error)  # as Page says it to a visitor or a program
+    else:
+        return ""
+    assert_sentence(said)
+    return said
 
 
 def assert_sentence(text: str) -> None:
