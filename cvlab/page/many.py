@@ -28,7 +28,7 @@ from cvlab.trust.diagnosis import diagnose
 PHOTO_SIDE = 480  # pixels of a photo in the gallery
 MOST_SHOWN = 60  # pictures in the gallery; the table holds all
 # The columns of the table and their widths in pixels.
-ROWS = {"no.": 60, "file": 180, "prediction": 130, "share": 90, "peak": 90, "what to know": 260}
+ROWS = {"no.": 60, "file": 180, "prediction": 130, "share": 90, "peak": 90, "what to know": 260, "familiar": 90}
 ORDERS = {
     "number": lambda row: row.number,
     "prediction": lambda row: (row.prediction or "", -row.share),
