@@ -5,6 +5,7 @@ import csv
 import json
 import multiprocessing
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -21,14 +22,12 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "train"))
-import classifier
 import cli
-import dropout_study
 import run_queue
 import sweep
 import sweep_plan
 
-from cvlab import checkpoint, models
+from cvlab import checkpoint
 
 # val accuracy is lr * epoch / 10, so that the answer is known; every epoch is noted in trained.log beside the script.
 SCRIPT = """
@@ -320,92 +319,25 @@ def test_a_folder_keeps_to_one_sweep(script: Path) -> None:
         run(script, "--over", "lr=1", "--out", out, "--", "--epochs", 2)
 
 
-@pytest.fixture
-def trained_plain(tmp_path: Path) -> Path:
-    """A run folder of a small plain network, as train/classifier.py leaves it."""
-    model = models.build("plain", ["a", "b"], 16, {"widths": [4, 8], "hidden": []}, mean=(0.1, 0.2, 0.3))
-    checkpoint.save(model, tmp_path / "start", data={"name": "ab"})
-    command = "python train/classifier.py --recipe x --data 'a b' --dropout 0.2 --out o --lr 1 --resume --epochs 3"
-    (tmp_path / "start" / "manifest.json").write_text(json.dumps({"command": command}))
-    return tmp_path / "start"
-
-
-def test_training_on_keeps_the_options_of_the_run(
-    tmp_path: Path, trained_plain: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "x.toml").write_text('script = "classifier"\n[options]\n')
-    monkeypatch.setattr(cli, "RECIPES", tmp_path)
-    args = argparse.Namespace(epochs=7, data=None)
-    kept = {"recipe": "x", "data": Path("a b"), "lr": 1.0, "start_from": trained_plain, "epochs": 7}
-    assert dropout_study.options_of(trained_plain, args) == kept
-    args.data = Path("moved")
-    assert dropout_study.options_of(trained_plain, args) == kept | {"data": Path("moved")}
-
-
-def test_the_recipe_of_the_study_needs_only_the_runs_that_it_starts_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["dropout_study.py", "--recipe", "scenes8-dropout-study"])
-    with pytest.raises(ValueError, match="runs/scenes8-sweep is neither"):
-        dropout_study.main()
-
-
-def test_a_study_begins_with_the_best_finished_run_of_each_recipe(tmp_path: Path, trained_plain: Path) -> None:
-    lines = [
-        "run,recipe,state,best val",
-        "001,one,done,0.3",
-        "002,one,done,0.5",
-        "003,one,pruned,0.9",
-        "004,two,done,0",
-    ]
-    (tmp_path / "runs.csv").write_text("\n".join(lines))
-    assert dropout_study.best_runs(tmp_path) == {"one": tmp_path / "002", "two": tmp_path / "004"}
-    assert dropout_study.best_runs(trained_plain) == {"start": trained_plain}
-    with pytest.raises(ValueError, match="neither a run nor a sweep"):
-        dropout_study.best_runs(tmp_path / "nothing")
-
-
-def test_the_dropout_study_trains_on_and_chooses_by_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The true classifier, by a true sweep: 24 noisy pictures of two classes, one value of dropout at two places."""
+def test_a_trained_network_learns_on_with_dropout_at_several_places(tmp_path: Path) -> None:
+    """The true scripts: 24 noisy pictures of two classes; the second sweep shows what evaluate.py measured."""
     rng = np.random.default_rng(0)
     for i in range(24):
         path = tmp_path / "photos" / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
-    small = ["--image-size", "16", "--widths", "4", "8", "--precision", "fp32", "--data", str(tmp_path / "photos")]
-    small += ["--network", "plain", "--hidden"]
-    monkeypatch.setattr(sys, "argv", ["train/classifier.py", *small, "--epochs", "1", "--out", str(tmp_path / "start")])
-    classifier.main()
-    words = ["--start", tmp_path / "start", "--dropout", "0.5", "--epochs", 1, "--at", "early", "late"]
-    words += ["--out", tmp_path / "study"]
-    monkeypatch.setattr(sys, "argv", ["dropout_study.py", *map(str, words)])
-    dropout_study.main()
-    ((name, study),) = json.loads((tmp_path / "study" / "study.json").read_text()).items()
-    before, (row, late) = study["before"], study["rows"]
-    assert (row["at"], late["at"]) == ("early", "late")
-    assert (name, row["dropout"], row["after"]["test"]["n"], before["test"]["n"]) == ("start", "0.5", 4, 4)
-    history = [json.loads(line) for line in (tmp_path / "start" / "history.jsonl").read_text().splitlines()]
-    kept = max(history, key=lambda line: line["val_accuracy"])
-    assert before["val"]["loss"] == pytest.approx(kept["val_loss"], rel=1e-4)
-    assert before["val"]["value"] == max(line["val_accuracy"] for line in history)
-    assert checkpoint.load(tmp_path / "study" / "after" / "start" / "001").config["arguments"]["dropout"] == 0.5
-    assert (tmp_path / "study" / "before" / "start" / "confusion_matrix.png").is_file()
-    for folder, places in (("after/start/001", [2]), ("after/start/002", [3])):
-        assert checkpoint.load(tmp_path / "study" / folder).config["arguments"]["dropout_at"] == places
-        assert (tmp_path / "study" / folder / "report" / "confusion_matrix.png").is_file()
-
-
-def test_the_value_is_chosen_by_val_and_not_by_test() -> None:
-    def row(p: str, val: float, test: float) -> dict:
-        scores = {
-            part: {"value": value, "low": 0, "high": 1, "n": 9, "loss": 2}
-            for part, value in (("val", val), ("test", test))
-        }
-        return {"dropout": p, "at": "", "after": scores}
-
-    rows = [row("0", 0.4, 0.9), row("0.1", 0.6, 0.3), row("0.5", 0.6, 0.8)]
-    lines = dropout_study.table(row("", 0.7, 0.95)["after"], rows).splitlines()
-    assert lines[2] == "| before | 0.700 | 0.950 (0.000 to 1.000) | 2.000 |"
-    assert [line.split()[1] for line in lines[3:]] == ["0", "**0.1**", "0.5"]
-    assert lines[4].startswith("| **0.1** | **0.600** |")
+    small = ["--image-size", "16", "--widths", "4", "8", "--precision", "fp32", "--data", tmp_path / "photos"]
+    small += ["--network", "plain", "--hidden", "--epochs", "1"]
+    start, study = tmp_path / "start", tmp_path / "study"
+    subprocess.run([sys.executable, ROOT / "train/classifier.py", *small, "--out", start], check=True)
+    words = ["classifier", "--over", "dropout=0.5", "dropout_at=2,2 3", "--out", study]
+    run(*words, "--", *small, "--start-from", start)
+    for folder, places in (("001", [2]), ("002", [2, 3])):
+        arguments = checkpoint.load(study / folder).config["arguments"]
+        assert (arguments["dropout"], arguments["dropout_at"]) == (0.5, places)
+    measuring = [ROOT / "train/evaluate.py", study / "001", "--data", tmp_path / "photos"]
+    subprocess.run([sys.executable, *measuring], check=True)
+    assert (study / "001/report/confusion_matrix.png").is_file()
+    run(*words, "--", *small, "--start-from", start)
+    accuracy = json.loads((study / "001/metrics.json").read_text())["accuracy"]
+    assert column(study, "test") == ["{value:.3f} ({low:.3f} to {high:.3f})".format(**accuracy), ""]

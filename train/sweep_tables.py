@@ -15,7 +15,7 @@ from cvlab.checkpoint.card import read_history
 from cvlab.files import read_json, write_text
 
 STATES = {"WAITING": "waiting", "RUNNING": "running", "COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}
-MEASURED = ("state", "epochs", "best val", "at epoch", "minutes")  # columns after the options
+MEASURED = ("state", "epochs", "best val", "at epoch", "minutes", "test")  # columns after the options
 
 
 def val_scores(folder: Path) -> dict[int, float]:
@@ -31,17 +31,24 @@ def kept_epoch(folder: Path) -> int | None:
 
 
 def table(study: optuna.Study, out: Path) -> list[dict[str, str]]:
-    """One row a run: its options, its state, the epoch that it kept with the val score of that, minutes."""
+    """One row a run: its options, its state, the epoch that it kept with the val score of that, minutes.
+
+    The score on test with its interval is there where train/evaluate.py measured a run.
+    """
     rows, names = [], {}
     for run, trial in sorted(latest(study).items()):
         folder, options = out / f"{run:03}", trial.user_attrs["options"] or {}
         history, epoch = read_history(folder), kept_epoch(folder)
         best = f"{val_scores(folder)[epoch]:.4f}" if epoch else ""
         minutes = f"{sum(line['seconds'] for line in history) / 60:.1f}"
-        measured = (STATES[trial.state.name], str(len(history)), best, str(epoch or ""), minutes)
+        found = read_json(folder / "metrics.json")
+        score = found.get("accuracy", found.get("iou")) if found.get("part") == "test" else None
+        test = "{value:.3f} ({low:.3f} to {high:.3f})".format(**score) if score else ""
+        measured = (STATES[trial.state.name], str(len(history)), best, str(epoch or ""), minutes, test)
         rows.append({"run": f"{run:03}", **options, **dict(zip(MEASURED, measured, strict=True))})
         names |= options
-    return [{name: row.get(name, "") for name in ("run", *names, *MEASURED)} for row in rows]
+    shown = ("run", *names, *(name for name in MEASURED if name != "test" or any(row["test"] for row in rows)))
+    return [{name: row.get(name, "") for name in shown} for row in rows]
 
 
 def markdown(rows: list[dict[str, str]], best: str | None) -> str:
@@ -67,7 +74,7 @@ def write_tables(study: optuna.Study, out: Path) -> None:
     writer.writerows(rows)
     write_text(out / "runs.csv", file.getvalue())
     lines = [f"# Sweep of {plan['script']}\n", f"Every run has `{shlex.join(plan['fixed'])}`.\n"]
-    lines += [markdown(rows, best), "\nThe best run by validation is in bold. The test part was not read."]
+    lines += [markdown(rows, best), "\nThe best run by validation is in bold; the sweep does not read the test part."]
     kept = {row["run"]: epoch for row in rows if (epoch := kept_epoch(out / row["run"]))}
     if kept:
         histories = {run: read_history(out / run) for run in kept}

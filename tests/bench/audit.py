@@ -178,13 +178,13 @@ def square(image: Image.Image) -> Image.Image:
 
 
 def plan(run: int, sources: list[str]) -> dict:
-    """What is drawn into which data set: five of twelve stay clean."""
-    rng = np.random.default_rng([7, run])
+    """What is drawn into which data set: five of twelve of each source stay clean."""
+    rng, block = np.random.default_rng([7, run]), run // len(sources)
     found = {"source": sources[run % len(sources)], "mark": None}
-    if run % 12 not in (1, 3, 6, 8, 11):
+    if (7 * block + run % len(sources)) % 12 >= 5:
         names = list(MARKS)
-        own, others = rng.choice([0.5, 0.8, 1.0]).item(), rng.choice([0.0, 0.1, 0.3]).item()
-        found |= {"mark": names[(run // len(sources) * 5 + run) % len(names)], "own": own, "others": others}
+        own, others = rng.choice([0.5, 0.8, 1.0]).item(), rng.choice([0.0, 0.0, 0.1, 0.3]).item()
+        found |= {"mark": names[(block * 5 + run) % len(names)], "own": own, "others": others}
     return found
 
 
