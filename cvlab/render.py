@@ -5,7 +5,6 @@ A map is divided by its maximum, and its minimum is never subtracted: without ev
 
 import base64
 from collections.abc import Sequence
-from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
@@ -59,7 +58,7 @@ def heatmap_picture(
     attribution: Tensor, size: Sequence[int], colormap: str = COLORMAP, stage: Stage | None = None
 ) -> Image.Image:
     """The map alone, coloured from zero to its maximum."""
-    return _coloured(_levels(relative_heat(attribution, size, stage=stage)), colormap)
+    return _coloured(relative_heat(attribution, size, stage=stage), colormap)
 
 
 def overlay(
@@ -69,26 +68,15 @@ def overlay(
 
     The colour's opacity grows with the evidence, so a blank map leaves the picture unchanged.
     """
-    levels = _levels(relative_heat(attribution, view.shape[-2:], stage=stage))
-    alpha = levels.point([round(255 * opacity * (level / 255) ** 0.5) for level in range(256)])
-    return Image.composite(_coloured(levels, colormap), to_picture(view), alpha)
+    heat = relative_heat(attribution, view.shape[-2:], stage=stage)
+    alpha = Image.fromarray(np.round(255 * opacity * heat**0.5).astype(np.uint8))
+    return Image.composite(_coloured(heat, colormap), to_picture(view), alpha)
 
 
-def _levels(heat: np.ndarray) -> Image.Image:
-    """(H, W) in [0, 1] to 256 levels, rounded as matplotlib rounds."""
-    return Image.fromarray(np.minimum(heat * 256, 255).astype(np.uint8))
-
-
-def _coloured(levels: Image.Image, colormap: str) -> Image.Image:
-    levels = levels.copy()
-    levels.putpalette(_palette(colormap))
-    return levels.convert("RGB")
-
-
-@lru_cache
-def _palette(colormap: str) -> bytes:
-    """The colours of the 256 levels: cached, because matplotlib would compute them for every picture."""
-    return np.uint8(np.round(matplotlib.colormaps[colormap](np.arange(256))[:, :3] * 255)).tobytes()
+def _coloured(heat: np.ndarray, colormap: str) -> Image.Image:
+    """(H, W) in [0, 1] in 256 colours, looked up here because matplotlib computes with floats for every pixel."""
+    colours = np.round(matplotlib.colormaps[colormap](np.arange(256))[:, :3] * 255).astype(np.uint8)
+    return Image.fromarray(colours[np.minimum(heat * 256, 255).astype(np.uint8)])
 
 
 def mask_overlay(image: Image.Image, mask: np.ndarray) -> Image.Image:
