@@ -62,12 +62,17 @@ class Recorder:
 
 
 @contextmanager
-def recorded(model: Model, score: Callable[[Tensor], Tensor], modules: dict[str, nn.Module]) -> Iterator[Recorder]:
-    """A Recorder of some modules. Captum's own hooks come after these: it reads, and clones, what these return."""
-    with alone_with(model):
+def recorded(
+    model: Model, images: Tensor, score: Callable[[Tensor], Tensor], modules: dict[str, nn.Module]
+) -> Iterator[tuple[Recorder, Tensor]]:
+    """A Recorder of some modules, and a copy of the images that requires gradients, so that frozen models have them.
+
+    Captum's own hooks come after these: it reads, and clones, what these return.
+    """
+    with alone_with(model), torch.inference_mode(False), torch.enable_grad():
         seen = Recorder(model, score, modules)
         try:
-            yield seen
+            yield seen, images.detach().clone().requires_grad_(images.is_floating_point())  # `forward` refuses others
         finally:
             seen.remove()
 
@@ -81,7 +86,7 @@ def passes(
 
     `images` and `score` are as in `explain`, `modules` are by any name. ValueError as for a `Recorder`.
     """
-    with recorded(model, score, modules) as seen, differentiable(images) as images:
+    with recorded(model, images, score, modules) as (seen, images):
         method = LayerGradientXActivation(seen, list(modules.values()), multiply_by_inputs=False)
         gradients = method.attribute(images, grad_kwargs=UNUSED_IS_ZERO)
     return seen, dict(zip(modules, gradients, strict=True))
@@ -122,10 +127,3 @@ def alone_with(model: Model) -> Iterator[None]:
         finally:
             for module in training:
                 module.training = True
-
-
-@contextmanager
-def differentiable(images: Tensor) -> Iterator[Tensor]:
-    """Gradients on, and a copy of the images that requires them, so that stages of frozen models have gradients too."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield images.detach().clone().requires_grad_(images.is_floating_point())  # `forward` refuses others

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from captum.attr import LayerGradCam
 from torch import Tensor
 
-from cvlab.explain.hooks import UNUSED_IS_ZERO, alone_with, differentiable, forward, passes, recorded
+from cvlab.explain.hooks import UNUSED_IS_ZERO, alone_with, forward, passes, recorded
 from cvlab.explain.scores import Score, predicted_score, takes_wrapped
 from cvlab.models import Model, Stage
 from cvlab.models.model import identity
@@ -101,7 +101,7 @@ def explain(
     modules = {name: known[name].module for name in stages}
     # LayerGradCam takes one layer, and would read tokens as channels.
     if list(methods) == ["grad_cam"] and len(stages) == 1 and known[stages[0]].to_map is identity:
-        with recorded(model, score, modules) as seen, differentiable(images) as images:
+        with recorded(model, images, score, modules) as (seen, images):
             attribution = LayerGradCam(seen, modules[stages[0]]).attribute(images, grad_kwargs=UNUSED_IS_ZERO)
         return Explanation(seen.logits, seen.scores, {"grad_cam": {stages[0]: attribution.detach().float()}})
     seen, gradients = passes(model, images, score, modules)

@@ -36,9 +36,7 @@ def component(mask: Tensor, x: int, y: int) -> Tensor:
 def pixel(size: Sequence[int], x: int, y: int) -> Tensor:
     """A single pixel of a view of `size` (H, W); ValueError if it is outside."""
     _check_inside(size, x, y)
-    region = torch.zeros(tuple(size), dtype=torch.bool)
-    region[y, x] = True
-    return region
+    return box(size, (x, y), (x, y))
 
 
 def box(size: Sequence[int], first: tuple[int, int], second: tuple[int, int]) -> Tensor:

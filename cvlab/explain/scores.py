@@ -32,9 +32,6 @@ def class_score(class_idx: int | Tensor) -> Score:
     """The logit of a class, (N, C) -> (N,). A tensor of N indices gives each image its own class."""
 
     def score(logits: Tensor) -> Tensor:
-        if isinstance(class_idx, int):
-            _check_classes([class_idx], logits)
-            return logits[:, class_idx]
         # A clone: autograd cannot save a tensor that was made in inference mode.
         index = torch.as_tensor(class_idx, device=logits.device).clone().expand(len(logits))
         _check_classes(index.tolist(), logits)
