@@ -22,7 +22,7 @@ from cvlab.explain import (
 )
 from cvlab.models import Stage, build
 from cvlab.transforms import view
-from cvlab.trust.diagnosis import diagnose, score_map_correlation
+from cvlab.trust.diagnosis import diagnose
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,15 +60,15 @@ def test_what_a_map_alone_shows(attribution, logits, name):
     assert name_of(diagnose(attribution * 1e-9, logits)) == name  # whatever its scale
 
 
-def test_score_map_correlation_by_hand():
-    logits = torch.tensor([[[[1.0, 2], [3, 4]], [[0, 0], [0, 9]]]])
-    attribution = torch.tensor([[[[-1.0, 1], [1, -1]]]])
-    assert score_map_correlation(logits[:, :1] * 5 + 3, logits) == pytest.approx(1)
-    assert score_map_correlation(attribution, logits) == pytest.approx(0)
-    assert score_map_correlation(logits[:, 1:], logits, 1) == pytest.approx(1)
+def test_a_map_is_compared_with_the_logits_of_its_own_class_at_its_own_resolution():
+    logits = torch.cat([FINE, FINE.flip(2)], 1)
+    assert name_of(diagnose(logits[:, :1] * 5 + 3, logits)) == "Tautology"
+    assert name_of(diagnose(logits[:, :1] * 5 + 3, logits, 1)) == ""
+    assert name_of(diagnose(logits[:, 1:], logits, 1)) == "Tautology"
     # At a coarser stage the logits are averaged over its cells.
-    fine = logits[:, :1].repeat_interleave(3, 2).repeat_interleave(3, 3)
-    assert score_map_correlation(logits[:, :1], fine) == pytest.approx(1)
+    fine = logits.repeat_interleave(3, 2).repeat_interleave(3, 3)
+    fine[..., ::3, ::3] += 9
+    assert name_of(diagnose(logits[:, :1], fine)) == "Tautology"
 
 
 # --- healthy models: what the faults are planted in -------------------------------------------------------------------

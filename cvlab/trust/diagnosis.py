@@ -35,7 +35,10 @@ def diagnose(attribution: Tensor, logits: Tensor | None = None, class_idx: int =
         size = "x".join(map(str, attribution.shape[-2:]))
         return f"Coarse: this stage has only {size} positions. Choose an earlier stage or a larger image."
     if logits is not None and logits.ndim == 4:
-        repeats = score_map_correlation(attribution, logits, class_idx)
+        # A map that is its class's logits at the map's resolution explains nothing. At the last decoder stage under a
+        # 1x1 head it is so: there Grad-CAM is a constant times (logit - bias) for every region.
+        score_map = F.adaptive_avg_pool2d(logits[:, class_idx : class_idx + 1], attribution.shape[-2:])
+        repeats = correlation(attribution, score_map).item()
         if repeats > SAME:
             return "Tautology: this map is the prediction times a constant. It shows what was found, not why."
         if repeats < -SAME:
@@ -56,17 +59,3 @@ def diagnose(attribution: Tensor, logits: Tensor | None = None, class_idx: int =
                 "equally likely. Ask why one rather than the other (contrast_score)."
             )
     return ""
-
-
-def score_map_correlation(attribution: Tensor, logits: Tensor, class_idx: int = 0) -> float:
-    """Pearson's r between a segmenter's map and its own logits at the map's resolution; 0 for a flat map.
-
-    If it is 1, the map only repeats the prediction and does not explain it. This is so at the last decoder stage under
-    a 1x1 head, where Grad-CAM is a constant times (logit - bias) for every region.
-
-    Args:
-        attribution: (1, 1, h, w).
-        logits: (1, C, H, W).
-    """
-    score_map = F.adaptive_avg_pool2d(logits[:, class_idx : class_idx + 1], attribution.shape[-2:])
-    return correlation(attribution, score_map).item()
