@@ -80,22 +80,17 @@ def views_of(args: argparse.Namespace) -> tuple[int, str]:
     return views, augment
 
 
-def network(args: argparse.Namespace) -> tuple[str, dict]:
-    """The name of the network in cvlab/models/, and its arguments."""
-    arguments = {name: vars(args)[name] for name in HEADS[args.head] if vars(args)[name] is not None}
-    arguments["architecture"] = args.backbone.split(".")[0]
-    if args.head == "map":
-        arguments["pool"] = False
-    return "timm" if args.head == "linear" else "timm_head", arguments
-
-
 def main() -> None:
     args = parser().parse_args()
     check(args)
     views, augment = views_of(args)
     view = default_view(args.backbone) | cli.view_of(args)
     mean, std, size = view.pop("mean"), view.pop("std"), view["image_size"]
-    name, arguments = network(args)
+    name = "timm" if args.head == "linear" else "timm_head"  # in cvlab/models/
+    arguments = {option: vars(args)[option] for option in HEADS[args.head] if vars(args)[option] is not None}
+    arguments["architecture"] = args.backbone.split(".")[0]
+    if args.head == "map":
+        arguments["pool"] = False
     models.check_size(name, size, arguments)
     state = open_run(args)
     set_seed(args.seed)
