@@ -159,17 +159,6 @@ def test_every_optimizer_descends(name: str) -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize(("norm", "longest"), [(0.0, 50.0), (100.0, 50.0), (5.0, 5.0)])
-def test_the_gradient_norm_is_clipped_before_a_step(norm: float, longest: float) -> None:
-    """A gradient of length 50, 30 in the weights and 40 in the bias, and one step of plain SGD at a rate of 1."""
-    model = nn.Linear(1, 1)
-    before = torch.tensor([model.weight.item(), model.bias.item()])
-    model.weight.grad, model.bias.grad = torch.full((1, 1), 30.0), torch.full((1,), 40.0)
-    optimizer("sgd", model, 1.0, momentum=0.0, clip_norm=norm).step()
-    moved = before - torch.tensor([model.weight.item(), model.bias.item()])
-    torch.testing.assert_close(moved, longest * torch.tensor([0.6, 0.8]), rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_fastest_precision_leaves_no_trace(training: bool) -> None:
     model = small_network().train(training)

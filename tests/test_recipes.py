@@ -160,6 +160,20 @@ def test_the_average_of_the_weights_and_the_plateau_are_resumed(photos: dict, tm
     assert not last(whole)["head.weight"].equal(kept(whole)["head.weight"])
 
 
+def test_clipped_gradients_move_no_weight_farther_than_rate_times_norm_in_a_step(photos: dict, tmp_path: Path) -> None:
+    """Plain SGD at a rate of 1: eight steps of length 1e-3 at most, from the same first weights."""
+    words = ["--data", photos["classifier"], *SMALL, "--batch-size", 2, "--widths", 4, "--ema", 0]
+    words += ["--optimizer", "sgd", "--momentum", 0, "--weight-decay", 0, "--schedule", "constant"]
+    settings = {"still": [0, 0], "clipped": [1, 1e-3], "free": [1, 0]}
+    for name, (lr, norm) in settings.items():
+        here("classifier", *words, "--lr", lr, "--clip-norm", norm, "--out", tmp_path / name)
+    first, clipped, free = (
+        torch.cat([value.flatten() for key, value in last(tmp_path / name).items() if key.endswith(("weight", "bias"))])
+        for name in settings
+    )
+    assert 0 < (clipped - first).norm() <= 8.1e-3 < (free - first).norm()
+
+
 def test_without_augmentation_every_epoch_shows_the_same_views(photos: dict, tmp_path: Path) -> None:
     """At a rate of zero and without batch statistics the loss then stays what it is."""
     words = ["--network", "plain", "--widths", 4, "--hidden", "--batch-size", 6, "--lr", 0, "--label-smoothing", 0]

@@ -55,16 +55,12 @@ def parser() -> cli.Parser:
     return options
 
 
-def network_arguments(args: argparse.Namespace) -> dict:
-    """The arguments of the network that were given."""
-    names = ("widths", "depth", "dropout", "hidden", "head_dropout", "pools", "pool_to", "padding", "batch_norm")
-    names += ("first_relu", "stem_bias", "dropout_at")
-    return {name: value for name in names if (value := vars(args)[name]) is not None}
-
-
 def main() -> None:
     args = parser().parse_args()
-    models.check_size(args.network, args.image_size, network_arguments(args))
+    names = ("widths", "depth", "dropout", "hidden", "head_dropout", "pools", "pool_to", "padding", "batch_norm")
+    names += ("first_relu", "stem_bias", "dropout_at")
+    arguments = {name: value for name in names if (value := vars(args)[name]) is not None}
+    models.check_size(args.network, args.image_size, arguments)
     state = open_run(args)
     set_seed(args.seed)
 
@@ -80,7 +76,7 @@ def main() -> None:
 
     # Model, loss, optimizer, schedule.
     mean, std = sets.normalization(args.normalize, train_set.images)
-    view |= {"arguments": network_arguments(args), "mean": mean, "std": std}
+    view |= {"arguments": arguments, "mean": mean, "std": std}
     model = models.build(args.network, parts.class_names, **view)
     start_from(args.start_from, model)
     model = model.to(memory_format=torch.channels_last)
@@ -90,7 +86,7 @@ def main() -> None:
     sets.onto_gpu(accelerator.device, train_set, val_set)
     model = with_common_statistics(accelerator, model)
     gpu, steps = accelerator.device.type == "cuda", len(train_loader)
-    settings = {"momentum": args.momentum, "decay": args.decay, "clip_norm": args.clip_norm, "fused": gpu}
+    settings = {"momentum": args.momentum, "decay": args.decay, "fused": gpu}
     optimizer = optim.optimizer(args.optimizer, model, args.lr, args.weight_decay, **settings)
     scheduler = optim.schedule(args.schedule, optimizer, args.epochs * steps, steps, args.div_factor)
     model, optimizer, scheduler, train_loader, val_loader = accelerator.prepare(
@@ -113,6 +109,8 @@ def main() -> None:
             logits = model(images)
             loss = criterion(logits, targets)
             accelerator.backward(loss)
+            if args.clip_norm:
+                accelerator.clip_grad_norm_(model.parameters(), args.clip_norm)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()

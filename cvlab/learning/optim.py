@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau, StepLR
 
@@ -28,7 +27,6 @@ def optimizer(
     weight_decay: float = 0.0,
     momentum: float = 0.9,
     decay: str = "weights",
-    clip_norm: float = 0.0,
     factors: dict[str, float] | None = None,
     fused: bool = False,
 ) -> Optimizer:
@@ -38,7 +36,6 @@ def optimizer(
         momentum: of sgd, nesterov and rmsprop.
         decay: "weights" leaves all parameters of one dimension out of weight decay: biases and the factors of
             normalisation layers, as pulling them to zero does not make a function smoother; "all" leaves out none.
-        clip_norm: gradients of a greater norm are scaled down to it before each step; 0 disables.
         factors: of the learning rate of single parameters, by name; 1 for parameters that are not named.
         fused: one kernel for all parameters, for GPUs; torch has none for rmsprop. On a CPU torch reads gradients
             wrongly that have another memory layout than their parameter.
@@ -57,14 +54,7 @@ def optimizer(
     settings = {"momentum": momentum} if name in ("sgd", "nesterov", "rmsprop") else {}
     if name != "rmsprop":
         settings["fused"] = fused
-    made = OPTIMIZERS[name](groups, lr=lr, **settings)
-
-    def clip(*_: object) -> None:
-        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-
-    if clip_norm:
-        made.register_step_pre_hook(clip)
-    return made
+    return OPTIMIZERS[name](groups, lr=lr, **settings)
 
 
 class Plateau(ReduceLROnPlateau):
