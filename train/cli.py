@@ -173,9 +173,7 @@ def add_classification(parser: Parser, **defaults: object) -> None:
     add("--label-smoothing", type=float, default=0.0)
     weights = "balanced: rare classes count more in the loss, n / (classes * n of the class)"
     add("--class-weights", choices=("none", "balanced"), default="none", help=weights)
-    add(
-        "--best-by", choices=("accuracy", "loss"), default="accuracy", help="val score that decides which epoch to keep"
-    )
+    add("--best-by", choices=("accuracy", "loss"), default="accuracy", help="val score by which an epoch is kept")
     parser.set_defaults(**defaults)
 
 
