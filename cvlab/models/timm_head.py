@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import MLP
 
 from cvlab.models.model import Model, Stage, identity
 from cvlab.models.timm import timm_network
@@ -68,11 +69,8 @@ class BackboneWithHead(Model):
         if not pool and (len(shape) != 4 or getattr(twin, "output_fmt", "NCHW") != "NCHW"):
             raise ValueError(f"the features of {architecture} are not a map (C, h, w): use them pooled")
         self.narrow = nn.Conv2d(shape[1], channels, 1) if channels else nn.Identity()
-        lengths = [(channels or shape[1]) * shape[2:].numel(), *hidden]
-        layers = [nn.Flatten()]
-        for i in range(len(hidden)):
-            layers += [nn.Linear(lengths[i], lengths[i + 1]), nn.ReLU(), nn.Dropout(dropout)]
-        self.head = nn.Sequential(*layers, nn.Linear(lengths[-1], num_classes))
+        perceptron = MLP((channels or shape[1]) * shape[2:].numel(), [*hidden, num_classes], dropout=dropout)
+        self.head = nn.Sequential(nn.Flatten(), *list(perceptron)[:-1])  # no dropout after the logits
 
     @property
     def stages(self) -> dict[str, Stage]:
