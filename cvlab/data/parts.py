@@ -159,7 +159,7 @@ def classification_parts(
     split = {"split_seed": split_seed, "per_class": per_class, "classes": classes}
     parts = _empty_parts(folder, class_names or names, split)
     parts.open_sample = lambda sample, at_least=None: (open_image(sample[0], at_least), sample[1])
-    sizes, lacking = {}, {part: [] for part in needed}
+    sizes = {}
     for label, name in enumerate(parts.class_names):
         given = {
             part: [path for path in of.get(name, []) if path not in copies.faults] for part, of in found.parts.items()
@@ -175,14 +175,13 @@ def classification_parts(
                 )
         else:
             cut = _divided(given, copies, seed)
-        for part in needed:
-            if not cut[part]:
-                lacking[part].append(name)
         for part in PARTS:
             parts.samples[part] += [(path, label) for path in cut[part]]
     parts.notes += _missing_parts(found.parts)
-    for part, without in lacking.items():
-        if without and (class_names is None or not parts.samples[part]):
+    for part in needed:
+        there = {label for _, label in parts.samples[part]}
+        without = [name for label, name in enumerate(parts.class_names) if label not in there]
+        if without and (class_names is None or not there):
             raise DataError(f"Class “{without[0]}” of {folder} has no picture for the part {part}: add some.")
         if without:
             parts.notes.append(f"Classes without a picture in {part}: {', '.join(without)}. They are not measured.")
