@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import MLP
 
-from cvlab.models.model import Model, Stage, identity
+from cvlab.models.model import Model, Stage
 from cvlab.models.timm import timm_network
 from cvlab.models.timm_stages import maps_of
 
@@ -76,7 +76,7 @@ class BackboneWithHead(Model):
     def stages(self) -> dict[str, Stage]:
         found = {name: Stage(self.backbone.get_submodule(name), to_map) for name, to_map in self._maps.items()}
         if isinstance(self.narrow, nn.Conv2d):
-            found["narrow"] = Stage(self.narrow, identity)
+            found["narrow"] = Stage(self.narrow)
         return found
 
     def forward(self, images: Tensor) -> Tensor:
