@@ -21,7 +21,7 @@ from cvlab.data import shapes
 from cvlab.data.cache import Cache
 from cvlab.data.duplicates import Copies, fingerprint
 from cvlab.data.folders import DataError, class_pictures, existing, left_out_notes, mask_pairs
-from cvlab.data.masks import count_classes, examine_masks, mask_facts, odd_masks, open_pair
+from cvlab.data.masks import count_classes, examine_masks, mask_facts, odd_masks, read_mask
 from cvlab.models.model import name_fault
 from cvlab.transforms import ImageError, open_image
 
@@ -253,7 +253,7 @@ def segmentation_parts(
     parts = _empty_parts(folder, class_names, {"split_seed": split_seed})
     parts.samples = {part: [(path, pairs[path]) for path in cut[part]] for part in PARTS}
     # Never decoded smaller: a photo has the size of its mask.
-    parts.open_sample = lambda sample, at_least=None: open_pair(*sample, num_classes)
+    parts.open_sample = lambda sample, at_least=None: (open_image(sample[0]), read_mask(sample[1], num_classes))
     used = [held[path] for path in pairs if path not in found.left_out]
     parts.notes += _missing_parts(found.parts) + mask_facts(used, class_names, image_size)
     return _separated(parts, copies, True, found.left_out, folder)
