@@ -154,13 +154,11 @@ def resized(image: Image.Image, size: int, interpolation: str = "bilinear", crop
     """
     if crop_mode == "squash":
         return image.resize((size, size), Image.Resampling[interpolation.upper()])
-    width, height = image.size
-    long, short = max(width, height), min(width, height)
-    if long > 2 * short:
-        cut = (long - 2 * short) // 2
-        across = width > height
-        image = image.crop((cut, 0, cut + 2 * short, height) if across else (0, cut, width, cut + 2 * short))
-        width, height = image.size
+    width, height = min(image.width, 2 * image.height), min(image.height, 2 * image.width)
+    if (width, height) != image.size:
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    short = min(width, height)
     return image.resize((size * width // short, size * height // short), Image.Resampling[interpolation.upper()])
 
 

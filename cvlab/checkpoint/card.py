@@ -17,7 +17,6 @@ from cvlab.checkpoint.config import opened, read_config
 from cvlab.checkpoint.hub import MAX_TEXT_BYTES
 from cvlab.files import write_text
 
-PIPELINE_TAGS = {"classification": "image-classification", "segmentation": "image-segmentation"}
 MAIN_METRIC = {"classification": "accuracy", "segmentation": "iou"}
 TASKS = {"classification": "classification", "segmentation": "segmentation, one sigmoid output for each class"}
 ALT_TEXTS = {
@@ -288,7 +287,7 @@ def escaped(text: str) -> str:
 def _front_matter(name: str, folder: Path) -> str:
     """The entries at the top of the card that the Hub reads."""
     config, metrics = read_config(folder / "config.json"), _read_json(folder / "metrics.json")
-    tag, metric = PIPELINE_TAGS[config["task"]], MAIN_METRIC[config["task"]]
+    tag, metric = f"image-{config['task']}", MAIN_METRIC[config["task"]]
     data = config.get("data", {}).get("name", "unknown")
     results = None
     if metric in metrics:

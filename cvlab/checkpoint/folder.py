@@ -133,11 +133,7 @@ def _stored(model: Model) -> Model:
 
 
 def _measured(arguments: dict, task: str, path: Path) -> Shapes:
-    """The shapes of the network's tensors.
-
-    Raises:
-        CheckpointError: the network cannot be built, is for another task, or would take too much memory.
-    """
+    """The shapes of the network's tensors; CheckpointError if it is for another task or takes too much memory."""
     with _building(path), torch.device("meta"):
         model = build(**arguments).eval()
     if model.task != task:

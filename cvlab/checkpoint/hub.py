@@ -8,10 +8,10 @@ import logging
 import re
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from queue import Empty, Queue
 
 import httpx2  # the HTTP client of huggingface_hub, which passes its connection errors on
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, parse_hf_uri, snapshot_download
@@ -85,9 +85,7 @@ def pull(model_id: str, on_progress: Callable[[int, int], None] | None = None) -
             progress bar is drawn in the terminal.
 
     Raises:
-        HubError: there is no such repository or revision, it is not open to you, it lacks config.json or
-            model.safetensors, a file is too large or arrived damaged, the cache cannot be written, or neither Hub nor
-            cache has it.
+        HubError: it is not there or not open to you, or is refused: a file is missing, too large or damaged.
     """
     model_id = name_of(model_id)
     if not is_id(model_id):
@@ -261,19 +259,17 @@ def _probe(repo_id: str, revision: str | None, repo_type: str = "model") -> str:
     Raises:
         httpx2.HTTPError, OSError: there was no answer, or a refusal.
     """
-    answers: Queue[str | Exception] = Queue()
+    answer: Future[str] = Future()
 
     def ask() -> None:
         try:
-            answers.put(HfApi().repo_info(repo_id, revision=revision, repo_type=repo_type, timeout=PROBE_SECONDS).sha)
+            info = HfApi().repo_info(repo_id, revision=revision, repo_type=repo_type, timeout=PROBE_SECONDS)
+            answer.set_result(info.sha)
         except Exception as error:  # raised where the answer is waited for
-            answers.put(error)
+            answer.set_exception(error)
 
     threading.Thread(target=ask, daemon=True).start()
     try:
-        answer = answers.get(timeout=PROBE_SECONDS)
-    except Empty:
+        return answer.result(timeout=PROBE_SECONDS)
+    except TimeoutError:
         raise httpx2.ConnectTimeout(f"no answer within {PROBE_SECONDS:g} seconds") from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer

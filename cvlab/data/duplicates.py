@@ -8,7 +8,6 @@ correlations. Two pictures are copies if both correlations are high, directly or
 import hashlib
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ import torch
 from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from cvlab.transforms import ImageError, open_image
 
@@ -49,8 +48,7 @@ class Copies:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            examined = list(tqdm(pool.map(_examined, paths), "looking for copies", len(paths), leave=False))
+        examined = thread_map(_examined, paths, max_workers=os.cpu_count(), desc="looking for copies", leave=False)
         self.paths = paths
         self.faults = {path: fault for path, (*_, fault) in zip(paths, examined, strict=True) if fault}
         self.pairs = _pairs(*list(zip(*examined, strict=True))[:3]) if examined else []

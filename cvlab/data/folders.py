@@ -14,10 +14,7 @@ from PIL import Image
 from cvlab.transforms import FORMATS
 
 # Files of other names are opened to see whether they are pictures.
-IMAGE_SUFFIXES = {
-    ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".hif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm",
-    ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
-}  # fmt: skip
+IMAGE_SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
 PART_FOLDERS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
@@ -96,11 +93,9 @@ def class_pictures(folder: Path) -> Found:
             "pictures for each class, or the parts train, val and test with a folder for each class in every one."
         )
 
-    def leave_out(folders: Iterable[Path], reason: Callable[[Path], str]) -> None:
-        found.left_out.update((path, reason(each)) for each in folders for path in pictures_in(each, {}))
-
     if roots:
-        leave_out(others, lambda _: "lies in none of the parts train, val and test")
+        for path in others:
+            found.left_out |= dict.fromkeys(pictures_in(path, {}), "lies in none of the parts train, val and test")
         roots = {part: _unwrapped(path) for part, path in roots.items()}
     if not roots or list(roots) == ["train"]:
         roots = {"all": roots.get("train", top)}
@@ -110,8 +105,10 @@ def class_pictures(folder: Path) -> Found:
     names = sorted({path.name for root in first for path in _subfolders(root)})
     for part, root in roots.items():
         found.parts[part] = {name: pictures_in(root / name, found.left_out) for name in names}
-        unknown = (path for path in _subfolders(root) if path.name not in names)
-        leave_out(unknown, lambda path: f"is of a class that train does not have, {path.name}")
+        for path in _subfolders(root):
+            if path.name not in names:
+                reason = f"is of a class that train does not have, {path.name}"
+                found.left_out |= dict.fromkeys(pictures_in(path, {}), reason)
     return found
 
 

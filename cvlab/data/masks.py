@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cvlab.data.folders import DataError
-from cvlab.transforms import FORMATS, MAX_PIXELS, open_image
+from cvlab.transforms import FORMATS, MAX_PIXELS
 
 MAX_MASK_CLASSES = 64
 UNCLEAR = "has a mask whose meaning is not clear"
@@ -129,18 +129,6 @@ def _value_fault(values: set[int], num_classes: int) -> str:
     return f"has the values {shown}; they must be {rule}.{advice}"
 
 
-def open_pair(image_path: Path, mask_path: Path, num_classes: int) -> tuple[Image.Image, Tensor]:
-    """A photo and its mask, (num_classes, H, W) bool; ImageError or DataError if they cannot be used together."""
-    image, mask = open_image(image_path), read_mask(mask_path, num_classes)
-    if mask.shape[1:] != (image.height, image.width):
-        raise DataError(f"{mask_path.name} {_other_size(mask.shape[:0:-1], image.size)}")
-    return image, mask
-
-
-def _other_size(size: Sequence[int], expected: Sequence[int]) -> str:
-    return f"is {size[0]} x {size[1]} pixels, its image {expected[0]} x {expected[1]}."
-
-
 # --- the masks of a folder --------------------------------------------------------------------------------------------
 
 
@@ -189,7 +177,9 @@ def _examine_pair(image: Path, mask: Path, image_size: int) -> Held:
     except Exception:  # a photo that cannot be opened is named elsewhere
         return held
     if values.shape != size[::-1]:
-        held.reason, held.fault = "has a mask of another size", _other_size(values.shape[::-1], size)
+        height, width = values.shape
+        held.reason = "has a mask of another size"
+        held.fault = f"is {width} x {height} pixels, its image {size[0]} x {size[1]}."
         if values.shape == raw[::-1]:
             held.reason = "is turned by EXIF, and its mask lies on the pixels before the turn"
             held.fault += " The photo is turned by EXIF, and the mask lies on the pixels before the turn: turn it too."

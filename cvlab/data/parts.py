@@ -21,7 +21,7 @@ from cvlab.data import shapes
 from cvlab.data.cache import Cache
 from cvlab.data.duplicates import Copies, fingerprint
 from cvlab.data.folders import DataError, class_pictures, existing, left_out_notes, mask_pairs
-from cvlab.data.masks import count_classes, examine_masks, mask_facts, odd_masks, open_pair
+from cvlab.data.masks import count_classes, examine_masks, mask_facts, odd_masks, read_mask
 from cvlab.models.model import name_fault
 from cvlab.transforms import ImageError, open_image
 
@@ -159,7 +159,7 @@ def classification_parts(
     split = {"split_seed": split_seed, "per_class": per_class, "classes": classes}
     parts = _empty_parts(folder, class_names or names, split)
     parts.open_sample = lambda sample, at_least=None: (open_image(sample[0], at_least), sample[1])
-    sizes, lacking = {}, {part: [] for part in needed}
+    sizes = {}
     for label, name in enumerate(parts.class_names):
         given = {
             part: [path for path in of.get(name, []) if path not in copies.faults] for part, of in found.parts.items()
@@ -175,14 +175,13 @@ def classification_parts(
                 )
         else:
             cut = _divided(given, copies, seed)
-        for part in needed:
-            if not cut[part]:
-                lacking[part].append(name)
         for part in PARTS:
             parts.samples[part] += [(path, label) for path in cut[part]]
     parts.notes += _missing_parts(found.parts)
-    for part, without in lacking.items():
-        if without and (class_names is None or not parts.samples[part]):
+    for part in needed:
+        there = {label for _, label in parts.samples[part]}
+        without = [name for label, name in enumerate(parts.class_names) if label not in there]
+        if without and (class_names is None or not there):
             raise DataError(f"Class “{without[0]}” of {folder} has no picture for the part {part}: add some.")
         if without:
             parts.notes.append(f"Classes without a picture in {part}: {', '.join(without)}. They are not measured.")
@@ -254,7 +253,7 @@ def segmentation_parts(
     parts = _empty_parts(folder, class_names, {"split_seed": split_seed})
     parts.samples = {part: [(path, pairs[path]) for path in cut[part]] for part in PARTS}
     # Never decoded smaller: a photo has the size of its mask.
-    parts.open_sample = lambda sample, at_least=None: open_pair(*sample, num_classes)
+    parts.open_sample = lambda sample, at_least=None: (open_image(sample[0]), read_mask(sample[1], num_classes))
     used = [held[path] for path in pairs if path not in found.left_out]
     parts.notes += _missing_parts(found.parts) + mask_facts(used, class_names, image_size)
     return _separated(parts, copies, True, found.left_out, folder)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from accelerate.utils import send_to_device
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -25,14 +26,14 @@ CACHE_MARGIN = 1.25  # training photos are kept this much larger than a view, so
 
 
 class EvaluationSet(Dataset):
-    """Views and labels (or masks) as they are: batches of (N, 3, S, S) float32 in [0, 1] and labels."""
+    """Views and labels as they are: batches of (N, 3, S, S) float32 in [0, 1] and labels."""
 
-    def __init__(self, images: Sequence[Tensor], labels: Tensor) -> None:
+    def __init__(self, images: Sequence[Tensor], labels: Tensor | Sequence[Tensor]) -> None:
         self.images, self.labels = images, labels
 
     def to(self, device: torch.device | str) -> None:
-        """Moves the images to a device."""
-        self.images, self.labels = [image.to(device) for image in self.images], self.labels.to(device)
+        """Moves images and labels to a device."""
+        self.images, self.labels = send_to_device((self.images, self.labels), device)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -65,8 +66,8 @@ class AugmentedImages(EvaluationSet):
         return mirrored(views, u) if self.augment == "minimal" else views, labels
 
 
-class AugmentedPairs(Dataset):
-    """N images (3, S, S) uint8 and masks (C, S, S) bool, augmented alike; `epoch` as in AugmentedImages.
+class AugmentedPairs(EvaluationSet):
+    """N images (3, S, S) uint8 and, as labels, masks (C, S, S) bool, augmented alike; `epoch` as in AugmentedImages.
 
     `augment` is one of `AUGMENTATIONS`; `how` are further arguments of `train_pairs`.
     """
@@ -74,17 +75,11 @@ class AugmentedPairs(Dataset):
     def __init__(
         self, images: Sequence[Tensor], masks: Sequence[Tensor], seed: int, augment: str = "full", **how: object
     ) -> None:
-        self.images, self.masks, self.seed, self.augment, self.how, self.epoch = images, masks, seed, augment, how, 0
-
-    def to(self, device: torch.device | str) -> None:
-        """Moves images and masks to a device."""
-        self.images, self.masks = ([each.to(device) for each in kept] for kept in (self.images, self.masks))
-
-    def __len__(self) -> int:
-        return len(self.images)
+        super().__init__(images, masks)
+        self.seed, self.augment, self.how, self.epoch = seed, augment, how, 0
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        images, masks = (torch.stack([each[i] for i in indices]) for each in (self.images, self.masks))
+        images, masks = (torch.stack([each[i] for i in indices]) for each in (self.images, self.labels))
         u = uniforms(self.seed, self.epoch, indices).to(images.device)
         if self.augment == "full":
             return train_pairs(images, masks, u, **self.how)
@@ -177,7 +172,7 @@ def channels_last(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images, labels
 
 
-def onto_gpu(device: torch.device, *data_sets: EvaluationSet | AugmentedPairs) -> None:
+def onto_gpu(device: torch.device, *data_sets: EvaluationSet) -> None:
     """Moves the pictures to a GPU if they take at most half of its free memory. Batches are then augmented there."""
     size = sum(image.nbytes for data_set in data_sets for image in data_set.images)
     if device.type == "cuda" and size <= torch.cuda.mem_get_info(device)[0] // 2:

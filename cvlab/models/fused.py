@@ -30,9 +30,11 @@ def fused(model: Model) -> Model:
     copy = deepcopy(model).eval().requires_grad_(False)
     images = torch.rand(1, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(0))
     expected = copy(images)
-    for conv, norm in _pairs(copy, images):
-        copy.set_submodule(conv, fuse_conv_bn_eval(copy.get_submodule(conv), copy.get_submodule(norm)))
-        copy.set_submodule(norm, _rest(copy.get_submodule(norm)))
+    for conv_name, norm_name in _pairs(copy, images):
+        conv, norm = copy.get_submodule(conv_name), copy.get_submodule(norm_name)
+        copy.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm))
+        # timm's BatchNormAct2d also has dropout and an activation.
+        copy.set_submodule(norm_name, nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity())
     if (copy(images) - expected).abs().max() > TOLERANCE * expected.abs().max():
         raise ValueError("batch normalisation cannot be fused: the network uses its input elsewhere too")
     copy.to(memory_format=torch.channels_last)
@@ -46,11 +48,6 @@ def for_serving(model: Model) -> Model:
         return fused(model)
     except ValueError:
         return model
-
-
-def _rest(norm: nn.BatchNorm2d) -> nn.Module:
-    """What a batch normalisation does besides normalising: timm's BatchNormAct2d has dropout and an activation."""
-    return nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
 
 
 def _pairs(model: Model, images: Tensor) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ Sim, "Computing Receptive Fields of Convolutional Neural Networks", 2019).
 """
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 
 import torch
@@ -64,20 +64,19 @@ class _Follow(TorchDispatchMode):
         operation = func.overloadpacket
         if self._is_known(first) and first.ndim == 4:
             before = self.padded.get(first, 0)
+            settled = self.settled(first, first.shape[-1] - before)
             if operation in PADDINGS:
                 for output in outputs:
                     self.padded[output] = before + args[1][0]
             elif operation is aten.convolution:
                 weight, _, stride, padding, dilation, is_transposed = args[1:7]
                 behind = transposed if is_transposed else convolved
-                grid = self.settled(first, first.shape[-1] - before)
-                grid = behind(grid, weight.shape[-1], stride[-1], padding[-1] + before, dilation[-1])
+                grid = behind(settled, weight.shape[-1], stride[-1], padding[-1] + before, dilation[-1])
             elif operation in POOLINGS:
                 strides, padding = args[2] if len(args) > 2 and args[2] else args[1], args[3] if len(args) > 3 else [0]
-                grid = self.settled(first, first.shape[-1] - before)
-                grid = convolved(grid, args[1][-1], strides[-1], padding[-1] + before)
+                grid = convolved(settled, args[1][-1], strides[-1], padding[-1] + before)
             elif operation in RESIZINGS:
-                grid = resized(self.settled(first, first.shape[-1]), outputs[0].shape[-1] / first.shape[-1])
+                grid = resized(settled, outputs[0].shape[-1] / first.shape[-1])
         for output in outputs:
             self.grids[output] = grid
         return found
@@ -102,16 +101,14 @@ def locate(model: Model) -> None:
     if weights.device.type == "meta" or model.image_size > LARGEST:
         return
     images = torch.zeros(1, 3, model.image_size, model.image_size, device=weights.device)
-    follow, stages, training = _Follow(images), model.stages.values(), model.training
+    follow = _Follow(images)
 
     def record(to_map: Callable, module: nn.Module, inputs: tuple, output: Tensor) -> None:
         module.grid = follow.settled(output, to_map(output).shape[-1])
 
-    handles = [stage.module.register_forward_hook(partial(record, stage.to_map)) for stage in stages]
-    try:
-        with torch.no_grad(), follow, suppress(Exception):  # networks fail in many ways
+    with ExitStack() as afterwards, torch.no_grad():
+        afterwards.callback(model.train, model.training)
+        for stage in model.stages.values():
+            afterwards.enter_context(stage.module.register_forward_hook(partial(record, stage.to_map)))
+        with follow, suppress(Exception):  # networks fail in many ways
             model.eval()(images)
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()

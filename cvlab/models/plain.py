@@ -100,10 +100,8 @@ class PlainNet(Model):
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.normalize(images)
-        for i, layer in enumerate(self.features):
+        for i, layer in enumerate((*self.features, self.classifier)):
             if i in self.dropout_before:
                 x = self.dropout(x)
             x = layer(x)
-        if len(self.features) in self.dropout_before:
-            x = self.dropout(x)
-        return self.classifier(x)  # (N, num_classes)
+        return x  # (N, num_classes)

@@ -260,9 +260,7 @@ def load_pretrained(backbone: nn.Module, name: str, image_size: int, file: Path 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of a .pth file that holds tensors only (weights_only=True).
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read as weights.
+    FileNotFoundError if there is no such file, ValueError if it cannot be read as weights.
     """
     try:
         with open(path, "rb") as file:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import MLP
 
-from cvlab.models.model import Model, Stage, identity
+from cvlab.models.model import Model, Stage
 from cvlab.models.timm import timm_network
 from cvlab.models.timm_stages import maps_of
 
@@ -68,17 +69,14 @@ class BackboneWithHead(Model):
         if not pool and (len(shape) != 4 or getattr(twin, "output_fmt", "NCHW") != "NCHW"):
             raise ValueError(f"the features of {architecture} are not a map (C, h, w): use them pooled")
         self.narrow = nn.Conv2d(shape[1], channels, 1) if channels else nn.Identity()
-        lengths = [(channels or shape[1]) * shape[2:].numel(), *hidden]
-        layers = [nn.Flatten()]
-        for i in range(len(hidden)):
-            layers += [nn.Linear(lengths[i], lengths[i + 1]), nn.ReLU(), nn.Dropout(dropout)]
-        self.head = nn.Sequential(*layers, nn.Linear(lengths[-1], num_classes))
+        perceptron = MLP((channels or shape[1]) * shape[2:].numel(), [*hidden, num_classes], dropout=dropout)
+        self.head = nn.Sequential(nn.Flatten(), *list(perceptron)[:-1])  # no dropout after the logits
 
     @property
     def stages(self) -> dict[str, Stage]:
         found = {name: Stage(self.backbone.get_submodule(name), to_map) for name, to_map in self._maps.items()}
         if isinstance(self.narrow, nn.Conv2d):
-            found["narrow"] = Stage(self.narrow, identity)
+            found["narrow"] = Stage(self.narrow)
         return found
 
     def forward(self, images: Tensor) -> Tensor:
