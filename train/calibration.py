@@ -6,15 +6,17 @@ from itertools import chain
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cvlab import checkpoint
 from cvlab.data.evaluation import MOST, foreign_views, read_views
 from cvlab.data.parts import Parts
 from cvlab.explain.many import predict_views
-from cvlab.metrics import fit_temperature
-from cvlab.models import Model
+from cvlab.metrics import fit_temperature, segmentation_counts
+from cvlab.models import Model, probabilities
 from cvlab.transforms import resize_logits
+from cvlab.trust import conformal
 from cvlab.trust.familiarity import PRETRAINED, fit_statistics
 
 PIXELS = 10_000  # of each picture, drawn at random
@@ -34,8 +36,49 @@ def calibrate(folder: str | Path, parts: Parts, others: Path | None = None) -> M
         own, _ = read_views(replace(parts, samples={"train": some}), "train", model)
         model.statistics = fit_statistics(model, own, views, foreign_views(others, model) if others else None)
         print(f"Photos of none of its classes are told by {'photos of other things' if others else 'features'}.")
+    for name, value in promises(model, views, labels).items():
+        model.config.pop(name, None)
+        if value is not None:
+            model.config[name] = value
     checkpoint.save(model, folder)
     return model
+
+
+def promises(model: Model, views: Tensor, labels: list) -> dict[str, float | None]:
+    """The thresholds of `cvlab.trust.conformal`, by their names in config.json, fitted on val; None where none holds.
+
+    What cannot be promised is printed.
+    """
+    if model.task == "classification":
+        probs = probabilities(model, torch.cat([*predict_views(model, views)]))
+        try:
+            return {"set_threshold": conformal.set_threshold(probs, torch.tensor(labels))}
+        except ValueError as error:
+            print(f"No sets of classes: {error}")
+            return {"set_threshold": None}
+    counts, _ = mask_counts(model, views, labels, conformal.LEVELS)
+    core, rim = conformal.outline_thresholds([each.sum(1) for each in counts])
+    if core is None or rim is None:
+        print(f"No {'sure core' if core is None else 'rim'} of masks can be promised from these {len(views)} pictures.")
+    return {"core_threshold": core, "rim_threshold": rim}
+
+
+def mask_counts(
+    model: Model, views: Tensor, masks: list[Tensor], thresholds: list[float]
+) -> tuple[list[Tensor], Tensor]:
+    """Counts by class (N, C, 4) at the masks' own size for each threshold, and each picture's cross-entropy, (N,).
+
+    The cross-entropy is binary, a mean over pixels and classes.
+    """
+    counts: list[list[Tensor]] = [[] for _ in thresholds]
+    losses = []
+    for logits, mask in zip(chain.from_iterable(predict_views(model, views)), masks, strict=True):
+        resized = resize_logits(logits[None], mask.shape[-2:])
+        losses.append(F.binary_cross_entropy_with_logits(resized, mask[None].float()))
+        probs = probabilities(model, resized)
+        for each, threshold in zip(counts, thresholds, strict=True):
+            each.append(segmentation_counts((probs > threshold)[0, :, None], mask[:, None]))
+    return [torch.stack(each) for each in counts], torch.stack(losses)
 
 
 def answers(model: Model, views: Tensor, labels: list) -> tuple[Tensor, Tensor]:

@@ -22,8 +22,8 @@ import cli
 import numpy as np
 import torch
 import torch.nn.functional as F
-from calibration import answers, calibrate
-from measure import add_calibration, add_comparison, add_unknown, iou, mask_counts, mean_loss, measure_trust
+from calibration import answers, calibrate, mask_counts
+from measure import add_calibration, add_comparison, add_outlines, add_sets, add_unknown, iou, mean_loss, measure_trust
 from PIL import Image
 from sklearn.metrics import classification_report
 from torch import Tensor
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--explain", choices=render.SPREADS, default="six", help="which: in order, or at random")
     parser.add_argument("--seed", type=int, default=0, help="of the random choice of pictures to explain")
     parser.add_argument("--unknown", type=Path, nargs="+", default=[], metavar="DIR", help="photos of anything else")
-    parser.add_argument("--calibrate", action="store_true", help="first fit temperature and familiarity on val")
+    parser.add_argument("--calibrate", action="store_true", help="first fit on val what a folder tells")
     parser.add_argument("--others", type=Path, metavar="DIR", help="for --calibrate: photos of anything else")
     parser.add_argument("--images", type=Path, nargs="+", help="explain these; without --data nothing is measured")
     parser.add_argument("--stage", help="stage at which a classifier is explained, by default its last")
@@ -131,7 +131,7 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
         shares = (f"{table[name][score]:.3f}" for score in ("precision", "recall", "f1-score"))
         rows.append((name, *shares, f"{table[name]['support']:.0f}"))
     lines.append(card.table(rows))
-    lines.append(add_calibration(found, model, logits, labels))
+    lines += [add_calibration(found, model, logits, labels), add_sets(found, model, probs, labels)]
     found["classes"] = {name: table[name] for name in names}
     if other:
         other_views, _ = read_views(parts, args.part, other)
@@ -176,6 +176,7 @@ def evaluate_segmenter(model: Model, other: Model | None, parts: Parts, args: ar
         lines.append(add_comparison(found, args.compare, "iou", counts, other_counts.sum(1), iou))
 
     lines.append(add_calibration(found, model, *answers(model, views, masks)))
+    lines.append(add_outlines(found, model, views, masks))
     pictures = {}
     if args.part in ("test", "val") and parts.samples["val"]:
         thresholds = [round(0.05 * step, 2) for step in range(1, 20)]

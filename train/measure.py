@@ -3,12 +3,11 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from calibration import mask_counts
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 from tqdm import tqdm
@@ -17,11 +16,10 @@ from cvlab import metrics, plots
 from cvlab.checkpoint import annotate, card
 from cvlab.data.evaluation import foreign_views, read_views
 from cvlab.data.parts import Parts
-from cvlab.explain.many import predict_views
 from cvlab.files import read_json, to_json, write_text
-from cvlab.models import Model, probabilities
+from cvlab.models import Model
 from cvlab.models.fused import for_serving
-from cvlab.transforms import resize_logits
+from cvlab.trust import conformal
 from cvlab.trust.familiarity import FOREIGN, familiarity, features, foreignness
 from cvlab.trust.reliability import examine, summary
 
@@ -30,24 +28,6 @@ def mean_loss(losses: Tensor) -> dict:
     """The mean of the losses of all pictures (N,), with its 95% interval by bootstrap."""
     value, *bounds = metrics.paired_interval(losses.numpy(), np.zeros(len(losses)), np.mean)
     return metrics.interval(value, bounds)
-
-
-def mask_counts(
-    model: Model, views: Tensor, masks: list[Tensor], thresholds: list[float]
-) -> tuple[list[Tensor], Tensor]:
-    """Counts by class (N, C, 4) at the masks' own size for each threshold, and each picture's cross-entropy, (N,).
-
-    The cross-entropy is binary, a mean over pixels and classes.
-    """
-    counts: list[list[Tensor]] = [[] for _ in thresholds]
-    losses = []
-    for logits, mask in zip(chain.from_iterable(predict_views(model, views)), masks, strict=True):
-        resized = resize_logits(logits[None], mask.shape[-2:])
-        losses.append(F.binary_cross_entropy_with_logits(resized, mask[None].float()))
-        probs = probabilities(model, resized)
-        for each, threshold in zip(counts, thresholds, strict=True):
-            each.append(metrics.segmentation_counts((probs > threshold)[0, :, None], mask[:, None]))
-    return [torch.stack(each) for each in counts], torch.stack(losses)
 
 
 def iou(counts: Tensor) -> float:
@@ -66,6 +46,45 @@ def add_calibration(found: dict, model: Model, logits: Tensor, labels: Tensor) -
         return f"{told}; --calibrate fits a temperature that may mend it."
     found |= {"temperature": model.temperature, "expected_calibration_error_at_temperature": after}
     return f"{told}, at temperature {model.temperature:.3f} (fitted on val) {after:.4f}."
+
+
+def add_sets(found: dict, model: Model, probs: Tensor, labels: Tensor) -> str:
+    """Adds how often the set of a picture's classes holds the true one, and its size, (N, C) and (N,); a table."""
+    if "set_threshold" not in model.config:
+        return "\nNo sets of classes: val was too small for a promise, or --calibrate was not run."
+    sets = [conformal.class_set(each, model.config["set_threshold"]) for each in probs.tolist()]
+    holds = torch.tensor([label in each for label, each in zip(labels.tolist(), sets, strict=True)])
+    found["set_coverage"] = metrics.interval(holds.double().mean().item(), wilson(holds))
+    found["set_size"] = mean_loss(torch.tensor([float(len(each)) for each in sets]))
+    rows = [("class", "sets that hold it (95% interval)", "classes in a set")]
+    for name, own in [("all", labels >= 0), *((name, labels == i) for i, name in enumerate(model.class_names))]:
+        if own.any():
+            low, high = wilson(holds[own])
+            size = sum(len(each) for each, is_own in zip(sets, own, strict=True) if is_own) / int(own.sum())
+            rows.append((name, f"{holds[own].double().mean():.3f} ({low:.3f} to {high:.3f})", f"{size:.2f}"))
+    return "\n" + card.table(rows)
+
+
+def wilson(right: Tensor) -> tuple[float, float]:
+    """The interval of the share of True among (N,) bool."""
+    return metrics.wilson_interval(int(right.sum()), len(right))
+
+
+def add_outlines(found: dict, model: Model, views: Tensor, masks: list[Tensor]) -> str:
+    """Adds the share of the sure core that is object, and of the object that the rim holds, as means over pictures."""
+    lines = []
+    for name, key, wrong, words in (
+        ("core_precision", "core_threshold", 1, "of the sure core is object"),
+        ("rim_recall", "rim_threshold", 2, "of the object lies inside the rim"),
+    ):
+        if key in model.config:
+            (counts,), _ = mask_counts(model, views, masks, [model.config[key]])
+            tp, *errors = counts.sum(1).double().unbind(1)
+            total = tp + errors[wrong - 1]
+            found[name] = mean_loss(torch.where(total > 0, tp / total, 1.0))
+            lines.append("{value:.3f} ({low:.3f} to {high:.3f}) ".format(**found[name]) + words)
+    told = "; ".join(lines) or "none could be promised, or --calibrate was not run"
+    return f"\nOutlines fitted on val for 0.95 (means over pictures): {told}."
 
 
 def add_unknown(found: dict, pictures: dict, model: Model, views: Tensor, folders: Sequence[Path]) -> str:

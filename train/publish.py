@@ -108,7 +108,9 @@ def space_card(space_id: str, models: list[str]) -> str:
     links = "\n".join(f"- [{m}](https://huggingface.co/{name})" for m, name in zip(models, names, strict=True))
     return (
         f"---\n{settings.to_yaml()}\n---\n\n# {title}\n\nWhat does a vision model see in a photo, and why? This page "
-        f"offers\n\n{links}\n\nPublished with `train/publish.py --space` of cvlab.\n"
+        f"offers\n\n{links}\n\nIt says when a photo is unlike anything that a model was trained on, and names "
+        "two or three classes\nwhere one would promise too much. How often it is wrong stands under Report.\n\n"
+        "Published with `train/publish.py --space` of cvlab.\n"
     )
 
 

@@ -21,7 +21,7 @@ from cvlab.transforms import to_float
 from cvlab.trust import hide
 
 MATTERS = 0.06  # of probability: a smaller effect is none
-OF_LIGHT = 0.1  # the same of light, in which classes differ by nature
+OF_LIGHT = 0.2  # the same of light, in which classes differ by nature
 MOST = 200  # pictures of each kind
 BATCH = 50
 

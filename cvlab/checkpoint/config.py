@@ -42,6 +42,7 @@ ALLOWED_ARGUMENTS = {
     "decoder_channels": list,
 }
 OPTIONAL = {"interpolation": str, "crop_mode": str, "stages": list}
+OPTIONAL |= {"set_threshold": float, "core_threshold": float, "rim_threshold": float}  # cvlab/trust/conformal.py
 OPTIONAL |= {"temperature": float, "limits": list, "data": dict, "options": dict, "precision": str, "versions": dict}
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash")
@@ -198,6 +199,9 @@ def _check_numbers(block: dict, path: Path) -> None:
         raise CheckpointError(f"{path}: crop_pct, threshold or std is outside its range.")
     if not 0.05 <= block.get("temperature", 1.0) <= 20:
         raise CheckpointError(f"{path}: the temperature {block['temperature']!s:.20} is not between 0.05 and 20.")
+    for key in ("set_threshold", "core_threshold", "rim_threshold"):
+        if not 0 <= block.get(key, 0) <= 1:
+            raise CheckpointError(f"{path}: {key} {block[key]!s:.20} is not between 0 and 1.")
     limits = block.get("limits", [1, 0])  # of the verdict on a heatmap
     if len(limits) != 2 or not all(isinstance(each, int | float) and abs(each) < 1000 for each in limits):
         raise CheckpointError(f"{path}: limits must be two numbers.")

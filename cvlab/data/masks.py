@@ -172,7 +172,7 @@ def _examine_pair(image: Path, mask: Path, image_size: int) -> Held:
     try:
         with Image.open(image, formats=FORMATS) as photo, Image.open(mask, formats=FORMATS) as drawn:
             turn, of_mask = (each.getexif().get(ORIENTATION, 1) for each in (photo, drawn))
-            size = photo.size[::-1] if turn >= 5 else photo.size
+            size = photo.size[::-1] if turn in range(5, 9) else photo.size  # other values have no effect
             raw = photo.size
     except Exception:  # a photo that cannot be opened is named elsewhere
         return held
@@ -183,7 +183,7 @@ def _examine_pair(image: Path, mask: Path, image_size: int) -> Held:
         if values.shape == raw[::-1]:
             held.reason = "is turned by EXIF, and its mask lies on the pixels before the turn"
             held.fault += " The photo is turned by EXIF, and the mask lies on the pixels before the turn: turn it too."
-    held.turned = not held.reason and 1 < turn <= 8 and of_mask == 1
+    held.turned = not held.reason and turn in range(2, 9) and of_mask == 1
     return held
 
 

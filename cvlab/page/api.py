@@ -78,7 +78,7 @@ def add_api(visits: Visits) -> None:
     """Adds the endpoints to the page that is being built."""
 
     def predict(image: str, model: str) -> dict:
-        """{label, confidences, familiar} for a classifier, {mask, shares, numbers} for a segmenter."""
+        """{label, confidences, familiar, set} for a classifier, {mask, shares, numbers} for a segmenter."""
         answer = visits.get(image, model).ask(Question())
         if answer.segments:
             picture, shares, numbers = masked(open_image(image), answer)
@@ -86,7 +86,8 @@ def add_api(visits: Visits) -> None:
             return {"mask": mask.model_dump(), "shares": shares, "numbers": numbers}
         ranked = sorted(answer.prediction.shares.items(), key=lambda item: -item[1])
         confidences = [{"label": name, "confidence": share} for name, share in ranked]
-        return {"label": ranked[0][0], "confidences": confidences, "familiar": answer.prediction.familiar}
+        told = {"familiar": answer.prediction.familiar, "set": answer.prediction.names}
+        return {"label": ranked[0][0], "confidences": confidences, **told}
 
     def grad_cam(
         image: str, model: str, class_name: str | None = None, stage: str | None = None

@@ -16,6 +16,7 @@ from cvlab.page.question import Question, score_of, settled, settled_score
 from cvlab.render import picture_url
 from cvlab.transforms import view, whole_mask
 from cvlab.trust import familiarity
+from cvlab.trust.conformal import class_set
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Prediction:
         notes: what was done to open the photo.
         evidence: None where nothing was found.
         familiar: `cvlab.trust.familiarity`; None for a model without statistics.
+        names: of the classes that hold the true one with 95%, the likeliest first; None where that is not promised.
     """
 
     images: Tensor
@@ -84,6 +86,7 @@ class Prediction:
     notes: list[str] = field(default_factory=list)
     evidence: Evidence | None = None
     familiar: float | None = None
+    names: list[str] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -118,7 +121,10 @@ def predict_photo(
     image.thumbnail((side, side))
     style = f"--photo:url({picture_url(image)});--ratio:{size[1] / size[0]:.4f}"
     known = familiarity(model, images).item() if model.statistics else None
-    return Prediction(images, logits, shares, style, size, seconds, notes, evidence, known)
+    names = None
+    if "set_threshold" in model.config:
+        names = [model.class_names[i] for i in class_set(values.tolist(), model.config["set_threshold"])]
+    return Prediction(images, logits, shares, style, size, seconds, notes, evidence, known, names)
 
 
 def evidence_for(images: Tensor, model: Model, question: Question, true_mask: Tensor | None = None) -> Evidence:

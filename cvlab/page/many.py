@@ -24,16 +24,20 @@ from cvlab.page.unzip import Picture, list_pictures
 from cvlab.page.words import upper
 from cvlab.transforms import ImageError, seen_part
 from cvlab.trust.diagnosis import diagnose
+from cvlab.trust.familiarity import FOREIGN
 
 PHOTO_SIDE = 480  # pixels of a photo in the gallery
 MOST_SHOWN = 60  # pictures in the gallery; the table holds all
 # The columns of the table and their widths in pixels.
-ROWS = {"no.": 60, "file": 180, "prediction": 130, "share": 90, "peak": 90, "what to know": 260, "familiar": 90}
+ROWS = {"no.": 60, "file": 180, "prediction": 130, "share": 90, "peak": 90, "what to know": 260}
+ROWS |= {"familiar": 90, "set": 140}
 ORDERS = {
     "number": lambda row: row.number,
     "prediction": lambda row: (row.prediction or "", -row.share),
     "share, the least first": lambda row: row.share,
     "peak, the highest first": lambda row: -row.peak,
+    "familiar, the least first": lambda row: 1.0 if row.familiar is None else row.familiar,
+    "set, the largest first": lambda row: -row.set.count(" or "),
 }
 
 
@@ -49,6 +53,7 @@ class Row:
         peak: of the map that explains the prediction.
         sentence: a warning about the map, or why there is none.
         familiar: how familiar the picture is, as `cvlab.trust.familiarity` says.
+        set: the classes that hold the true one with 95%; empty where that is not promised.
     """
 
     number: int
@@ -58,6 +63,7 @@ class Row:
     peak: float | None
     sentence: str
     familiar: float | None = None
+    set: str = ""
 
 
 def explain_files(
@@ -95,7 +101,9 @@ def explain_files(
     orders = {name: sorted(range(len(shown)), key=lambda i, key=key: key(shown[i])) for name, key in ORDERS.items()}
     more = f" The first {MOST_SHOWN} are shown; the table holds all." if len(shown) == MOST_SHOWN else ""
     drawn = sorted_by(orders) + slider("Heat", question.opacity) + in_grid(figures) if shown else ""
-    return paragraph(f"{len(rows)} pictures.{more}") + drawn, cells, str(table)
+    known = [row.familiar for row in rows if row.familiar is not None]
+    foreign = f" Unlike anything it was trained on: {sum(each < FOREIGN for each in known)}." if known else ""
+    return paragraph(f"{len(rows)} pictures.{foreign}{more}") + drawn, cells, str(table)
 
 
 def explain_picture(model: Model, picture: Picture, question: Question, number: int) -> tuple[Row, str]:
@@ -119,7 +127,8 @@ def explain_picture(model: Model, picture: Picture, question: Question, number: 
     label, box = f"{picture.label}: evidence for {name or 'nothing'}", seen_part(model, prediction.size)
     drawn = heated(attribution, model.stages[question.stage], box, label, COLORMAPS[0], None, False)
     figure = captioned(drawn, f"{number}: {name or 'nothing found'}", f"{share:.1%}, peak {largest:.3g}")
-    row = Row(number, picture.label, name, share, largest, sentence, prediction.familiar)
+    named = " or ".join(prediction.names or ())
+    row = Row(number, picture.label, name, share, largest, sentence, prediction.familiar, named)
     return row, with_photo(figure, style=prediction.photo)
 
 

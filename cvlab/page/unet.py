@@ -42,13 +42,21 @@ def region_picker(answer: Answer) -> str:
     pixels = prediction.images.shape[-1]
     chosen, _ = class_indices(question, answer.model, prediction.logits)
     threshold = question.threshold or answer.model.threshold
-    edge = outline(probabilities(answer.model, prediction.logits)[0, chosen].numpy(), threshold, answer.box)
-    lines = [("dim", around(edge) if edge else ""), *cased("edge", edge)]
+    shares = probabilities(answer.model, prediction.logits)[0, chosen].numpy()
+    edge = outline(shares, threshold, answer.box)
+    lines = [("dim", around(edge) if edge else "")]
+    bounds = [answer.model.config.get(f"{name}_threshold") for name in ("core", "rim")]
+    unsure = None not in bounds and not question.threshold
+    if unsure:
+        core, rim = (outline(shares, bound, answer.box) for bound in bounds)
+        lines.append(("rim", rim + core))  # what lies between the two
+    lines += cased("edge", edge)
     legend = "Nothing was found. Click or drag to ask about a place."
     at = pixels // 2, pixels // 2
     with suppress(ValueError):  # the other panels say it; the picture is there to choose another region in
         lines += cased("spot", hottest_edge(answer.attribution, answer.box, answer.read_at))
-        legend = "Line: what was found. Dashed: where it looked most. Click to ask about a part."
+        band = " Pale band: from what is surely in it to what may be." if unsure else ""
+        legend = f"Line: what was found. Dashed: where it looked most.{band} Click to ask about a part."
         if question.region != "mask":
             lines += cased("asked", outline(answer.evidence.region.numpy().astype(float), 0.5, answer.box))
             at = parse_points(question.points)[-1]

@@ -16,6 +16,7 @@ from cvlab.trust.familiarity import FOREIGN
 
 GRID = 96  # pixels a side, on which places are found
 SURE, LIKELY = 0.6, 0.4  # below the first the model is not sure, below the second it guesses
+MOST_NAMED = 3  # classes between which it hesitates; more than that say nothing
 EDGE = 1 / 40  # of the side: so near is along the edge of a region
 
 
@@ -41,6 +42,8 @@ def said(answer: Answer) -> tuple[str, str]:
     doubt = "" if share >= SURE else "Not sure: " if share >= LIKELY else "A guess: "
     if prediction.familiar is not None and prediction.familiar < FOREIGN:
         doubt = "Unlike anything it was trained on. Nearest: "
+    elif prediction.names and 1 < len(prediction.names) <= MOST_NAMED:
+        doubt = f"{' or '.join(map(plain, prediction.names))}; most likely "
     looked = f"It looked {where}." if where else "No part of the picture speaks for it."
     return upper(f"{doubt}{name}, {percent(share)}."), looked
 
