@@ -42,7 +42,7 @@ def class_set(probs: Sequence[float], threshold: float) -> list[int]:
 def outline_thresholds(counts: Sequence[Tensor], coverage: float = COVERAGE) -> tuple[float | None, float | None]:
     """Thresholds of a sure core, of which `coverage` is object, and of a rim that holds `coverage` of the object.
 
-    Both shares are means over pictures. None where no level can promise it, or val has fewer than `FEWEST` pictures.
+    Both shares are means over pictures, and the core lies in the rim. None where no level can promise it, or val has fewer than `FEWEST` pictures.
 
     Args:
         counts: for each of `LEVELS` those of `cvlab.metrics.segmentation_counts`, (N, 4).
@@ -54,4 +54,4 @@ def outline_thresholds(counts: Sequence[Tensor], coverage: float = COVERAGE) -> 
     core, rim = ((each.sum(1) + 1) / (each.shape[1] + 1) <= 1 - coverage + 1e-9 for each in (false, missed))
     found = [level for level, holds in zip(LEVELS, core.tolist(), strict=True) if holds]
     held = [level for level, holds in zip(LEVELS, rim.tolist(), strict=True) if holds]
-    return min(found, default=None), max(held, default=None)
+    return min((level for level in found if level >= max(held, default=0)), default=None), max(held, default=None)
