@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,9 @@ from cvlab.page.visit import Visits
 from cvlab.page.words import said
 from cvlab.transforms import open_image, view
 from cvlab.trust import familiarity
-from cvlab.trust.familiarity import features, fit_statistics, foreignness
+from cvlab.trust.familiarity import features, fit_statistics, foreignness, nearest
+
+KEPT = {"weight", "bias", "mean", "scale", "directions", "rows", "labels", "val"}
 
 
 def green(folder: Path, count: int = 40) -> Path:
@@ -84,7 +87,7 @@ def test_features_are_mean_and_deviation_of_each_channel() -> None:
 def test_the_class_for_rejecting_is_scikit_learns() -> None:
     model, generator = small(), torch.Generator().manual_seed(0)
     own, val, others = (torch.randint(high, (20, 3, 32, 32), generator=generator).byte() for high in (200, 200, 256))
-    found = fit_statistics(model, own, val, others)
+    found = fit_statistics(model, own, torch.zeros(len(own)), val, others)
     rows = [features(model, views).numpy() for views in (own, others)]
     oracle = LogisticRegression(C=0.01, class_weight="balanced", max_iter=500)
     scaled = make_pipeline(StandardScaler().fit(rows[0]), oracle)
@@ -108,7 +111,7 @@ def test_of_a_network_of_timm_the_own_directions_are_kept(network: str, argument
     size = 160 if arguments["architecture"] == "test_vit" else 32
     model = build(network, ["a", "b"], size, arguments).eval()
     views = torch.randint(256, (8, 3, size, size), generator=torch.Generator().manual_seed(0)).byte()
-    found = fit_statistics(model, views, views, None)
+    found = fit_statistics(model, views, torch.arange(len(views)) % 2, views, None)
     assert found["basis"].shape[0] == features(model, views / 255).shape[1]
     assert found["val"].abs().max() < 1e-2
 
@@ -167,7 +170,7 @@ def test_without_statistics_nothing_can_be_told(run: tuple[Path, Path, Path], tm
     checkpoint.save(checkpoint.load(out), tmp_path)
     assert (tmp_path / "familiarity.safetensors").is_file()
     calibrate(tmp_path, parts_of(checkpoint.load(out), data, "val")[0])  # no others are given this time
-    assert checkpoint.load(tmp_path).statistics.keys() == {"weight", "bias", "val"}
+    assert checkpoint.load(tmp_path).statistics.keys() == KEPT
     checkpoint.save(small(), tmp_path)  # another model in the same place
     assert checkpoint.load(tmp_path).statistics is None
 
@@ -201,3 +204,41 @@ def test_the_page_says_what_is_unlike_its_photos(run: tuple[Path, Path, Path]) -
     assert foreign.startswith("Unlike anything it was trained on. Nearest: ")
     assert foreign.split("Nearest: ")[1].split(",")[0] in model.class_names  # which can still be seen
     assert ("Unlike" in known) == (rows[1].familiar < 0.05)
+
+
+def test_the_nearest_pictures_of_training_by_hand() -> None:
+    """Along the first two axes: the third is not kept, lengths do not count."""
+    model = small()
+    model.statistics = {
+        "basis": torch.eye(3)[:, :2].half(),
+        "rows": torch.tensor([[1.0, 0], [0, 1], [0.6, 0.8]]).half(),
+    }
+    model.statistics["labels"] = torch.tensor([0, 1, 1], dtype=torch.int32)
+    found = nearest(model, torch.empty(1), torch.tensor([[0.0, 2, 9]]), most=2)
+    assert [name for name, _ in found] == ["red", "red"]
+    assert [likeness for _, likeness in found] == pytest.approx([1, 0.8], abs=1e-3)
+
+
+@pytest.mark.parametrize("with_others", [True, False])
+def test_a_picture_of_training_is_nearest_to_itself(with_others: bool) -> None:
+    torch.manual_seed(0)
+    model = small()
+    if not with_others:
+        model = build("timm", ["blue", "red"], 32, {"architecture": "test_resnet"}).eval()
+    own, foreign = torch.randint(256, (2, 30, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.arange(30) % 2
+    model.statistics = fit_statistics(model, own, labels, own, foreign if with_others else None)
+    for i in range(5):
+        (name, likeness), *_ = nearest(model, own[i, None] / 255)
+        assert (name, likeness) == (model.class_names[labels[i]], pytest.approx(1, abs=2e-3))
+    model.statistics["labels"] += 7  # of another model
+    with pytest.raises(ValueError, match="--calibrate"):
+        nearest(model, own[:1] / 255)
+
+
+def test_what_is_kept_of_many_pictures_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    views = torch.randint(256, (60, 3, 32, 32), dtype=torch.uint8)
+    monkeypatch.setattr(sys.modules["cvlab.trust.familiarity"], "MOST_BYTES", 5000)  # a function has its name
+    kept = fit_statistics(small(), views, torch.zeros(60), views[:5], views)
+    assert 0 < len(kept["rows"]) < 60
+    assert sum(each.nbytes for each in kept.values()) <= 5000 + kept["val"].nbytes

@@ -33,8 +33,9 @@ def calibrate(folder: str | Path, parts: Parts, others: Path | None = None) -> M
     print(f"Temperature {model.temperature:.3f}, fitted on val{unfit}.")
     if model.task == "classification" and (others or model.config["network"] in PRETRAINED):
         some = random.Random(0).sample(parts.samples["train"], min(MOST, len(parts.samples["train"])))
-        own, _ = read_views(replace(parts, samples={"train": some}), "train", model)
-        model.statistics = fit_statistics(model, own, views, foreign_views(others, model) if others else None)
+        own, of = read_views(replace(parts, samples={"train": some}), "train", model)
+        foreign = foreign_views(others, model) if others else None
+        model.statistics = fit_statistics(model, own, torch.tensor(of), views, foreign)
         print(f"Photos of none of its classes are told by {'photos of other things' if others else 'features'}.")
     for name, value in promises(model, views, labels).items():
         model.config.pop(name, None)

@@ -17,6 +17,7 @@ from cvlab.render import picture_url
 from cvlab.transforms import view, whole_mask
 from cvlab.trust import familiarity
 from cvlab.trust.conformal import class_set
+from cvlab.trust.familiarity import features, nearest
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Prediction:
         evidence: None where nothing was found.
         familiar: `cvlab.trust.familiarity`; None for a model without statistics.
         names: of the classes that hold the true one with 95%, the likeliest first; None where that is not promised.
+        alike: `cvlab.trust.familiarity.nearest`; empty for a model that keeps nothing for it.
     """
 
     images: Tensor
@@ -87,6 +89,7 @@ class Prediction:
     evidence: Evidence | None = None
     familiar: float | None = None
     names: list[str] | None = None
+    alike: list[tuple[str, float]] = field(default_factory=list)
 
     @property
     def nbytes(self) -> int:
@@ -120,11 +123,15 @@ def predict_photo(
     shares = dict(zip(model.class_names, values.tolist(), strict=True))
     image.thumbnail((side, side))
     style = f"--photo:url({picture_url(image)});--ratio:{size[1] / size[0]:.4f}"
-    known = familiarity(model, images).item() if model.statistics else None
+    known, alike = None, []
+    if model.statistics:
+        found = features(model, images)
+        known = familiarity(model, images, found).item()
+        alike = nearest(model, images, found) if "rows" in model.statistics else []
     names = None
     if "set_threshold" in model.config:
         names = [model.class_names[i] for i in class_set(values.tolist(), model.config["set_threshold"])]
-    return Prediction(images, logits, shares, style, size, seconds, notes, evidence, known, names)
+    return Prediction(images, logits, shares, style, size, seconds, notes, evidence, known, names, alike)
 
 
 def evidence_for(images: Tensor, model: Model, question: Question, true_mask: Tensor | None = None) -> Evidence:

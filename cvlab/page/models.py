@@ -15,6 +15,7 @@ from cvlab.page.cache import Cache
 from cvlab.page.html import quoted
 from cvlab.transforms import view
 from cvlab.trust import familiarity
+from cvlab.trust.familiarity import nearest
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_NAME = 300  # characters of a model's name
@@ -115,7 +116,8 @@ def faster_copy(model: Model) -> Model:
 
     images = view(shapes.scene(TEST_SCENE, model.image_size).image, model)
     try:
-        _ = familiarity(model, images).item() if model.statistics else None
+        if model.statistics:
+            _ = familiarity(model, images), nearest(model, images) if "rows" in model.statistics else None
     except (ValueError, RuntimeError):  # a stranger's statistics may be of another network
         model.statistics = None
     copy = for_serving(model).eval()

@@ -15,7 +15,7 @@ from cvlab.models import build, settings_in
 from cvlab.page.compare import compare
 from cvlab.page.heat import METHOD_NAMES, UNIT, draw_map
 from cvlab.page.host import sentence_of
-from cvlab.page.html import bars, code_block, figure, folded, in_grid, number, paragraph, scale_bar
+from cvlab.page.html import bars, code_block, figure, folded, in_grid, number, paragraph, quoted, scale_bar
 from cvlab.page.picture import CONTOURS, captioned, slider, with_photo
 from cvlab.page.question import settled_score, to_query
 from cvlab.page.record import record_panel
@@ -90,7 +90,9 @@ def side(answer: Answer) -> str:
     """What stands beside the picture: the probabilities, or where the evidence for what a segmenter found lies."""
     shares = answer.prediction.shares
     if not answer.segments:
-        return bars(shares, "Probability")
+        alike = [f"{quoted(name)} ({likeness:.2f})" for name, likeness in answer.prediction.alike]
+        told = f"Most like it among the pictures of training (cosine): {', '.join(alike)}." if alike else ""
+        return bars(shares, "Probability") + paragraph(told)
     drawn = bars(shares, "Share of the photo") if len(shares) > 1 else ""
     lies = shares_of_evidence(answer.attribution, answer.evidence.region, answer.read_at)
     return drawn + bars(lies, f"Where the evidence lies, read at {answer.stage}")

@@ -42,7 +42,8 @@ def class_set(probs: Sequence[float], threshold: float) -> list[int]:
 def outline_thresholds(counts: Sequence[Tensor], coverage: float = COVERAGE) -> tuple[float | None, float | None]:
     """Thresholds of a sure core, of which `coverage` is object, and of a rim that holds `coverage` of the object.
 
-    Both shares are means over pictures, and the core lies in the rim. None where no level can promise it, or val has fewer than `FEWEST` pictures.
+    Both shares are means over pictures, and the core lies in the rim. None where no level can promise it, or val has
+    fewer than `FEWEST` pictures.
 
     Args:
         counts: for each of `LEVELS` those of `cvlab.metrics.segmentation_counts`, (N, 4).

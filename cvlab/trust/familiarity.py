@@ -12,22 +12,49 @@ from cvlab.transforms import to_float
 
 PRETRAINED = ("timm", "timm_head")
 DIRECTIONS = 32  # of the features of a pretrained network: tests/bench/unknown.py tries more and fewer
+MOST_BYTES = 290_000  # of all statistics together
 FOREIGN = 0.05  # less familiar than this is called foreign: so are this share of the photos of val
 
 
 @takes_wrapped
-def familiarity(model: Model, images: Tensor) -> Tensor:
+def familiarity(model: Model, images: Tensor, found: Tensor | None = None) -> Tensor:
     """The share of the photos of val that look at least as foreign as each image (N, 3, S, S) in [0, 1]: (N,).
+
+    `found` are their `features` where they are known.
 
     Raises:
         ValueError: the model's folder has no statistics for it, or they are of another network.
     """
     statistics = model.statistics or {}
     try:
-        foreign = foreignness(statistics, features(model, images))
+        foreign = foreignness(statistics, features(model, images) if found is None else found)
         return (statistics["val"] >= foreign[:, None]).float().mean(1)
     except (LookupError, RuntimeError) as error:
         raise ValueError("no statistics of its photos are kept: train/evaluate.py --calibrate fits them") from error
+
+
+@takes_wrapped
+def nearest(model: Model, images: Tensor, found: Tensor | None = None, most: int = 3) -> list[tuple[str, float]]:
+    """The class and the cosine similarity of the pictures of training that are most like one image (1, 3, S, S).
+
+    Compared are features along the main directions of those of training. Arguments and errors as of `familiarity`.
+    """
+    statistics = model.statistics or {}
+    try:
+        alike = _along(statistics, features(model, images) if found is None else found) @ statistics["rows"].float().T
+        best = alike[0].topk(min(most, alike.shape[1]))
+        classes = statistics["labels"][best.indices].tolist()
+        return [(model.class_names[i], likeness) for i, likeness in zip(classes, best.values.tolist(), strict=True)]
+    except (LookupError, RuntimeError) as error:
+        raise ValueError("nothing of its pictures of training is kept: --calibrate keeps it") from error
+
+
+def _along(statistics: dict[str, Tensor], found: Tensor) -> Tensor:
+    """Features (N, D) along the kept directions, with length 1: (N, k)."""
+    if "basis" in statistics:
+        return F.normalize(found @ statistics["basis"].float(), dim=1)
+    scaled = (found - statistics["mean"]) / statistics["scale"]  # each of these features has a unit of its own
+    return F.normalize(scaled @ statistics["directions"].float(), dim=1)
 
 
 def features(model: Model, images: Tensor) -> Tensor:
@@ -64,8 +91,11 @@ def foreignness(statistics: dict[str, Tensor], found: Tensor) -> Tensor:
     return found @ statistics["weight"] + statistics["bias"]
 
 
-def fit_statistics(model: Model, own: Tensor, val: Tensor, others: Tensor | None) -> dict[str, Tensor]:
-    """What `familiarity` needs, of pictures of train, of val and perhaps of others, (N, 3, S, S) uint8."""
+def fit_statistics(model: Model, own: Tensor, labels: Tensor, val: Tensor, others: Tensor | None) -> dict[str, Tensor]:
+    """What `familiarity` and `nearest` need, of pictures of train, of val and perhaps of others, (N, 3, S, S) uint8.
+
+    `labels` are those of train, (N,).
+    """
     rows = features(model, own)
     if others is None:
         directions = torch.linalg.svd(F.normalize(rows, dim=1), full_matrices=False).Vh
@@ -79,5 +109,10 @@ def fit_statistics(model: Model, own: Tensor, val: Tensor, others: Tensor | None
         reject.fit(((both - mean) / scale).numpy(), [0] * len(rows) + [1] * len(others))
         weight = torch.from_numpy(reject.coef_[0]).float() / scale
         found = {"weight": weight, "bias": torch.from_numpy(reject.intercept_).float() - weight @ mean}
-    foreign = foreignness(found, features(model, val))
+        directions = torch.linalg.svd((rows - mean) / scale, full_matrices=False).Vh[:DIRECTIONS].T
+        found |= {"mean": mean, "scale": scale, "directions": directions.half().contiguous()}
+    foreign, along = foreignness(found, features(model, val)), _along(found, rows).half()
+    room = MOST_BYTES - sum(each.nbytes for each in found.values())
+    some = torch.randperm(len(along), generator=torch.Generator().manual_seed(0))[: room // (along[0].nbytes + 4)]
+    found |= {"rows": along[some], "labels": labels[some].int()}
     return found | {"val": foreign.quantile(torch.linspace(0, 1, 1000)) if len(foreign) > 1000 else foreign}

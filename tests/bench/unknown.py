@@ -63,7 +63,9 @@ def ways(model: Model, groups: dict[str, Tensor], labels: Tensor) -> dict[str, S
     means = torch.stack([unit["train"][labels == i].mean(0) for i in labels.unique()])
     add("nearest mean of a class", lambda rows: 1 - (rows @ F.normalize(means, dim=1).T).amax(1), unit)
     if model.config["network"] not in PRETRAINED:
-        imitated = fit_statistics(model, groups["train"], groups["val"], imitations(groups["train"]))
+        imitated = fit_statistics(
+            model, groups["train"], torch.zeros(len(groups["train"])), groups["val"], imitations(groups["train"])
+        )
         add("class for rejecting imitations", lambda rows: foreignness(imitated, rows), kept)
     add("energy", lambda rows: -rows.logsumexp(1), logits)
     add("probability of the prediction", lambda rows: -rows.softmax(1).amax(1), logits)
@@ -134,7 +136,7 @@ def quick(folder: Path) -> tuple[Model, Path, list[Path]]:
     torch.manual_seed(0)
     model = build("convnet", ["cornered", "round"], 32, {"widths": [4, 8]}).eval()
     own = torch.stack([to_uint8(square_view(scene(seed, 32).image, model)) for seed in range(40)])
-    model.statistics = fit_statistics(model, own[:20], own[20:], foreign_views(foreign, model))
+    model.statistics = fit_statistics(model, own[:20], torch.zeros(20), own[20:], foreign_views(foreign, model))
     return model, data, [foreign]
 
 
