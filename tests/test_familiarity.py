@@ -26,6 +26,7 @@ from cvlab.models import Model, build
 from cvlab.page.evidence import predict_photo
 from cvlab.page.many import explain_picture, to_csv
 from cvlab.page.models import Models
+from cvlab.page.panels import draw
 from cvlab.page.question import Question
 from cvlab.page.unzip import Picture
 from cvlab.page.visit import Visits
@@ -215,8 +216,8 @@ def test_the_nearest_pictures_of_training_by_hand() -> None:
     }
     model.statistics["labels"] = torch.tensor([0, 1, 1], dtype=torch.int32)
     found = nearest(model, torch.empty(1), torch.tensor([[0.0, 2, 9]]), most=2)
-    assert [name for name, _ in found] == ["red", "red"]
-    assert [likeness for _, likeness in found] == pytest.approx([1, 0.8], abs=1e-3)
+    assert [(row, name) for row, name, _ in found] == [(1, "red"), (2, "red")]
+    assert [likeness for *_, likeness in found] == pytest.approx([1, 0.8], abs=1e-3)
 
 
 @pytest.mark.parametrize("with_others", [True, False])
@@ -229,8 +230,8 @@ def test_a_picture_of_training_is_nearest_to_itself(with_others: bool) -> None:
     labels = torch.arange(30) % 2
     model.statistics = fit_statistics(model, own, labels, own, foreign if with_others else None)
     for i in range(5):
-        (name, likeness), *_ = nearest(model, own[i, None] / 255)
-        assert (name, likeness) == (model.class_names[labels[i]], pytest.approx(1, abs=2e-3))
+        best, *_ = nearest(model, own[i, None] / 255)
+        assert best == (i, model.class_names[labels[i]], pytest.approx(1, abs=2e-3))
     model.statistics["labels"] += 7  # of another model
     with pytest.raises(ValueError, match="--calibrate"):
         nearest(model, own[:1] / 255)
@@ -242,3 +243,27 @@ def test_what_is_kept_of_many_pictures_stays_small(monkeypatch: pytest.MonkeyPat
     kept = fit_statistics(small(), views, torch.zeros(60), views[:5], views)
     assert 0 < len(kept["rows"]) < 60
     assert sum(each.nbytes for each in kept.values()) <= 5000 + kept["val"].nbytes
+
+
+def test_thumbnails_are_kept_and_shown_where_the_owner_allows_it(tmp_path: Path) -> None:
+    """The nearest picture to one of training is that picture: its thumbnail has the same mean colour."""
+    data, out = colours(tmp_path / "data", 40), tmp_path / "run"
+    words = [*SMALL_CLASSIFIER, "--data", data, "--out", out, "--others", green(tmp_path / "others")]
+    here("classifier", *words, "--thumbnails")
+    model = checkpoint.load(out)
+    parts, _ = parts_of(model, data, "val")
+    sheet = open_image(out / "thumbnails.jpg")
+    assert sheet.width == 40 * 48
+    photo = parts.samples["train"][0][0]
+    visits = Visits(Models({"run": str(out)}))
+    answer = visits.get(str(photo), "run").ask(Question())
+    (row, name, likeness), *_ = answer.prediction.alike
+    assert (name, likeness) == (photo.parent.name, pytest.approx(1, abs=2e-3))
+    x, y = row % 40 * 48, row // 40 * 48
+    shown = np.asarray(sheet.crop((x, y, x + 48, y + 48))).mean((0, 1))
+    assert shown == pytest.approx(view(open_image(photo), model).mean((0, 2, 3)).numpy() * 255, abs=6)
+    assert draw(answer, ["facts"])["facts"].count("<figure>") == 3
+    (out / "thumbnails.jpg").write_bytes(b"none")
+    assert draw(answer, ["facts"])["facts"].count("<figure>") == 0
+    here("evaluate", out, "--data", data, "--part", "val", "--calibrate")
+    assert not (out / "thumbnails.jpg").exists()

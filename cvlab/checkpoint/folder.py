@@ -28,7 +28,6 @@ from cvlab.models.model import Shapes, misfit, shapes_of
 MAX_HEADER_BYTES = 8 * 2**20  # of model.safetensors: names and shapes
 MAX_PARAMETERS = hub.MAX_WEIGHTS_BYTES // 4  # with buffers, in float32
 MAX_ACTIVATIONS = 2**31  # numbers in the outputs of all layers for one image: 8 GiB
-STATISTICS = "familiarity.safetensors"
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32")
 
 
@@ -50,9 +49,10 @@ def save(model: Model, folder: str | Path, **facts: object) -> None:
     config = to_json({**keys_of_timm, "cvlab": block}, indent=1) + "\n"  # first, because it may fail
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored(model).state_dict().items()}
     write_bytes(folder / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
-    (folder / STATISTICS).unlink(missing_ok=True)  # of the model that was there before
+    for name in (hub.STATISTICS, hub.THUMBNAILS):  # of the model that was there before
+        (folder / name).unlink(missing_ok=True)
     if model.statistics:
-        write_bytes(folder / STATISTICS, to_safetensors(model.statistics))
+        write_bytes(folder / hub.STATISTICS, to_safetensors(model.statistics))
     write_text(folder / "config.json", config)
 
 
@@ -116,7 +116,7 @@ def load(folder_or_id: str | Path) -> Model:
         reason = fault or str(error).split("\n")[0]
         raise CheckpointError(f"{weights_file} does not fit config.json: {reason}.") from error
     model.config = {**config, "stages": list(model.stages)}
-    if (path := folder / STATISTICS).exists():
+    if (path := folder / hub.STATISTICS).exists():
         with opened(path, max(300_000, 3_000 * len(model.class_names))) as file:
             model.statistics = _read_tensors(file, _read_header(file, path)[0], path)
     model.temperature = config.get("temperature", 1.0)

@@ -24,7 +24,9 @@ from cvlab.files import write_text
 
 NEEDED = ["config.json", "model.safetensors"]
 FILES = [*NEEDED, "README.md", "metrics.json", "trust.json", "history.jsonl", "manifest.json"]  # at the root
-FILES += ["familiarity.safetensors"]
+STATISTICS, THUMBNAILS = "familiarity.safetensors", "thumbnails.jpg"  # of photos of training
+FILES += [STATISTICS, THUMBNAILS]
+COLUMNS, SIDE = 40, 48  # thumbnails in a row, and their pixels
 MAX_WEIGHTS_BYTES = 2 * 2**30  # model.safetensors
 MAX_TEXT_BYTES = 4 * 2**20  # each of the others
 AROUND = " \t\n\"'“”\u2018\u2019`\u00a0\u200b\u200e\u200f\u2060\ufeff"  # characters that are copied along with a name
@@ -182,7 +184,7 @@ def push(
         model_id: user/name; the repository is created if needed.
         private: make the repository private.
         revision: the branch, created if needed; None for main.
-        with_photos: also send report/photos/*.
+        with_photos: also send report/photos/* and the thumbnails.
 
     Raises:
         HubError: the folder or the name is not valid, there is no token with write access, `private` is set and the
@@ -193,6 +195,8 @@ def push(
     _check_sizes(sizes, str(folder))
     patterns = ["report/*.png", "report/*.md"] + (["report/photos/*"] if with_photos else [])
     report = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]
+    if not with_photos:
+        sizes.pop(THUMBNAILS, None)
     names = [*sizes, *(path.relative_to(folder).as_posix() for path in report)]
 
     # Named one by one, because upload_folder is not safe here: its * matches / too, so report/*.png would send

@@ -89,7 +89,7 @@ class Prediction:
     evidence: Evidence | None = None
     familiar: float | None = None
     names: list[str] | None = None
-    alike: list[tuple[str, float]] = field(default_factory=list)
+    alike: list[tuple[int, str, float]] = field(default_factory=list)
 
     @property
     def nbytes(self) -> int:

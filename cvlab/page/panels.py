@@ -5,11 +5,13 @@ Those of segmenters alone are in cvlab/page/unet.py.
 
 import html
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from cvlab.checkpoint import hub
+from cvlab.checkpoint import CheckpointError, hub
+from cvlab.checkpoint.config import opened
 from cvlab.explain import correlation, explain, heatmap, peak
 from cvlab.models import build, settings_in
 from cvlab.page.compare import compare
@@ -24,6 +26,7 @@ from cvlab.page.unet import contributions, errors, region_picker, stages, three_
 from cvlab.page.visit import Answer
 from cvlab.page.words import place, said, shares_of_evidence
 from cvlab.render import overlay, to_picture
+from cvlab.transforms import ImageError, open_image
 from cvlab.trust import hide, hottest_part
 from cvlab.trust.judge import SHARES
 
@@ -90,9 +93,7 @@ def side(answer: Answer) -> str:
     """What stands beside the picture: the probabilities, or where the evidence for what a segmenter found lies."""
     shares = answer.prediction.shares
     if not answer.segments:
-        alike = [f"{quoted(name)} ({likeness:.2f})" for name, likeness in answer.prediction.alike]
-        told = f"Most like it among the pictures of training (cosine): {', '.join(alike)}." if alike else ""
-        return bars(shares, "Probability") + paragraph(told)
+        return bars(shares, "Probability")
     drawn = bars(shares, "Share of the photo") if len(shares) > 1 else ""
     lies = shares_of_evidence(answer.attribution, answer.evidence.region, answer.read_at)
     return drawn + bars(lies, f"Where the evidence lies, read at {answer.stage}")
@@ -107,7 +108,22 @@ def facts(answer: Answer) -> str:
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     source = f" From the Hub: {model.source}." if hub.is_id(model.source) else ""
     text = f"{kind}: {shown}. It sees {size} x {size} pixels; {parameters:.1f} M parameters.{source}"
-    return folded("About this model", paragraph(text) + paragraph(HUB_HINT), "about")
+    return most_like(answer) + folded("About this model", paragraph(text) + paragraph(HUB_HINT), "about")
+
+
+def most_like(answer: Answer) -> str:
+    """The pictures of training that are most like the photo: their classes, and thumbnails where some are kept."""
+    rows, visit = answer.prediction.alike, answer.visit
+    if not rows:
+        return ""
+    told = ", ".join(f"{quoted(name)} ({likeness:.2f})" for _, name, likeness in rows)
+    drawn, path = [], visit.models.folder(visit.name) / hub.THUMBNAILS
+    with suppress(CheckpointError, ImageError), opened(path, hub.MAX_TEXT_BYTES) as file:
+        sheet = open_image(file)
+        for i, name, _ in rows:
+            x, y = i % hub.COLUMNS * hub.SIDE, i // hub.COLUMNS * hub.SIDE
+            drawn.append(figure(sheet.crop((x, y, x + hub.SIDE, y + hub.SIDE)), name))
+    return paragraph(f"Most like it in training (cosine similarity): {told}.") + in_grid(drawn)
 
 
 def grad_cam(answer: Answer) -> str:

@@ -34,8 +34,8 @@ def familiarity(model: Model, images: Tensor, found: Tensor | None = None) -> Te
 
 
 @takes_wrapped
-def nearest(model: Model, images: Tensor, found: Tensor | None = None, most: int = 3) -> list[tuple[str, float]]:
-    """The class and the cosine similarity of the pictures of training that are most like one image (1, 3, S, S).
+def nearest(model: Model, images: Tensor, found: Tensor | None = None, most: int = 3) -> list[tuple[int, str, float]]:
+    """The pictures of training that are most like one image (1, 3, S, S): row, class and cosine similarity of each.
 
     Compared are features along the main directions of those of training. Arguments and errors as of `familiarity`.
     """
@@ -43,8 +43,8 @@ def nearest(model: Model, images: Tensor, found: Tensor | None = None, most: int
     try:
         alike = _along(statistics, features(model, images) if found is None else found) @ statistics["rows"].float().T
         best = alike[0].topk(min(most, alike.shape[1]))
-        classes = statistics["labels"][best.indices].tolist()
-        return [(model.class_names[i], likeness) for i, likeness in zip(classes, best.values.tolist(), strict=True)]
+        names = [model.class_names[i] for i in statistics["labels"][best.indices].tolist()]
+        return list(zip(best.indices.tolist(), names, best.values.tolist(), strict=True))
     except (LookupError, RuntimeError) as error:
         raise ValueError("nothing of its pictures of training is kept: --calibrate keeps it") from error
 
@@ -94,7 +94,7 @@ def foreignness(statistics: dict[str, Tensor], found: Tensor) -> Tensor:
 def fit_statistics(model: Model, own: Tensor, labels: Tensor, val: Tensor, others: Tensor | None) -> dict[str, Tensor]:
     """What `familiarity` and `nearest` need, of pictures of train, of val and perhaps of others, (N, 3, S, S) uint8.
 
-    `labels` are those of train, (N,).
+    `labels` are those of train, (N,). Of its pictures the first ones are kept for `nearest`, as many as there is room.
     """
     rows = features(model, own)
     if others is None:
@@ -113,6 +113,6 @@ def fit_statistics(model: Model, own: Tensor, labels: Tensor, val: Tensor, other
         found |= {"mean": mean, "scale": scale, "directions": directions.half().contiguous()}
     foreign, along = foreignness(found, features(model, val)), _along(found, rows).half()
     room = MOST_BYTES - sum(each.nbytes for each in found.values())
-    some = torch.randperm(len(along), generator=torch.Generator().manual_seed(0))[: room // (along[0].nbytes + 4)]
-    found |= {"rows": along[some], "labels": labels[some].int()}
+    most = room // (along[0].nbytes + 4)
+    found |= {"rows": along[:most], "labels": labels[:most].int()}
     return found | {"val": foreign.quantile(torch.linspace(0, 1, 1000)) if len(foreign) > 1000 else foreign}
