@@ -108,15 +108,15 @@ FORMULAS = [
 
 @pytest.mark.parametrize("text", FORMULAS)
 def test_a_cell_is_no_formula(text: str) -> None:
-    row = Row(1, text, text, -0.5, -1e-7, text, 0.25)
+    row = Row(1, text, text, -0.5, -1e-7, text, 0.25, text)
     _, cells = csv.reader(io.StringIO(to_csv([row])))
-    assert cells == ["1", f"'{text}", f"'{text}", "-0.5", "-1e-07", f"'{text}", "0.25"]
+    assert cells == ["1", f"'{text}", f"'{text}", "-0.5", "-1e-07", f"'{text}", "0.25", f"'{text}"]
 
 
 def test_text_that_is_no_formula_is_as_it_was() -> None:
     for text in ("photo.png", "a=b", "x, y", 'say "hi"', "caf\u00e9", ""):
         _, cells = csv.reader(io.StringIO(to_csv([Row(1, text, None, None, None, "")])))
-        assert cells == ["1", text, "", "", "", "", ""]
+        assert cells == ["1", text, "", "", "", "", "", ""]
 
 
 def test_a_job_of_bad_pictures_alone_still_has_its_rows(classifier: nn.Module, tmp_path: Path) -> None:
