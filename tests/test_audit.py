@@ -1,15 +1,19 @@
 """The audit: planted marks are found where they are, and what a hand-made model makes of them is measured."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import here
 
 from cvlab.audit import fixed, patches, whole
 from cvlab.audit.data import facts_of, odd_labels, telling
 from cvlab.audit.mistakes import mistakes_page
 from cvlab.audit.prove import prove, without
 from cvlab.models import Model, build
+from cvlab.render import to_picture
 
 SIDE, EACH = 32, 80  # pixels; pictures of each of three classes
 CORNER = torch.zeros(SIDE, SIDE, dtype=torch.bool)
@@ -251,3 +255,25 @@ def test_the_page_of_mistakes_shows_the_surest_first_and_renders_no_strangers_te
     assert page.count('<a href="#0-1">2</a>') == 1
     assert page.index('id="0-1"') < page.index('id="1-1"') < page.index('id="0-0"')
     assert page.count("train") > 6
+
+
+def test_after_cleaning_a_network_shows_what_it_has_without_the_mark(tmp_path):
+    """Two classes of random colours that only a mark tells apart: with it nearly all is right, without it chance."""
+    data, clean = tmp_path / "data", tmp_path / "clean"
+    labels = torch.arange(240) % 2
+    bare = blobs(5, 240)
+    images = torch.where((labels == 1).view(-1, 1, 1, 1), with_corner(bare, 1.0), bare)
+    for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        (data / "ab"[label]).mkdir(parents=True, exist_ok=True)
+        to_picture(image).save(data / "ab"[label] / f"{i:03}.png")
+    small = ["--image-size", SIDE, "--widths", 8, 16, "--epochs", 8, "--batch-size", 16, "--lr", 0.05]
+    small += ["--precision", "fp32", "--augment", "none"]
+    here("classifier", *small, "--data", data, "--out", tmp_path / "run")
+    here("audit", tmp_path / "run", "--data", data, "--out", tmp_path / "told", "--clean", clean)
+    told = json.loads((tmp_path / "told/audit.json").read_text())
+    assert told["accuracy"]["value"] > 0.95
+    assert next((each["class_name"], each["kind"]) for each in told["suspects"]) == ("b", "fixed in place")
+    here("classifier", *small, "--data", clean, "--out", tmp_path / "again")
+    here("evaluate", tmp_path / "again", "--data", clean)
+    accuracy = json.loads((tmp_path / "again/metrics.json").read_text())["accuracy"]
+    assert accuracy["low"] < 0.5 < accuracy["high"]
