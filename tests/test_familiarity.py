@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 
 from cvlab import checkpoint
 from cvlab.checkpoint import CheckpointError, card
+from cvlab.checkpoint.hub import COLUMNS, SIDE
 from cvlab.data.evaluation import foreign_views, parts_of, read_views
 from cvlab.explain import default_stage
 from cvlab.models import Model, build
@@ -253,14 +254,14 @@ def test_thumbnails_are_kept_and_shown_where_the_owner_allows_it(tmp_path: Path)
     model = checkpoint.load(out)
     parts, _ = parts_of(model, data, "val")
     sheet = open_image(out / "thumbnails.jpg")
-    assert sheet.width == 40 * 48
+    assert sheet.width == COLUMNS * SIDE
     photo = parts.samples["train"][0][0]
     visits = Visits(Models({"run": str(out)}))
     answer = visits.get(str(photo), "run").ask(Question())
     (row, name, likeness), *_ = answer.prediction.alike
     assert (name, likeness) == (photo.parent.name, pytest.approx(1, abs=2e-3))
-    x, y = row % 40 * 48, row // 40 * 48
-    shown = np.asarray(sheet.crop((x, y, x + 48, y + 48))).mean((0, 1))
+    x, y = row % COLUMNS * SIDE, row // COLUMNS * SIDE
+    shown = np.asarray(sheet.crop((x, y, x + SIDE, y + SIDE))).mean((0, 1))
     assert shown == pytest.approx(view(open_image(photo), model).mean((0, 2, 3)).numpy() * 255, abs=6)
     assert draw(answer, ["facts"])["facts"].count("<figure>") == 3
     (out / "thumbnails.jpg").write_bytes(b"none")

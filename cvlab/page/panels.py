@@ -123,7 +123,7 @@ def most_like(answer: Answer) -> str:
         for i, name, _ in rows:
             x, y = i % hub.COLUMNS * hub.SIDE, i // hub.COLUMNS * hub.SIDE
             drawn.append(figure(sheet.crop((x, y, x + hub.SIDE, y + hub.SIDE)), name))
-    return paragraph(f"Most like it in training (cosine similarity): {told}.") + in_grid(drawn)
+    return paragraph(f"Most like it in training (cosine similarity): {told}.") + in_grid(drawn, "small")
 
 
 def grad_cam(answer: Answer) -> str:
