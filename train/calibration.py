@@ -52,7 +52,7 @@ def calibrate(folder: str | Path, parts: Parts, others: Path | None = None, thum
     if thumbnails and model.statistics:
         small = F.interpolate(own[: len(model.statistics["rows"])] / 255, hub.SIDE, mode="area")
         with whole_file(Path(folder) / hub.THUMBNAILS) as writing:
-            to_picture(make_grid(small, hub.COLUMNS, padding=0)).save(writing, "JPEG", quality=85)
+            to_picture(make_grid(small, hub.COLUMNS, padding=0)).save(writing, "JPEG")
     return model
 
 

@@ -192,11 +192,11 @@ def push(
     """
     folder, model_id = Path(folder), name_of(model_id)
     sizes = _sizes(folder)
+    if not with_photos:
+        sizes.pop(THUMBNAILS, None)
     _check_sizes(sizes, str(folder))
     patterns = ["report/*.png", "report/*.md"] + (["report/photos/*"] if with_photos else [])
     report = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]
-    if not with_photos:
-        sizes.pop(THUMBNAILS, None)
     names = [*sizes, *(path.relative_to(folder).as_posix() for path in report)]
 
     # Named one by one, because upload_folder is not safe here: its * matches / too, so report/*.png would send
