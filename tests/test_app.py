@@ -94,6 +94,9 @@ def test_predict_gives_label_and_confidences_that_are_the_models(client: Client,
     assert answer["label"] == model.class_names[probs.argmax()] == shapes.CLASS_NAMES[shapes.scene(4003).label]
     found = {each["label"]: each["confidence"] for each in answer["confidences"]}
     assert found == pytest.approx(dict(zip(model.class_names, probs.tolist(), strict=True)), abs=1e-6)
+    least = model.config["set_threshold"]
+    assert set(answer["set"]) == {name for name, share in found.items() if share >= least} | {answer["label"]}
+    assert answer["familiar"] is None  # nothing of other pictures is known to it
 
 
 def test_predict_gives_a_segmenters_mask_and_its_numbers(client: Client, scene: Path) -> None:
