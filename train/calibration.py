@@ -16,7 +16,7 @@ from cvlab.data.evaluation import MOST, foreign_views, read_views
 from cvlab.data.parts import Parts
 from cvlab.explain.many import predict_views
 from cvlab.files import whole_file
-from cvlab.metrics import fit_temperature, segmentation_counts
+from cvlab.metrics import fit_temperature
 from cvlab.models import Model, probabilities
 from cvlab.render import to_picture
 from cvlab.transforms import resize_logits
@@ -78,19 +78,22 @@ def promises(model: Model, views: Tensor, labels: list) -> dict[str, float | Non
 def mask_counts(
     model: Model, views: Tensor, masks: list[Tensor], thresholds: list[float]
 ) -> tuple[list[Tensor], Tensor]:
-    """Counts by class (N, C, 4) at the masks' own size for each threshold, and each picture's cross-entropy, (N,).
+    """`segmentation_counts` by class (N, C, 4) for each threshold, in rising order, and each picture's loss, (N,).
 
-    The cross-entropy is binary, a mean over pixels and classes.
+    They are counted at the masks' own size. The loss is binary cross-entropy, a mean over pixels and classes.
     """
-    counts: list[list[Tensor]] = [[] for _ in thresholds]
-    losses = []
+    levels, counts, losses = torch.tensor(thresholds), [], []
     for logits, mask in zip(chain.from_iterable(predict_views(model, views)), masks, strict=True):
         resized = resize_logits(logits[None], mask.shape[-2:])
         losses.append(F.binary_cross_entropy_with_logits(resized, mask[None].float()))
-        probs = probabilities(model, resized)
-        for each, threshold in zip(counts, thresholds, strict=True):
-            each.append(segmentation_counts((probs > threshold)[0, :, None], mask[:, None]))
-    return [torch.stack(each) for each in counts], torch.stack(losses)
+        # How many thresholds each pixel exceeds: so one pass over the pixels serves all of them.
+        exceeded, by_class = torch.bucketize(probabilities(model, resized)[0], levels), []
+        for ranks, true in zip(exceeded, mask, strict=True):
+            each = torch.stack([torch.bincount(ranks[part], minlength=len(levels) + 1) for part in (true, ~true)])
+            below = each.cumsum(1)[:, :-1]
+            by_class.append(torch.cat([each.sum(1, keepdim=True) - below, below]).T)  # (thresholds, 4)
+        counts.append(torch.stack(by_class))
+    return list(torch.stack(counts).unbind(2)), torch.stack(losses)
 
 
 def answers(model: Model, views: Tensor, labels: list) -> tuple[Tensor, Tensor]:
