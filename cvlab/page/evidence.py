@@ -129,7 +129,7 @@ def predict_photo(
         known = familiarity(model, images, found).item()
         alike = nearest(model, images, found) if "rows" in model.statistics else []
     names = None
-    if "set_threshold" in model.config:
+    if model.task == "classification" and "set_threshold" in model.config:
         names = [model.class_names[i] for i in class_set(values.tolist(), model.config["set_threshold"])]
     return Prediction(images, logits, shares, style, size, seconds, notes, evidence, known, names, alike)
 
