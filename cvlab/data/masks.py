@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -171,11 +172,12 @@ def _examine_pair(image: Path, mask: Path, image_size: int) -> Held:
     held.small = set(np.unique(values[np.ix_(rows, columns)]).tolist())
     try:
         with Image.open(image, formats=FORMATS) as photo, Image.open(mask, formats=FORMATS) as drawn:
-            turn, of_mask = (each.getexif().get(ORIENTATION, 1) for each in (photo, drawn))
-            size = photo.size[::-1] if turn in range(5, 9) else photo.size  # other values have no effect
-            raw = photo.size
+            raw, turn, of_mask = photo.size, 1, 1
+            with suppress(Exception):  # damaged tags have no effect, as values beyond 8 have none
+                turn, of_mask = (each.getexif().get(ORIENTATION, 1) for each in (photo, drawn))
     except Exception:  # a photo that cannot be opened is named elsewhere
         return held
+    size = raw[::-1] if turn in range(5, 9) else raw
     if values.shape != size[::-1]:
         height, width = values.shape
         held.reason = "has a mask of another size"

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 COVERAGE = 0.95
-FEWEST = 19  # pictures: of fewer none may be left out, and no promise is possible
 LEVELS = torch.linspace(-7, 7, 57, dtype=torch.float64).sigmoid().tolist()  # thresholds that are tried for outlines
 
 
@@ -43,7 +42,7 @@ def outline_thresholds(counts: Sequence[Tensor], coverage: float = COVERAGE) -> 
     """Thresholds of a sure core, of which `coverage` is object, and of a rim that holds `coverage` of the object.
 
     Both shares are means over pictures, and the core lies in the rim. None where no level can promise it, or val has
-    fewer than `FEWEST` pictures.
+    fewer than 19 pictures.
 
     Args:
         counts: for each of `LEVELS` those of `cvlab.metrics.segmentation_counts`, (N, 4).
