@@ -58,11 +58,26 @@ def segmentation_counts(predicted: Tensor, masks: Tensor) -> Tensor:
 
     Both arguments are (N, C, H, W) bool; the pixels of all channels are counted together.
     """
-    tp = (predicted & masks).flatten(1).sum(1)
-    fp = (predicted & ~masks).flatten(1).sum(1)
-    fn = (~predicted & masks).flatten(1).sum(1)
-    tn = (~predicted & ~masks).flatten(1).sum(1)
-    return torch.stack([tp, fp, fn, tn], dim=1)
+    return class_counts(predicted, masks).sum(1)
+
+
+def class_counts(predicted: Tensor, masks: Tensor, scored: Tensor | None = None) -> Tensor:
+    """The same by channel, (N, C, 4). `scored` (N, 1, H, W) bool are the pixels that count, by default all."""
+    scored = torch.ones_like(masks[:, :1]) if scored is None else scored
+    pairs = (predicted & masks, predicted & ~masks, ~predicted & masks, ~predicted & ~masks)
+    return torch.stack([(each & scored).sum((2, 3)) for each in pairs], dim=2)
+
+
+def boundary(masks: Tensor) -> Tensor:
+    """The pixels of masks (N, C, H, W) bool that lie within 2% of the image's diagonal of the mask's edge.
+
+    Counted by them, an iou judges outlines, also of large objects (Cheng et al., "Boundary IoU", 2021). The frame of
+    the picture is an edge. Distance is the larger one of those along rows and along columns.
+    """
+    reach = max(1, round(0.02 * math.hypot(*masks.shape[-2:])))
+    outside = F.pad((~masks).float(), (reach,) * 4, value=1.0)
+    rows = F.max_pool2d(outside, (1, 2 * reach + 1), 1)
+    return masks & (F.max_pool2d(rows, (2 * reach + 1, 1), 1) > 0)
 
 
 def segmentation_scores(counts: Tensor | np.ndarray) -> dict[str, float]:
@@ -92,24 +107,35 @@ def bootstrap_intervals(counts: Tensor) -> dict[str, tuple[float, float]]:
     return {name: _middle_95([score[name] for score in scores]) for name in scores[0]}
 
 
-def class_scores(counts: Tensor, class_names: Sequence[str]) -> dict:
-    """The iou of each class over all pixels and their mean with its interval, from counts by class (N, C, 4).
+def class_ious(counts: Tensor | np.ndarray) -> dict[int, float]:
+    """The iou of each class over all pixels, by its index, from `class_counts` (N, C, 4).
 
-    A class that is in no mask and in no prediction has the iou None, and does not count in the mean.
+    A class that is in no mask and in no prediction is left out.
     """
-
-    def ious(rows: np.ndarray) -> np.ndarray:
-        tp, union = rows[..., 0].sum(0), rows[..., :3].sum((0, 2))
-        return np.divide(tp, union, out=np.full(len(tp), np.nan), where=union > 0)
-
     counts = np.asarray(counts, dtype=np.float64)
-    drawn = np.array([ious(counts[rows]) for rows in _resampled(len(counts))])
-    bounds = _middle_95([row[~np.isnan(row)].mean() for row in drawn if not np.isnan(row).all()] or [1.0])
-    by_class = {
-        name: None if np.isnan(iou) else iou for name, iou in zip(class_names, ious(counts).tolist(), strict=True)
-    }
-    there = [iou for iou in by_class.values() if iou is not None]
-    return {"mean_iou": interval(float(np.mean(there)) if there else 1.0, bounds), "iou_by_class": by_class}
+    tp, union = counts[..., 0].sum(0), counts[..., :3].sum((0, 2))
+    return {i: float(tp[i] / union[i]) for i in np.flatnonzero(union)}
+
+
+def mean_iou(counts: Tensor | np.ndarray) -> float:
+    """The mean of `class_ious`; 1 if no class is there."""
+    return float(np.mean(list(class_ious(counts).values()) or [1.0]))
+
+
+def class_scores(counts: Tensor, class_names: Sequence[str]) -> dict:
+    """`class_ious` by name, None for a class that is not there, and their mean with its interval by bootstrap."""
+    counts = np.asarray(counts, dtype=np.float64)
+    bounds = _middle_95([mean_iou(counts[rows]) for rows in _resampled(len(counts))])
+    ious = class_ious(counts)
+    by_class = {name: ious.get(i) for i, name in enumerate(class_names)}
+    return {"mean_iou": interval(mean_iou(counts), bounds), "iou_by_class": by_class}
+
+
+def pixel_accuracy(confusions: Tensor) -> dict[str, float]:
+    """The share of pixels whose class is right, with its interval by bootstrap, from (N, C, C) of each image."""
+    right, pixels = confusions.diagonal(dim1=1, dim2=2).sum(1).numpy(), confusions.sum((1, 2)).numpy()
+    drawn = _middle_95([right[rows].sum() / max(pixels[rows].sum(), 1) for rows in _resampled(len(right))])
+    return interval(float(right.sum() / max(pixels.sum(), 1)), drawn)
 
 
 def paired_interval(

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from cvlab import fonts
-from cvlab.explain import default_stage, explain, grad_cam, heatmap, predict, predicted_masks, region_score
+from cvlab.explain import default_stage, explain, grad_cam, heatmap, predict, predicted_masks, predicted_score
 from cvlab.files import write_bytes
 from cvlab.models import Model, Stage
 from cvlab.plots import as_picture
@@ -164,7 +164,7 @@ def mask_triples(model: Model, views: Tensor, masks: Sequence[Tensor], ious: Seq
         images = to_float(view)[None]
         photo, pair = to_picture(images), [whole_mask(mask, model.image_size)]
         pair.append(predicted_masks(model, predict(model, images))[0])
-        drawn += [photo, *(mask_overlay(photo, each.any(0).numpy()) for each in pair)]
+        drawn += [photo, *(mask_overlay(photo, each[model.first_object :].any(0).numpy()) for each in pair)]
         titles += ["image", "true mask", f"predicted, iou {iou:.3f}"]
     return grid(drawn, titles, 6)
 
@@ -174,10 +174,10 @@ def stage_rows(model: Model, views: Tensor, colormap: str = COLORMAP, opacity: f
     drawn, titles = [], []
     for view in views:
         images = to_float(view)[None]
-        photo, mask = to_picture(images), predicted_masks(model, predict(model, images))[:, 0]
-        drawn += [photo, mask_overlay(photo, mask[0].numpy())]
+        photo, mask = to_picture(images), predicted_masks(model, predict(model, images))[0, model.first_object :]
+        drawn += [photo, mask_overlay(photo, mask.any(0).numpy())]
         if mask.any():
-            maps = explain(model, images, region_score(mask)).maps["grad_cam"]
+            maps = explain(model, images, predicted_score(model)).maps["grad_cam"]
             drawn += [overlay(images, maps[name], colormap, opacity, stage=each) for name, each in model.stages.items()]
             titles += ["image", "predicted mask", *maps]
         else:
@@ -202,10 +202,11 @@ def training_frame(model: Model, views: Tensor, title: str, masks: Sequence[Tens
             titles.append(model.class_names[logits.argmax()])
             continue
         photo, mask = to_picture(images), predicted_masks(model, predict(model, images))[0].cpu()
-        pair = whole_mask(masks[i], model.image_size), mask
+        pair = [each[model.first_object :] for each in (whole_mask(masks[i], model.image_size), mask)]
         drawn += [photo, *(mask_overlay(photo, each.any(0).numpy()) for each in pair)]
-        drawn.append(overlay(images, grad_cam(model, images)[1], stage=last) if mask[0].any() else photo)
-        titles += ["image", "true mask", "predicted", "why" if mask[0].any() else "nothing found"]
+        found = pair[1].any()
+        drawn.append(overlay(images, grad_cam(model, images)[1], stage=last) if found else photo)
+        titles += ["image", "true mask", "predicted", "why" if found else "nothing found"]
     return strip(drawn, titles, title)
 
 

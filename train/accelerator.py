@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -44,7 +44,9 @@ def accelerator_for(
             write_text(recorded, precision + "\n")
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=args.seed)
     mixed = "no" if precision == "fp32" else "bf16"
-    return Accelerator(mixed_precision=mixed, dataloader_config=loading, cpu=cpu)
+    # Processes wait for the gradients of all parameters, and a frozen encoder gives none.
+    some = [DistributedDataParallelKwargs(find_unused_parameters=True)] if vars(args).get("frozen_epochs") else []
+    return Accelerator(mixed_precision=mixed, dataloader_config=loading, cpu=cpu, kwargs_handlers=some)
 
 
 def fastest_precision(model: Model, images: Tensor, criterion: Callable[[Tensor], Tensor], repeats: int = 3) -> str:

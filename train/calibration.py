@@ -14,9 +14,10 @@ from cvlab import checkpoint
 from cvlab.checkpoint import hub
 from cvlab.data.evaluation import MOST, foreign_views, read_views
 from cvlab.data.parts import Parts
+from cvlab.explain import predicted_masks
 from cvlab.explain.many import predict_views
 from cvlab.files import whole_file
-from cvlab.metrics import fit_temperature
+from cvlab.metrics import class_counts, fit_temperature
 from cvlab.models import Model, probabilities
 from cvlab.render import to_picture
 from cvlab.transforms import resize_logits
@@ -68,24 +69,29 @@ def promises(model: Model, views: Tensor, labels: list) -> dict[str, float | Non
         except ValueError as error:
             print(f"No sets of classes: {error}")
             return {"set_threshold": None}
-    counts, _ = mask_counts(model, views, labels, conformal.LEVELS)
+    if model.exclusive:  # its masks have no threshold
+        return {}
+    counts = mask_counts(model, views, labels, conformal.LEVELS)
     core, rim = conformal.outline_thresholds([each.sum(1) for each in counts])
     if core is None or rim is None:
         print(f"No {'sure core' if core is None else 'rim'} of masks can be promised from these {len(views)} pictures.")
     return {"core_threshold": core, "rim_threshold": rim}
 
 
-def mask_counts(
-    model: Model, views: Tensor, masks: list[Tensor], thresholds: list[float]
-) -> tuple[list[Tensor], Tensor]:
-    """`segmentation_counts` by class (N, C, 4) for each threshold, in rising order, and each picture's loss, (N,).
+def object_counts(model: Model, logits: Tensor, masks: Tensor) -> Tensor:
+    """`class_counts` of the predicted masks, (N, C, 4), of all classes but the background; both are (N, C, H, W).
 
-    They are counted at the masks' own size. The loss is binary cross-entropy, a mean over pixels and classes.
+    Where classes exclude each other, a pixel without a class is not scored.
     """
-    levels, counts, losses = torch.tensor(thresholds), [], []
+    first, scored = model.first_object, masks.any(1, keepdim=True) if model.exclusive else None
+    return class_counts(predicted_masks(model, logits)[:, first:], masks[:, first:], scored)
+
+
+def mask_counts(model: Model, views: Tensor, masks: list[Tensor], thresholds: list[float]) -> list[Tensor]:
+    """`class_counts` (N, C, 4) at the masks' own size for each threshold, in rising order; classes may overlap."""
+    levels, counts = torch.tensor(thresholds), []
     for logits, mask in zip(chain.from_iterable(predict_views(model, views)), masks, strict=True):
         resized = resize_logits(logits[None], mask.shape[-2:])
-        losses.append(F.binary_cross_entropy_with_logits(resized, mask[None].float()))
         # How many thresholds each pixel exceeds: so one pass over the pixels serves all of them.
         exceeded, by_class = torch.bucketize(probabilities(model, resized)[0], levels), []
         for ranks, true in zip(exceeded, mask, strict=True):
@@ -93,7 +99,7 @@ def mask_counts(
             below = each.cumsum(1)[:, :-1]
             by_class.append(torch.cat([each.sum(1, keepdim=True) - below, below]).T)  # (thresholds, 4)
         counts.append(torch.stack(by_class))
-    return list(torch.stack(counts).unbind(2)), torch.stack(losses)
+    return list(torch.stack(counts).unbind(2))
 
 
 def answers(model: Model, views: Tensor, labels: list) -> tuple[Tensor, Tensor]:
@@ -102,7 +108,12 @@ def answers(model: Model, views: Tensor, labels: list) -> tuple[Tensor, Tensor]:
         return torch.cat([*predict_views(model, views)]), torch.tensor(labels)
     drawn, pairs = torch.Generator().manual_seed(0), []
     for logits, mask in zip(chain.from_iterable(predict_views(model, views)), labels, strict=True):
-        chosen = torch.randint(mask.numel(), (PIXELS,), generator=drawn)
         resized = resize_logits(logits[None], mask.shape[-2:])
-        pairs.append(torch.stack([resized.flatten()[chosen], mask.flatten()[chosen]]))
-    return torch.cat(pairs, 1).unbind()
+        if model.exclusive:
+            scores, truth = resized[0].flatten(1)[:, mask.any(0).flatten()].T, mask.byte().argmax(0)[mask.any(0)]
+        else:
+            scores, truth = resized.flatten(), mask.flatten()
+        if len(truth):
+            chosen = torch.randint(len(truth), (PIXELS,), generator=drawn)
+            pairs.append((scores[chosen], truth[chosen]))
+    return tuple(map(torch.cat, zip(*pairs, strict=True)))

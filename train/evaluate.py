@@ -15,15 +15,16 @@ OUT/report/val/, report/NAME-test/    the same of other parts or other data, if 
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import cli
+import measure
 import numpy as np
 import torch
 import torch.nn.functional as F
 from calibration import answers, calibrate, mask_counts
-from measure import add_calibration, add_comparison, add_outlines, add_sets, add_unknown, iou, mean_loss, measure_trust
 from PIL import Image
 from sklearn.metrics import classification_report
 from torch import Tensor
@@ -37,8 +38,8 @@ from cvlab.files import to_json, write_text
 from cvlab.models import Model, probabilities
 from cvlab.transforms import open_image, square_view, to_uint8
 
-# What metrics.json holds, the lines of the report, and by file name the functions that draw its pictures.
-Evaluation = tuple[dict, list[str], dict[str, Callable[[], Image.Image]]]
+# What metrics.json holds, and by file name the functions that draw the pictures of the report.
+Evaluation = tuple[dict, dict[str, Callable[[], Image.Image]]]
 
 
 def main() -> None:
@@ -74,7 +75,7 @@ def main() -> None:
         print(f"Written: {report / 'photos' / 'explained.png'}")
         return
     if args.trust:
-        measure_trust(model, parts_of(model, args.data, "val")[0], args.trust, folder)
+        measure.measure_trust(model, parts_of(model, args.data, "val")[0], args.trust, folder)
         print(f"Written: {folder / 'trust.json'} and {folder / 'README.md'}")
         return
     parts, trained_on = parts_of(model, args.data, args.part)
@@ -86,15 +87,17 @@ def main() -> None:
         figures = report / "metrics.json"
 
     evaluate = evaluate_classifier if model.task == "classification" else evaluate_segmenter
-    found, lines, pictures = evaluate(model, other, parts, args)
+    found, pictures = evaluate(model, other, parts, args)
+    title = f"{Path(args.checkpoint).name} on the part {args.part} of {parts.name}"
+    told = card.scores(found)
+    notes = [*told.sentences, *dict.fromkeys(parts.notes)]
     if trained_on and args.part in ("train", "all"):
-        lines.append(f"\n{trained_on} of these pictures were trained on: this is no estimate for unseen ones.")
-    lines += [f"\n{card.escaped(note)}" for note in dict.fromkeys(parts.notes)]
-    title = card.escaped(f"{Path(args.checkpoint).name} on the part {args.part} of {parts.name}")
+        notes.append(f"{trained_on} of these pictures were trained on: this is no estimate for unseen ones.")
+    lines = [card.markdown(replace(told, title=title, sentences=notes))]
 
     def write() -> None:
         write_text(figures, to_json(found, indent=1) + "\n")
-        write_text(report / "README.md", "\n".join([f"# {title}\n", *lines]) + "\n")
+        write_text(report / "README.md", "\n".join(lines) + "\n")
         if figures == out / "metrics.json" and (out / "config.json").is_file():
             card.write(out)
 
@@ -112,32 +115,22 @@ def main() -> None:
 
 
 def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: argparse.Namespace) -> Evaluation:
-    """Accuracy, scores of each class and calibration: for metrics.json, as lines of the report, and as pictures."""
+    """Accuracy, scores of each class and calibration: for metrics.json, and as pictures."""
     views, labels = read_views(parts, args.part, model)
     labels, logits = torch.tensor(labels), torch.cat([*predict_views(model, views)])
     probs, predicted = probabilities(model, logits), logits.argmax(1)
     right = predicted == labels
-    accuracy = metrics.interval(right.double().mean().item(), metrics.wilson_interval(int(right.sum()), len(labels)))
-    balanced = metrics.balanced_scores(labels, predicted)
     names, options = model.class_names, {"output_dict": True, "zero_division": 0}
     table = classification_report(labels, predicted, labels=range(len(names)), target_names=names, **options)
-    loss = mean_loss(F.cross_entropy(logits, labels, reduction="none"))
-    found = {"part": args.part, "n": len(labels), "accuracy": accuracy, "loss": loss, **balanced}
-    measured = "Accuracy **{value:.4f}** (95% Wilson interval {low:.4f} to {high:.4f})".format(**accuracy)
-    alike = "balanced accuracy {:.4f}, macro F1 {:.4f}".format(*(each["value"] for each in balanced.values()))
-    lines = [f"{measured}, {len(labels)} pictures. Loss (cross-entropy) {loss['value']:.4f}."]
-    lines.append(f"Where every class counts the same: {alike}.\n")
-    rows = [("class", "precision", "recall", "F1", "pictures")]
-    for name in names:
-        shares = (f"{table[name][score]:.3f}" for score in ("precision", "recall", "f1-score"))
-        rows.append((name, *shares, f"{table[name]['support']:.0f}"))
-    lines.append(card.table(rows))
-    lines += [add_calibration(found, model, logits, labels), add_sets(found, model, probs, labels)]
-    found["classes"] = {name: table[name] for name in names}
+    loss = measure.mean_loss(F.cross_entropy(logits, labels, reduction="none"))
+    found = {"part": args.part, "n": len(labels), "accuracy": measure.share_of(right), "loss": loss}
+    found |= metrics.balanced_scores(labels, predicted) | {"classes": {name: table[name] for name in names}}
+    measure.add_calibration(found, model, logits, labels)
+    measure.add_sets(found, model, probs, labels)
     if other:
         other_views, _ = read_views(parts, args.part, other)
         other_right = torch.cat([*predict_views(other, other_views)]).argmax(1) == labels
-        lines.append(add_comparison(found, args.compare, "accuracy", right.double(), other_right.double(), np.mean))
+        measure.add_comparison(found, args.compare, "accuracy", right.double(), other_right.double(), np.mean)
 
     chosen = render.spread(labels, args.explain, args.seed)
     chosen = opened(args.images, model) if args.images else (views[chosen], [names[i] for i in labels[chosen]])
@@ -147,47 +140,47 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
         "confusion_matrix.png": lambda: plots.confusion_picture(matrix, names),
         "reliability.png": partial(plots.reliability_picture, *tables),
     }
-    lines.append(add_unknown(found, pictures, model, views, args.unknown))
+    measure.add_unknown(found, pictures, model, views, args.unknown)
     if not right.all():
         if len(names) > plots.MOST_NUMBERED:
             pictures["confused_pairs.png"] = lambda: plots.confused_pairs_picture(matrix, names)
         pictures["photos/misclassified.png"] = lambda: render.misclassified(model, views, labels, predicted)
     pictures["photos/grad_cam.png"] = lambda: explanations(model, *chosen, args)
-    return found, lines, pictures
+    return found, pictures
 
 
 def evaluate_segmenter(model: Model, other: Model | None, parts: Parts, args: argparse.Namespace) -> Evaluation:
     """Scores over all pixels at the photos' own resolution, and the best threshold on val: returned as above."""
     views, masks = read_views(parts, args.part, model)
-    (by_class,), losses = mask_counts(model, views, masks, [model.threshold])
-    counts = by_class.sum(1)
+    by_class, edges, confusions, losses = measure.pixel_counts(model, views, masks)
+    counts, names = by_class.sum(1), model.class_names[model.first_object :]
     scores, intervals = metrics.segmentation_scores(counts), metrics.bootstrap_intervals(counts)
-    found = {"part": args.part, "n": len(masks), "threshold": model.threshold, "loss": mean_loss(losses)}
+    found = {"part": args.part, "n": len(masks), "threshold": model.threshold, "loss": measure.mean_loss(losses)}
     found |= {name: metrics.interval(value, intervals[name]) for name, value in scores.items()}
-    how = f"{len(masks)} pictures at their own resolution, threshold {model.threshold:g}; 95% intervals by bootstrap."
-    rows = [(name, f"{value:.4f}", "{:.4f} to {:.4f}".format(*intervals[name])) for name, value in scores.items()]
-    if len(model.class_names) > 1:
-        found |= metrics.class_scores(by_class, model.class_names)
-        for name, value in found["iou_by_class"].items():
-            rows.append((f"iou of {name}", "not there" if value is None else f"{value:.4f}", ""))
-    lines = [f"{how} Loss (binary cross-entropy) {found['loss']['value']:.4f}.\n"]
-    lines.append(card.table([("score", "value", "95% interval"), *rows]))
+    found["boundary_iou"] = metrics.class_scores(edges, names)["mean_iou"]
+    if len(names) > 1:
+        found |= metrics.class_scores(by_class, names)
     if other:
-        (other_counts,), _ = mask_counts(other, read_views(parts, args.part, other)[0], masks, [other.threshold])
-        lines.append(add_comparison(found, args.compare, "iou", counts, other_counts.sum(1), iou))
-
-    lines.append(add_calibration(found, model, *answers(model, views, masks)))
-    lines.append(add_outlines(found, model, views, masks))
+        theirs = measure.pixel_counts(other, read_views(parts, args.part, other)[0], masks)[0]
+        score = "mean iou" if len(names) > 1 else "iou"
+        measure.add_comparison(found, args.compare, score, by_class, theirs, metrics.mean_iou)
+    measure.add_calibration(found, model, *answers(model, views, masks))
     pictures = {}
-    if args.part in ("test", "val") and parts.samples["val"]:
-        thresholds = [round(0.05 * step, 2) for step in range(1, 20)]
-        found_on_val, _ = mask_counts(model, *read_views(parts, "val", model), thresholds)
-        ious = [iou(each.sum(1)) for each in found_on_val]
-        found["threshold_curve_on_val"] = dict(zip(map(str, thresholds), ious, strict=True))
-        lines.append(f"\nOn val the threshold {thresholds[np.argmax(ious)]:g} gives the highest iou, {max(ious):.4f}.")
-        curve = {"iou on val": (thresholds, ious)}
-        pictures["threshold.png"] = partial(plots.lines_picture, curve, model.threshold, "threshold")
-    per_image = np.array([iou(row[None]) for row in counts])
+    if model.exclusive:
+        found["pixel_accuracy"] = metrics.pixel_accuracy(confusions)
+        shares = confusions.sum(0) / confusions.sum((0, 2))[:, None].clamp(min=1)
+        percent = (100 * shares).round().long()
+        pictures["confusion_matrix.png"] = lambda: plots.confusion_picture(percent, model.class_names)
+    else:
+        measure.add_outlines(found, model, views, masks)
+        if args.part in ("test", "val") and parts.samples["val"]:
+            thresholds = [round(0.05 * step, 2) for step in range(1, 20)]
+            found_on_val = mask_counts(model, *read_views(parts, "val", model), thresholds)
+            ious = [metrics.mean_iou(each) for each in found_on_val]
+            found["threshold_curve_on_val"] = dict(zip(map(str, thresholds), ious, strict=True))
+            curve = {"iou on val": (thresholds, ious)}
+            pictures["threshold.png"] = partial(plots.lines_picture, curve, model.threshold, "threshold")
+    per_image = np.array([metrics.mean_iou(each[None]) for each in by_class])
     order = np.argsort(per_image, kind="stable").tolist()
     for name, chosen in (("worst", order[:4]), ("best", order[::-1][:4])):
         shown = views[chosen], [masks[i] for i in chosen], per_image[chosen]
@@ -197,7 +190,7 @@ def evaluate_segmenter(model: Model, other: Model | None, parts: Parts, args: ar
         chosen = render.spread(torch.zeros(len(views)), "ten", args.seed)
     explained = opened(args.images, model)[0] if args.images else views[chosen]
     pictures["photos/stages.png"] = lambda: explanations(model, explained, [], args)
-    return found, lines, pictures
+    return found, pictures
 
 
 def explanations(model: Model, views: Tensor, titles: list[str], args: argparse.Namespace) -> Image.Image:

@@ -3,11 +3,12 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
-from calibration import mask_counts
+from calibration import mask_counts, object_counts
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 from tqdm import tqdm
@@ -16,9 +17,14 @@ from cvlab import metrics, plots
 from cvlab.checkpoint import annotate, card
 from cvlab.data.evaluation import foreign_views, read_views
 from cvlab.data.parts import Parts
+from cvlab.explain import predicted_masks
+from cvlab.explain.many import predict_views
 from cvlab.files import read_json, to_json, write_text
+from cvlab.learning.losses import segmentation_loss
+from cvlab.metrics import boundary
 from cvlab.models import Model
 from cvlab.models.fused import for_serving
+from cvlab.transforms import resize_logits
 from cvlab.trust import conformal
 from cvlab.trust.familiarity import FOREIGN, familiarity, features, foreignness
 from cvlab.trust.reliability import examine, summary
@@ -30,89 +36,85 @@ def mean_loss(losses: Tensor) -> dict:
     return metrics.interval(value, bounds)
 
 
-def iou(counts: Tensor) -> float:
-    """Over all images of `segmentation_counts`."""
-    return metrics.segmentation_scores(counts)["iou"]
+def pixel_counts(model: Model, views: Tensor, masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What N pictures, as the model sees them, say of a segmenter at the own size of their masks (C, H, W).
+
+    Returns:
+        `object_counts` (N, C, 4); the same of the masks' boundaries; where classes exclude each other the confusion
+        matrix of each picture's pixels (N, C, C), else an empty tensor; its loss (N,), the cross-entropy of a pixel.
+    """
+    criterion, found = segmentation_loss("ce" if model.exclusive else "bce", model.exclusive), []
+    for logits, mask in zip(chain.from_iterable(predict_views(model, views)), masks, strict=True):
+        resized, mask = resize_logits(logits[None], mask.shape[-2:]), mask[None]
+        first, scored = model.first_object, mask.any(1, keepdim=True) if model.exclusive else None
+        pair = (boundary(each)[:, first:] for each in (predicted_masks(model, resized), mask))
+        confusion = torch.empty(0)
+        if model.exclusive:
+            labels = mask.byte().argmax(1)[scored[:, 0]]
+            confusion = metrics.confusion_matrix(labels, resized.argmax(1)[scored[:, 0]], len(model.class_names))
+        counts = object_counts(model, resized, mask)[0], metrics.class_counts(*pair, scored)[0]
+        found.append((*counts, confusion, criterion(resized, mask)))
+    return tuple(map(torch.stack, zip(*found, strict=True)))
 
 
-def add_calibration(found: dict, model: Model, logits: Tensor, labels: Tensor) -> str:
-    """Adds the calibration error of logits (N, C), or (N,) of pixels, as `answers` gives them; returns a line."""
+def add_calibration(found: dict, model: Model, logits: Tensor, labels: Tensor) -> None:
+    """Adds the calibration error of logits (N, C), or (N,) of pixels, as `answers` gives them."""
     both = logits if logits.ndim == 2 else torch.stack([-logits / 2, logits / 2], 1)
     shares = (both.softmax(1), (both / model.temperature).softmax(1))
     error, after = (metrics.expected_calibration_error(each, labels.long()) for each in shares)
     found["expected_calibration_error"] = error
-    told = f"\nExpected calibration error {error:.4f}"
-    if "temperature" not in model.config:
-        return f"{told}; --calibrate fits a temperature that may mend it."
-    found |= {"temperature": model.temperature, "expected_calibration_error_at_temperature": after}
-    return f"{told}, at temperature {model.temperature:.3f} (fitted on val) {after:.4f}."
+    if "temperature" in model.config:
+        found |= {"temperature": model.temperature, "expected_calibration_error_at_temperature": after}
 
 
-def add_sets(found: dict, model: Model, probs: Tensor, labels: Tensor) -> str:
-    """Adds how often the set of a picture's classes holds the true one, and its size, (N, C) and (N,); a table."""
+def add_sets(found: dict, model: Model, probs: Tensor, labels: Tensor) -> None:
+    """Adds how often the set of a picture's classes holds the true one, and its size, (N, C) and (N,); by class too."""
     if "set_threshold" not in model.config:
-        return "\nNo sets of classes: val was too small for a promise, or --calibrate was not run."
+        return
     sets = [conformal.class_set(each, model.config["set_threshold"]) for each in probs.tolist()]
     holds = torch.tensor([label in each for label, each in zip(labels.tolist(), sets, strict=True)])
-    found["set_coverage"] = metrics.interval(holds.double().mean().item(), wilson(holds))
-    found["set_size"] = mean_loss(torch.tensor([float(len(each)) for each in sets]))
-    rows = [("class", "sets that hold it (95% interval)", "classes in a set")]
-    for name, own in [("all", labels >= 0), *((name, labels == i) for i, name in enumerate(model.class_names))]:
-        if own.any():
-            low, high = wilson(holds[own])
-            size = sum(len(each) for each, is_own in zip(sets, own, strict=True) if is_own) / int(own.sum())
-            rows.append((name, f"{holds[own].double().mean():.3f} ({low:.3f} to {high:.3f})", f"{size:.2f}"))
-    return "\n" + card.table(rows)
+    sizes = torch.tensor([float(len(each)) for each in sets])
+    found["set_coverage"], found["set_size"] = share_of(holds), mean_loss(sizes)
+    for label, each in enumerate(found["classes"].values()):
+        if (own := labels == label).any():
+            each |= {"set_coverage": share_of(holds[own]), "set_size": sizes[own].mean().item()}
 
 
-def wilson(right: Tensor) -> tuple[float, float]:
-    """The interval of the share of True among (N,) bool."""
-    return metrics.wilson_interval(int(right.sum()), len(right))
+def share_of(true: Tensor) -> dict:
+    """The share of True among (N,) bool, with its interval by Wilson."""
+    return metrics.interval(true.double().mean().item(), metrics.wilson_interval(int(true.sum()), len(true)))
 
 
-def add_outlines(found: dict, model: Model, views: Tensor, masks: list[Tensor]) -> str:
+def add_outlines(found: dict, model: Model, views: Tensor, masks: list[Tensor]) -> None:
     """Adds the share of the sure core that is object, and of the object that the rim holds, as means over pictures."""
-    lines = []
-    for name, key, wrong, words in (
-        ("core_precision", "core_threshold", 1, "of the sure core is object"),
-        ("rim_recall", "rim_threshold", 2, "of the object lies inside the rim"),
-    ):
+    for name, key, wrong in (("core_precision", "core_threshold", 1), ("rim_recall", "rim_threshold", 2)):
         if key in model.config:
-            (counts,), _ = mask_counts(model, views, masks, [model.config[key]])
+            (counts,) = mask_counts(model, views, masks, [model.config[key]])
             tp, *errors = counts.sum(1).double().unbind(1)
             total = tp + errors[wrong - 1]
             found[name] = mean_loss(torch.where(total > 0, tp / total, 1.0))
-            lines.append("{value:.3f} ({low:.3f} to {high:.3f}) ".format(**found[name]) + words)
-    told = "; ".join(lines) or "none could be promised, or --calibrate was not run"
-    return f"\nOutlines fitted on val for 0.95 (means over pictures): {told}."
 
 
-def add_unknown(found: dict, pictures: dict, model: Model, views: Tensor, folders: Sequence[Path]) -> str:
-    """Adds how many own views (N, 3, S, S), and pictures of anything else in folders, are refused; returns a table."""
+def add_unknown(found: dict, pictures: dict, model: Model, views: Tensor, folders: Sequence[Path]) -> None:
+    """Adds how many own views (N, 3, S, S), and pictures of anything else in folders, are refused."""
     if not folders:
-        return ""
+        return
     familiarity(model, views[:1])  # says what is missing
     own, curves = foreignness(model.statistics, features(model, views)), {}
-    rows = [("pictures", "number", "refused (95% interval)", "area under ROC")]
     for folder in (None, *folders):
         name = folder.name if folder else "own"
         scores = foreignness(model.statistics, features(model, foreign_views(folder, model))) if folder else own
-        refused = int(((model.statistics["val"] >= scores[:, None]).float().mean(1) < FOREIGN).sum())
-        share = metrics.interval(refused / len(scores), metrics.wilson_interval(refused, len(scores)))
+        refused = (model.statistics["val"] >= scores[:, None]).float().mean(1) < FOREIGN
         truth, both = [0] * len(own) + [1] * len(scores), torch.cat([own, scores])
         area, curves[name] = roc_auc_score(truth, both), roc_curve(truth, both)[:2]
-        found[f"refused {name}"] = share | {"n": len(scores), "roc_area": area}
-        told = "{value:.3f} ({low:.3f} to {high:.3f})".format(**share)
-        rows.append((name, str(len(scores)), told, f"{area:.3f}"))
+        found[f"refused {name}"] = share_of(refused) | {"n": len(scores), "roc_area": area}
     pictures["unknown.png"] = partial(plots.lines_picture, curves, FOREIGN, "share of own pictures refused")
-    return "\n" + card.table(rows)
 
 
-def add_comparison(found: dict, other: str, score: str, ours: Tensor, theirs: Tensor, score_of: Callable) -> str:
-    """Adds the difference from another model to what metrics.json holds, and returns the line of the report."""
+def add_comparison(found: dict, other: str, score: str, ours: Tensor, theirs: Tensor, score_of: Callable) -> None:
+    """Adds the difference from another model, whose rows are of the same pictures."""
     value, low, high = metrics.paired_interval(ours.numpy(), theirs.numpy(), score_of)
     found["compared"] = {"with": other, "score": score, "difference": metrics.interval(value, (low, high))}
-    return f"\n{score} minus that of {other}, same pictures: {value:+.4f} (95% interval {low:+.4f} to {high:+.4f})."
 
 
 def measure_trust(model: Model, parts: Parts, most: int, folder: Path) -> None:

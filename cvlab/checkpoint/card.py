@@ -131,6 +131,11 @@ def _scores(folder: Path) -> Section:
     metrics = _read_json(folder / "metrics.json")
     if not metrics:
         return Section("Scores", sentences=["This folder holds no scores: train/evaluate.py measures and writes them."])
+    return scores(metrics)
+
+
+def scores(metrics: dict) -> Section:
+    """What metrics.json holds."""
     threshold = f", at threshold {metrics['threshold']:g}" if "threshold" in metrics else ""
     sentences = [f"Measured on {metrics['n']} pictures of the part “{metrics['part']}”{threshold}."]
     if "expected_calibration_error" in metrics:
@@ -138,17 +143,28 @@ def _scores(folder: Path) -> Section:
     if "temperature" in metrics:
         after = metrics["expected_calibration_error_at_temperature"]
         sentences.append(f"With the logits divided by {metrics['temperature']:.3f} (fitted on val) it is {after:.4f}.")
-    scores = [("score", "value", "95% interval")]
+    if compared := metrics.get("compared"):
+        difference = "{value:+.4f} (95% interval {low:+.4f} to {high:+.4f})".format(**compared["difference"])
+        sentences.append(f"{compared['score']} minus that of {compared['with']}, same pictures: {difference}.")
+    if curve := metrics.get("threshold_curve_on_val"):
+        best = max(curve, key=curve.get)
+        sentences.append(f"On val the threshold {best} gives the highest iou, {curve[best]:.4f}.")
+    rows = [("score", "value", "95% interval")]
     for name, each in metrics.items():
         if isinstance(each, dict) and "low" in each and name not in BY_CLASS:
-            scores.append((_words(name), f"{each['value']:.4f}", f"{each['low']:.4f} to {each['high']:.4f}"))
+            rows.append((_words(name), f"{each['value']:.4f}", f"{each['low']:.4f} to {each['high']:.4f}"))
     ious = metrics.get("iou_by_class", {}).items()
     ious = [("class", "iou"), *((name, "not there" if iou is None else f"{iou:.4f}") for name, iou in ious)]
-    classes = [("class", "precision", "recall", "F1", "pictures")]
+    classes, sets = [("class", "precision", "recall", "F1", "pictures")], [("class", "sets that hold it", "their size")]
     for name, each in metrics.get("classes", {}).items():
         shares = (f"{each[score]:.3f}" for score in ("precision", "recall", "f1-score"))
         classes.append((name, *shares, f"{each['support']:.0f}"))
-    return Section("Scores", sentences=sentences, tables=[table for table in (scores, classes, ious) if len(table) > 1])
+        if held := each.get("set_coverage"):
+            told = "{value:.3f} ({low:.3f} to {high:.3f})".format(**held)
+            sets.append((name, told, f"{each['set_size']:.2f}"))
+    return Section(
+        "Scores", sentences=sentences, tables=[table for table in (rows, classes, sets, ious) if len(table) > 1]
+    )
 
 
 def _trust(folder: Path) -> Section:

@@ -41,7 +41,7 @@ ALLOWED_ARGUMENTS = {
     "encoder": str,
     "decoder_channels": list,
 }
-OPTIONAL = {"interpolation": str, "crop_mode": str, "stages": list}
+OPTIONAL = {"interpolation": str, "crop_mode": str, "exclusive": bool, "stages": list}
 OPTIONAL |= {"set_threshold": float, "core_threshold": float, "rim_threshold": float}  # cvlab/trust/conformal.py
 OPTIONAL |= {"temperature": float, "limits": list, "data": dict, "options": dict, "precision": str, "versions": dict}
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
@@ -130,6 +130,8 @@ def read_config(path: Path) -> dict:
     _check_class_names(block["class_names"], path)
     if block["task"] == "classification" and len(block["class_names"]) == 1:
         raise CheckpointError(f"{path}: with a single class every probability would be 1. A classifier needs two.")
+    if block["exclusive"] and (block["task"] == "classification" or len(block["class_names"]) == 1):
+        raise CheckpointError(f"{path}: “exclusive” is for segmenters of a background and at least one class.")
     _check_numbers(block, path)
     return block
 
@@ -148,12 +150,13 @@ def _from_other_library(config: dict) -> dict:
 def _check_types(block: dict, path: Path) -> None:
     block.setdefault("interpolation", "bilinear")
     block.setdefault("crop_mode", "center")
+    block.setdefault("exclusive", False)
     for key, kind in (REQUIRED | OPTIONAL).items():
         if key not in block and key in OPTIONAL:
             continue
         # Other JSON writers write 1.0 as 1; to Python, a bool is an int.
         kinds = (int, float) if kind is float else kind
-        if not isinstance(block.get(key), kinds) or isinstance(block.get(key), bool):
+        if not isinstance(block.get(key), kinds) or (isinstance(block.get(key), bool) and kind is not bool):
             raise CheckpointError(f"{path}: “{key}” is missing or is not of type {kind.__name__}.")
 
 

@@ -35,7 +35,7 @@ def save(model: Model, folder: str | Path, **facts: object) -> None:
     """Writes config.json and model.safetensors, each whole or not at all.
 
     timm opens a saved network of timm without cvlab, as "local-dir:FOLDER" or, once published, as "hf-hub:user/name":
-    the config also has timm's own entries, and tensors have timm's names.
+    the config also has timm's own entries, and tensors have timm's names. So it is with U-Nets of smp.
 
     Args:
         model: made by `cvlab.models.build` or `load`.
@@ -45,8 +45,8 @@ def save(model: Model, folder: str | Path, **facts: object) -> None:
     folder = Path(folder)
     versions = {name: version(name) for name in ("torch", "torchvision", "timm", "captum")}
     block = {**model.config, **facts, "format": FORMAT, "threshold": model.threshold, "versions": versions}
-    keys_of_timm = model.timm_config() if model.config["network"] == "timm" else {}
-    config = to_json({**keys_of_timm, "cvlab": block}, indent=1) + "\n"  # first, because it may fail
+    keys_of_library = model.library_config() if hasattr(model, "library_config") else {}
+    config = to_json({**keys_of_library, "cvlab": block}, indent=1) + "\n"  # first, because it may fail
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored(model).state_dict().items()}
     write_bytes(folder / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
     for name in (hub.STATISTICS, hub.THUMBNAILS):  # of the model that was there before

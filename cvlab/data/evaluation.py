@@ -34,7 +34,8 @@ def parts_of(model: Model, data: Path | None, part: str) -> tuple[Parts, int]:
         seed, per_class, classes = (facts.get(key) for key in ("split_seed", "per_class", "classes"))
         parts = classification_parts(data, seed or 0, per_class, size, True, needed, classes, model.class_names)
     else:
-        parts = segmentation_parts(data, facts.get("split_seed", 0), model.class_names, size, needed)
+        names = model.class_names[model.first_object :]
+        parts = segmentation_parts(data, facts.get("split_seed", 0), names, size, needed, exclusive=model.exclusive)
     trained_on = parts.as_recorded(facts.get("fingerprints", {}))
     parts.samples["all"] = [sample for name in PARTS for sample in parts.samples[name]]
     return parts, trained_on

@@ -1,10 +1,11 @@
 """How a mask file is read, by the trainers and as the true mask of the page, and what the masks of a folder hold."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cvlab.data.folders import DataError
+from cvlab.models.model import name_fault
 from cvlab.transforms import FORMATS, MAX_PIXELS
 
 MAX_MASK_CLASSES = 64
+BACKGROUND = "background"
+CLASSES_FILE = "classes.txt"  # in a segmentation folder: a name a line, of the values 1, 2, ... of its masks
 UNCLEAR = "has a mask whose meaning is not clear"
 ORIENTATION = 274  # an EXIF tag: 1 is upright; from 5 on, width and height are exchanged
 LOSSY = ("JPEG", "WEBP", "AVIF", "HEIF", "JPEG2000")
@@ -26,14 +30,18 @@ BRIGHT = 191  # of a lossy black and white picture: white is above this, black b
 # --- one file ---------------------------------------------------------------------------------------------------------
 
 
-def read_mask(path: str | Path, num_classes: int, white: int | None = None) -> Tensor:
+def read_mask(
+    path: str | Path, num_classes: int, white: int | None = None, background: bool = False, ignore: int | None = None
+) -> Tensor:
     """A mask file as (num_classes, H, W) bool, upright.
 
     For one class its values are 0 and 1, or black and white (255, of 16 bits 65535); for several 0 and the numbers of
     the classes from 1. A shape in one colour on transparent ground counts as white on black, a palette by its indices.
 
     Args:
-        white: of several classes the index of the one that a black and white mask shows.
+        white: the index of the class that a black and white mask shows.
+        background: puts a channel for the background before those of the classes.
+        ignore: the value of pixels that are in no channel, as they are not scored: a border, or what is not labelled.
 
     Raises:
         DataError: no picture, or it is not clear what its values mean. The sentence says what the file holds.
@@ -41,16 +49,13 @@ def read_mask(path: str | Path, num_classes: int, white: int | None = None) -> T
     try:
         values = _values(path)
         found = set(np.unique(values).tolist())
-        single = num_classes == 1 or (white is not None and found <= {0, 255})
-        if fault := _value_fault(found, 1 if single else num_classes):
+        if found <= {0, 255} and (white is not None or (num_classes == 1 and ignore is None)):
+            values = np.where(values > 0, 1 + (white or 0), 0)
+        elif fault := _value_fault(found - {ignore}, num_classes):
             raise DataError(fault)
     except DataError as error:
         raise DataError(f"{Path(path).name} {error}") from error.__cause__
-    if not single:
-        return torch.from_numpy(values[None] == np.arange(1, num_classes + 1)[:, None, None])
-    mask = torch.zeros(num_classes, *values.shape, dtype=torch.bool)
-    mask[white or 0] = torch.from_numpy(values > 0)
-    return mask
+    return torch.from_numpy(values[None] == np.arange(1 - background, num_classes + 1)[:, None, None])
 
 
 def _values(path: str | Path) -> np.ndarray:
@@ -126,7 +131,7 @@ def _value_fault(values: set[int], num_classes: int) -> str:
     if len(values) > num_classes + 2 and not values <= set(range(MAX_MASK_CLASSES)) | {255}:
         advice = " Grey edges come from JPEG, soft brushes or smooth resizing: save it as PNG with hard edges."
     elif max(values) == 255 and num_classes > 1:
-        advice = " If 255 marks a border or what is not labelled, give these pixels 0 or the number of a class."
+        advice = " If 255 marks a border or what is not labelled, --loss ce+dice leaves these pixels out."
     return f"has the values {shown}; they must be {rule}.{advice}"
 
 
@@ -199,16 +204,55 @@ def count_classes(held: Sequence[Held]) -> int:
     return highest if 0 < highest <= MAX_MASK_CLASSES else 1
 
 
-def odd_masks(held: dict[Path, Held], num_classes: int) -> dict[Path, str]:
+def agreed(
+    folder: Path,
+    pairs: dict[Path, Path],
+    held: dict[Path, Held],
+    class_names: Sequence[str] | None,
+    exclusive: bool | None,
+) -> tuple[list[str], Callable[[Path], Tensor], int | None]:
+    """How the masks of a folder are read: the names of the channels, the reader of a file, and the value not scored.
+
+    Arguments as of `cvlab.data.parts.segmentation_parts`; `pairs` are the mask of each picture, `held` what it holds.
+
+    Raises:
+        DataError: a mask has other values, or a name cannot be that of a class.
+    """
+    if class_names is None and (listed := folder / CLASSES_FILE).is_file():
+        class_names = [line for line in listed.read_text("utf-8").splitlines() if line.strip()]
+    num_classes = len(class_names) if class_names else count_classes(list(held.values()))
+    ignore = ignored_value(list(held.values()))
+    exclusive = num_classes > 1 or ignore is not None if exclusive is None else exclusive
+    ignore = ignore if exclusive else None
+    if odd := odd_masks(held, num_classes, ignore):
+        first = next(iter(odd))
+        where = pairs[first].relative_to(folder)
+        raise DataError(f"{where} {odd[first]} Such masks: {len(odd)} of {len(held)}; train/check.py names them.")
+    if class_names is None:
+        class_names = ["foreground"] if num_classes == 1 else [f"class {i + 1}" for i in range(num_classes)]
+    for name in class_names:
+        if fault := "is that of all other pixels" if exclusive and name == BACKGROUND else name_fault(name):
+            raise DataError(f"The class name {name[:60]!a} {fault}: choose another with --class-names.")
+    names = [BACKGROUND] * exclusive + list(class_names)
+    return names, partial(read_mask, num_classes=num_classes, background=exclusive, ignore=ignore), ignore
+
+
+def ignored_value(held: Sequence[Held]) -> int | None:
+    """255 where some mask has it beside the number of a class: a border, or what is not labelled; else None."""
+    return 255 if any(255 in each.counts and each.counts.keys() - {0, 255} for each in held) else None
+
+
+def odd_masks(held: dict[Path, Held], num_classes: int, ignore: int | None = None) -> dict[Path, str]:
     """By picture, what is wrong with the values of its mask where there are so many classes."""
-    faults = {path: _value_fault(set(each.counts), num_classes) for path, each in held.items() if each.counts}
+    values = {path: each.counts.keys() - {ignore} for path, each in held.items() if each.counts}
+    faults = {path: _value_fault(found, num_classes) for path, found in values.items()}
     unclear = {path: each.fault for path, each in held.items() if each.reason == UNCLEAR}
     return unclear | {path: fault for path, fault in faults.items() if fault}
 
 
 def mask_facts(held: Sequence[Held], class_names: Sequence[str], image_size: int) -> list[str]:
     """Sentences about what the masks that are used hold: how much, how often, and what shrinking leaves of it."""
-    shares = [1 - each.counts.get(0, 0) / sum(each.counts.values()) for each in held]
+    shares = [1 - each.counts.get(0, 0) / max(sum(each.counts.values()), 1) for each in held]
     lines = [
         f"Masks: {np.mean(shares):.1%} of the pixels of a picture on average ({min(shares):.1%} to {max(shares):.1%}); "
         f"empty {shares.count(0)}, full {shares.count(1)}, of {len(shares)}."

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,7 +22,7 @@ from cvlab.data import shapes
 from cvlab.data.cache import Cache
 from cvlab.data.duplicates import Copies, fingerprint
 from cvlab.data.folders import DataError, class_pictures, existing, left_out_notes, mask_pairs
-from cvlab.data.masks import count_classes, examine_masks, mask_facts, odd_masks, read_mask
+from cvlab.data.masks import BACKGROUND, agreed, examine_masks, mask_facts
 from cvlab.models.model import name_fault
 from cvlab.transforms import ImageError, open_image
 
@@ -54,6 +55,11 @@ class Parts:
     split: dict = field(default_factory=dict)
     fingerprints: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether each pixel of a mask has one class, the first of which is the background."""
+        return self.class_names[:1] == [BACKGROUND]
 
     @property
     def facts(self) -> dict:
@@ -211,17 +217,24 @@ def segmentation_parts(
     image_size: int = 64,
     needed: Sequence[str] = PARTS,
     copies: Copies | None = None,
+    exclusive: bool | None = None,
 ) -> Parts:
     """The parts of a folder of images and masks, or of synthetic scenes if `folder` is None.
 
     The values of masks are 0/1, 0/255, or class indices with 0 as background.
 
     Args:
-        class_names: a name for each channel; by default "foreground", or "class 1", "class 2", ... as the masks have.
+        class_names: without the background; by default those in classes.txt of the folder, else "foreground", or
+            "class 1", "class 2", ... as the masks have.
         image_size: side of the model's input, pixels: of the synthetic scenes, and for what is left of small masks.
         needed: parts that must have a picture.
         copies: the pictures of the folder if they were compared before.
+        exclusive: each pixel has one class, and masks have a channel for the background before the others; a pixel of
+            the value 255 beside numbers of classes is in no channel, and not scored. By default where there are
+            several classes or such pixels.
     """
+    if folder is None and exclusive:
+        return _shapes_parts([BACKGROUND, *shapes.CLASS_NAMES], _one_hot, image_size, mixed=True)
     if folder is None:
         return _shapes_parts(["shape"], lambda scene: torch.from_numpy(scene.mask)[None], image_size)
     found = mask_pairs(existing(folder))
@@ -233,16 +246,7 @@ def segmentation_parts(
     copies = copies or Copies(list(pairs))
     found.left_out |= dict.fromkeys(copies.faults, "cannot be opened")
     held = examine_masks(pairs, image_size)
-    num_classes = len(class_names) if class_names else count_classes(list(held.values()))
-    if odd := odd_masks(held, num_classes):
-        first = next(iter(odd))
-        where = pairs[first].relative_to(folder)
-        raise DataError(f"{where} {odd[first]} Such masks: {len(odd)} of {len(held)}; train/check.py names them.")
-    if class_names is None:
-        class_names = ["foreground"] if num_classes == 1 else [f"class {i + 1}" for i in range(num_classes)]
-    for name in class_names:
-        if fault := name_fault(name):
-            raise DataError(f"The class name {name[:60]!a} {fault}: choose another with --class-names.")
+    names, read, ignore = agreed(Path(folder), pairs, held, class_names, exclusive)
     found.left_out |= {path: each.reason for path, each in held.items() if each.reason}
     given = {part: [path for path in images if path not in found.left_out] for part, images in found.parts.items()}
     cut = _divided(given, copies, [split_seed])
@@ -250,21 +254,30 @@ def segmentation_parts(
     if (short := [part for part in needed if not cut[part]]) or not sound:
         there = " ".join(left_out_notes(found.left_out, folder))
         raise DataError(f"{folder} has only {sound} pairs: too few for a part {' '.join(short[:1])}. {there}".strip())
-    parts = _empty_parts(folder, class_names, {"split_seed": split_seed})
+    parts = _empty_parts(folder, names, {"split_seed": split_seed})
     parts.samples = {part: [(path, pairs[path]) for path in cut[part]] for part in PARTS}
     # Never decoded smaller: a photo has the size of its mask.
-    parts.open_sample = lambda sample, at_least=None: (open_image(sample[0]), read_mask(sample[1], num_classes))
+    parts.open_sample = lambda sample, at_least=None: (open_image(sample[0]), read(sample[1]))
     used = [held[path] for path in pairs if path not in found.left_out]
-    parts.notes += _missing_parts(found.parts) + mask_facts(used, class_names, image_size)
+    if not_scored := sum(each.counts.pop(ignore, 0) for each in used):
+        parts.notes.append(f"Pixels of the value {ignore}, which are not scored: {not_scored:,}.")
+    parts.notes += _missing_parts(found.parts) + mask_facts(used, names[parts.exclusive :], image_size)
     return _separated(parts, copies, True, found.left_out, folder)
 
 
 # --- shared -----------------------------------------------------------------------------------------------------------
 
 
-def _shapes_parts(class_names: list[str], label_of: Callable[[shapes.Scene], object], image_size: int) -> Parts:
+def _one_hot(scene: shapes.Scene) -> Tensor:
+    """The visible pixels of the background and of each kind of shape, (C, H, W) bool."""
+    return torch.from_numpy(scene.kinds[None] == np.arange(-1, len(shapes.CLASS_NAMES))[:, None, None])
+
+
+def _shapes_parts(
+    class_names: list[str], label_of: Callable[[shapes.Scene], object], image_size: int, mixed: bool = False
+) -> Parts:
     def open_scene(seed: int, at_least: int | None = None) -> tuple[Image.Image, object]:
-        scene = shapes.scene(seed, image_size)
+        scene = shapes.scene(seed, image_size, mixed=mixed)
         return scene.image, label_of(scene)
 
     return Parts(SHAPES, list(class_names), {part: list(seeds) for part, seeds in SHAPES_SEEDS.items()}, open_scene)

@@ -50,25 +50,33 @@ CLASS_NAMES = list(KINDS)
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, its label (an index of CLASS_NAMES), the pixels that show it (H, W), and each object's (K, H, W)."""
+    """A picture, its label (an index of CLASS_NAMES), and what its pixels show.
+
+    Attributes:
+        mask: where the labelled shapes are seen, (H, W) bool.
+        kinds: index of the labelled shape that each pixel shows, (H, W); -1 for everything else.
+        objects: where each object is seen, (K, H, W) bool.
+    """
 
     image: Image.Image
     label: int
     mask: np.ndarray
+    kinds: np.ndarray
     objects: np.ndarray
 
 
-def scene(seed: int, size: int = 64, without: Collection[int] = ()) -> Scene:
+def scene(seed: int, size: int = 64, without: Collection[int] = (), mixed: bool = False) -> Scene:
     """The scene of a seed at `size` x `size` pixels. A seed gives the same scene at every size.
 
     It can be drawn again `without` some objects, indices of `Scene.objects`, with all else as it was: this shows what
-    they are worth to a model.
+    they are worth to a model. A `mixed` scene has two or three shapes, each of any kind; its label is the first one's.
     """
     rng = np.random.default_rng(seed)
     shown: list[np.ndarray] = []
 
     label, pixels = int(rng.integers(len(KINDS))), _texture(rng, size)
-    targets = int(rng.integers(1, 3))
+    targets = int(rng.integers(1, 3)) + mixed
+    labels = [label, *rng.integers(len(KINDS), size=targets - 1)] if mixed else [label] * targets
     distractors = rng.choice(list(DISTRACTORS), size=int(rng.integers(2, 5)))
     centres = _apart(rng, targets + len(distractors))
 
@@ -81,14 +89,18 @@ def scene(seed: int, size: int = 64, without: Collection[int] = ()) -> Scene:
     # First the distractors, then the labelled shapes, then perhaps a distractor that covers part of the first shape.
     for name, centre in zip(distractors, centres[targets:], strict=True):
         draw(DISTRACTORS[name], centre, rng.uniform(0.07, 0.13))
-    for centre in centres[:targets]:
-        draw(KINDS[CLASS_NAMES[label]], centre, rng.uniform(0.16, 0.28))
+    for each, centre in zip(labels, centres[:targets], strict=True):
+        draw(KINDS[CLASS_NAMES[each]], centre, rng.uniform(0.16, 0.28))
     if rng.random() < 0.5:
         beside = centres[0] + rng.uniform(0.1, 0.15) * _regular_polygon(1, rng.random())[0]
         draw(DISTRACTORS["bar"], beside, 0.11)
     pixels = np.clip(pixels + rng.normal(0, 0.02, (size, size, 1)), 0, 1)
     image = Image.fromarray(np.round(pixels * 255).astype(np.uint8))
-    return Scene(image, label, np.any(shown[len(distractors) :][:targets], axis=0), np.stack(shown))
+    seen = shown[len(distractors) :][:targets]
+    kinds = np.full((size, size), -1)
+    for each, pixels_of in zip(labels, seen, strict=True):
+        kinds[pixels_of] = each
+    return Scene(image, label, kinds >= 0, kinds, np.stack(shown))
 
 
 def _apart(rng: np.random.Generator, count: int) -> list[np.ndarray]:

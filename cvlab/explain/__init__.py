@@ -17,6 +17,7 @@ from cvlab.explain.scores import (
     against,
     class_score,
     contrast_score,
+    predicted_classes,
     predicted_masks,
     predicted_score,
     region_score,

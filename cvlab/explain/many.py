@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from cvlab.explain.maps import Explanation, correlation, explain, peak, predict
-from cvlab.explain.scores import predicted_masks, predicted_score, region_score, takes_wrapped
+from cvlab.explain.scores import predicted_classes, predicted_masks, predicted_score, region_score, takes_wrapped
 from cvlab.models import Model
 
 BATCH_SIZE = 32  # fixed, so that a model's scores are always the same
@@ -23,7 +24,7 @@ def predict_views(model: Model, views: Tensor) -> Iterator[Tensor]:
 def explain_predictions(
     model: Model, images: Tensor, stages: Sequence[str] | None = None, methods: Sequence[str] = ("grad_cam",)
 ) -> Explanation:
-    """Maps of each picture's predicted class, or of its predicted mask of the first class; arguments as in `explain`.
+    """Maps of each picture's predicted class, of a segmenter for its mask of that class; arguments as in `explain`.
 
     Score and maps are 0 for a picture in which a segmenter finds nothing.
     """
@@ -31,10 +32,11 @@ def explain_predictions(
         return explain(model, images, predicted_score(model), stages, methods)
 
     def score(logits: Tensor) -> Tensor:
-        masks = predicted_masks(model, logits)[:, 0]
+        chosen = torch.arange(len(logits)), predicted_classes(model, logits)
+        masks = predicted_masks(model, logits)[chosen]
         found = masks.flatten(1).any(1)
         masks[~found] = True  # region_score refuses an empty region; the score is multiplied by 0 instead
-        return region_score(masks)(logits) * found
+        return region_score(masks)(logits[chosen][:, None]) * found
 
     return explain(model, images, score, stages, methods)
 
@@ -46,11 +48,14 @@ def describe(model: Model, explanation: Explanation) -> list[dict]:
     The prediction is a class name, or None if a segmenter found nothing. The peaks are peak[method][stage].
     """
     logits, scores = explanation.logits, explanation.scores.tolist()
+    classes = predicted_classes(model, logits)
+    names = [model.class_names[i] for i in classes.tolist()]
     if model.task == "classification":
-        lines = [{"prediction": model.class_names[i]} for i in logits.argmax(1).tolist()]
+        lines = [{"prediction": name} for name in names]
     else:
-        shares = predicted_masks(model, logits)[:, 0].float().mean((1, 2)).tolist()
-        lines = [{"prediction": model.class_names[0] if share else None, "share": share} for share in shares]
+        shares = predicted_masks(model, logits)[torch.arange(len(logits)), classes].float().mean((1, 2)).tolist()
+        both = zip(names, shares, strict=True)
+        lines = [{"prediction": name if share else None, "share": share} for name, share in both]
     for line, score in zip(lines, scores, strict=True):
         line |= {"score": score, "peak": {method: {} for method in explanation.maps}}
     for method, stages in explanation.maps.items():

@@ -58,7 +58,7 @@ def grad_cam(
     Args:
         images: (N, 3, S, S) in [0, 1].
         class_idx: the class to explain; by default the predicted one. For a segmenter the score is the mean logit over
-            the predicted mask of this class, by default class 0.
+            the predicted mask of this class, by default the one that covers most.
         stage: a key of model.stages; by default `default_stage(model)`.
 
     Returns:

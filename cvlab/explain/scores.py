@@ -10,7 +10,7 @@ from functools import wraps
 import torch
 from torch import Tensor, nn
 
-from cvlab.models import Model, probabilities
+from cvlab.models import Model, mask_levels
 
 Score = Callable[[Tensor], Tensor]
 WRAPPED_AS = ("_orig_mod", "module")  # by torch.compile; by DataParallel, AveragedModel, ModelEma
@@ -87,23 +87,37 @@ def region_score(region: Tensor, class_idx: int = 0) -> Score:
 def predicted_score(model: Model, class_idx: int | Tensor | None = None) -> Score:
     """The model's own prediction: the logit of a class, or the mean logit over the predicted mask of a class.
 
-    The class is by default a classifier's predicted one, or a segmenter's class 0.
+    The class is by default the predicted one of each image, see `predicted_classes`.
     """
 
     def score(logits: Tensor) -> Tensor:
+        index = predicted_classes(model, logits) if class_idx is None else class_idx
         if model.task == "classification":
-            return logits.max(1).values if class_idx is None else class_score(class_idx)(logits)
-        index = class_idx or 0
-        _check_classes([index], logits)
-        return region_score(predicted_masks(model, logits)[:, index], index)(logits)
+            return class_score(index)(logits)
+        index = torch.as_tensor(index, device=logits.device).expand(len(logits))
+        _check_classes(index.tolist(), logits)
+        chosen = torch.arange(len(logits)), index
+        return region_score(predicted_masks(model, logits)[chosen])(logits[chosen][:, None])
 
     return score
 
 
 @takes_wrapped
+def predicted_classes(model: Model, logits: Tensor) -> Tensor:
+    """The class that each image is about, (N,): the likeliest, or of a segmenter the one whose mask covers most.
+
+    The background is none; where a segmenter finds nothing it is the first class.
+    """
+    if model.task == "classification":
+        return logits.argmax(1)
+    first = getattr(model, "first_object", 0)
+    return first + predicted_masks(model, logits)[:, first:].sum((2, 3)).argmax(1)
+
+
+@takes_wrapped
 def predicted_masks(model: Model, logits: Tensor) -> Tensor:
-    """Where the probability exceeds the model's threshold: (N, C, H, W) bool."""
-    return probabilities(model, logits.detach()) > model.threshold
+    """Where `cvlab.models.mask_levels` exceed the model's threshold: (N, C, H, W) bool."""
+    return mask_levels(model, logits.detach()) > model.threshold
 
 
 def _check_classes(indices: Sequence[int], logits: Tensor) -> None:

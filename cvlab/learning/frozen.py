@@ -21,8 +21,10 @@ def heights(model: Model) -> dict[str, int]:
     """How far below the logits each parameter is: 0 in the head, 1 in the last layer of the backbone, and so on.
 
     The model is a TimmClassifier or a BackboneWithHead. Layers are timm's (`group_matcher`): a residual block, a block
-    of a transformer, a convolution of VGG.
+    of a transformer, a convolution of VGG. Those of an SmpUNet are its encoder's resolutions.
     """
+    if model.task == "segmentation":
+        return model.heights()
     backbone = model.backbone
     layers = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
     in_heads = {id(parameter) for head in _classifiers(backbone) for parameter in head.parameters()}
@@ -52,7 +54,7 @@ def freeze(model: Model, layers: int = 0) -> None:
     below = heights(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(below[name] <= layers)
-    for module in model.backbone.modules():
+    for module in (model.encoder if model.task == "segmentation" else model.backbone).modules():
         if isinstance(module, _BatchNorm):
             module.requires_grad_(False)
     model.zero_grad(set_to_none=True)
@@ -63,7 +65,7 @@ def train_mode(model: Model) -> None:
     model.train()
     for module in model.modules():
         frozen = [not parameter.requires_grad for parameter in module.parameters()]
-        if isinstance(module, _BatchNorm) or (frozen and all(frozen)):
+        if all(frozen) and (frozen or isinstance(module, _BatchNorm)):
             module.eval()
 
 

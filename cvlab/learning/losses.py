@@ -1,15 +1,18 @@
-"""Segmentation losses by name: each takes logits and masks (N, C, H, W) and returns a mean.
+"""Segmentation losses by name: each takes logits and masks (N, C, H, W), bool, and returns a mean.
 
 Classification uses torch's cross-entropy, which takes class indices as well as mixed targets.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
+
+IGNORED = -100  # stands for the class of a pixel that is not scored
+EXCLUSIVE_LOSSES = ("ce", "ce+dice")
 
 
 def cross_entropy(
@@ -53,6 +56,53 @@ def dice(logits: Tensor, masks: Tensor, smooth: float = 1.0) -> Tensor:
 def focal(logits: Tensor, masks: Tensor, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
     """Focal loss, mean over all pixels (Lin et al., "Focal Loss for Dense Object Detection", 2017, equation 5)."""
     return sigmoid_focal_loss(logits, masks.to(logits.dtype), alpha, gamma, reduction="mean")
+
+
+def segmentation_loss(
+    name: str | None, exclusive: bool, weights: Tensor | None = None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of a name; by default "bce+dice", for classes that exclude each other "ce+dice".
+
+    Raises:
+        ValueError: weights are given to a loss that has none.
+    """
+    name = name or ("ce+dice" if exclusive else "bce+dice")
+    if name in EXCLUSIVE_LOSSES:
+        return exclusive_loss(name, weights)
+    if weights is not None:
+        raise ValueError(
+            f"--class-weights balanced is for the losses {' and '.join(EXCLUSIVE_LOSSES)}, not for {name}."
+        )
+    return SEGMENTATION_LOSSES[name]
+
+
+def exclusive_loss(name: str, weights: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    """A loss for classes that exclude each other: "ce", or "ce+dice" with the soft Dice of all classes of a batch.
+
+    Masks are one-hot. A pixel that no class has is not scored.
+
+    Args:
+        weights: of the classes in the cross-entropy, (C,), as `pixel_weights` gives them.
+    """
+    from segmentation_models_pytorch.losses import DiceLoss  # imported here: classifiers need not wait for it
+
+    dice_of_classes = DiceLoss("multiclass", ignore_index=IGNORED)
+
+    def criterion(logits: Tensor, masks: Tensor) -> Tensor:
+        labelled = masks.any(1)
+        labels = torch.where(labelled, masks.byte().argmax(1), IGNORED)
+        settings = {"ignore_index": IGNORED, "reduction": "sum"}
+        factors = None if weights is None else weights.to(logits)
+        loss = F.cross_entropy(logits, labels, factors, **settings) / labelled.sum().clamp(min=1)
+        return loss + dice_of_classes(logits, labels) if name == "ce+dice" else loss
+
+    return criterion
+
+
+def pixel_weights(masks: Sequence[Tensor]) -> Tensor:
+    """Weights by which all classes count the same, rare or not, (C,): pixels / (C * pixels of the class)."""
+    counts = sum(mask.sum((1, 2)) for mask in masks)
+    return counts.sum() / (len(counts) * counts.clamp(min=1))
 
 
 SEGMENTATION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -7,7 +7,7 @@ from importlib import import_module
 import torch
 
 from cvlab.models.geometry import locate
-from cvlab.models.model import Grid, Model, Normalize, Stage, probabilities
+from cvlab.models.model import Grid, Model, Normalize, Stage, mask_levels, probabilities
 
 # Module and class. Each is imported when it is first built: importing timm and torchvision, which the last four need,
 # takes as long as importing torch itself.
@@ -40,6 +40,7 @@ def build(
     threshold: float = 0.5,
     interpolation: str = "bilinear",
     crop_mode: str = "center",
+    exclusive: bool = False,
 ) -> Model:
     """A model with random weights.
 
@@ -75,9 +76,10 @@ def build(
         "crop_mode": crop_mode,
         "threshold": threshold,
         "interpolation": interpolation,
+        "exclusive": exclusive,
         "stages": list(model.stages),
     }
-    for name in ("class_names", "image_size", "crop_pct", "crop_mode", "threshold", "interpolation"):
+    for name in ("class_names", "image_size", "crop_pct", "crop_mode", "threshold", "interpolation", "exclusive"):
         setattr(model, name, model.config[name])
     locate(model)
     return model

@@ -120,7 +120,9 @@ class Model(nn.Module):
         crop_pct: a classifier's view is the centre crop of a photo whose shorter side is image_size / crop_pct.
         crop_mode: "center", or "squash": then both sides are image_size / crop_pct, whatever the photo's shape.
         interpolation: how photos are resized, as in its training: Pillow's name in lower case.
-        threshold: a segmenter's mask is where the probability exceeds it.
+        threshold: a segmenter's mask is where `mask_levels` exceed it.
+        exclusive: a segmenter gives each pixel one class, and the first class is the background; else each class has a
+            mask of its own.
         temperature: the logits divided by it give the probabilities, see `probabilities`; 1 where none was fitted.
         statistics: of its photos, for `cvlab.trust.familiarity`; None where none were fitted.
         config: what is needed to build it again; config.json holds it under "cvlab".
@@ -135,6 +137,7 @@ class Model(nn.Module):
     interpolation: str
     threshold: float
     config: dict
+    exclusive: bool = False
     temperature: float = 1.0
     statistics: dict[str, Tensor] | None = None
     source: str = ""
@@ -148,9 +151,28 @@ class Model(nn.Module):
         """The stages by name, in the order of the forward pass."""
         raise NotImplementedError
 
+    @property
+    def first_object(self) -> int:
+        """Index of the first class that is not the background."""
+        return int(self.exclusive)
+
 
 def probabilities(model: Model, logits: Tensor) -> Tensor:
     """The probabilities of logits (N, C) or (N, C, H, W), calibrated by the model's temperature, in the same shape."""
     scaled = logits / getattr(model, "temperature", 1.0)  # of any module with a task
+    one_of_all = model.task == "classification" or getattr(model, "exclusive", False)
     # The softmax of a single logit would be 1 for ever: its probability is the sigmoid.
-    return scaled.softmax(1) if model.task == "classification" and logits.shape[1] > 1 else scaled.sigmoid()
+    return scaled.softmax(1) if one_of_all and logits.shape[1] > 1 else scaled.sigmoid()
+
+
+def mask_levels(model: Model, logits: Tensor) -> Tensor:
+    """What is compared with the threshold of a mask, in [0, 1], of logits (N, C, H, W), in the same shape.
+
+    The probability; where classes exclude each other, the sigmoid of a class's lead over the best of the others, which
+    is above 0.5 where the class is the likeliest.
+    """
+    if not getattr(model, "exclusive", False):
+        return probabilities(model, logits)
+    best, second = logits.topk(2, dim=1).values.split(1, 1)
+    others = torch.where(logits == best, second, best)
+    return ((logits - others) / model.temperature).sigmoid()

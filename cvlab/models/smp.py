@@ -9,15 +9,17 @@ as the image, and the encoder's last features are the bottleneck.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from segmentation_models_pytorch import Unet
-from segmentation_models_pytorch.encoders import encoders
+from segmentation_models_pytorch.encoders import encoders, get_encoder
 from timm.models import get_pretrained_cfg, is_model, is_model_pretrained
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cvlab.models.model import Model, Stage
+from cvlab.models.timm import load_backbone, read_weights, timm_network
 from cvlab.models.timm_stages import module_outputs
 
 DECODER_CHANNELS = (256, 128, 64, 32, 16)  # smp's default
@@ -25,7 +27,7 @@ DEPTHS = (3, 4, 5)
 
 
 class SmpUNet(Model):
-    """A segmenter: one sigmoid channel per class.
+    """A segmenter: one channel per class.
 
     Args:
         encoder: a key of `segmentation_models_pytorch.encoders.encoders`, or "tu-" and the name of a network of timm.
@@ -76,6 +78,29 @@ class SmpUNet(Model):
             found[name] = Stage(self.encoder.get_submodule(source) if source else self.skips[level - 1])
         for i, block in enumerate(self.decoder.blocks):
             found[f"decoder{depth - i}"] = Stage(block)
+        return found
+
+    def library_config(self) -> dict:
+        """What smp needs to build the same network: the top level of config.json."""
+        arguments = self.config["arguments"]
+        return {
+            "_model_class": "Unet",
+            "encoder_name": arguments.get("encoder", "resnet34"),
+            "encoder_depth": len(self.skips),
+            "encoder_weights": None,
+            "decoder_channels": list(arguments.get("decoder_channels", DECODER_CHANNELS)),
+            "classes": len(self.class_names),
+        }
+
+    def heights(self) -> dict[str, int]:
+        """How many resolutions below the decoder each parameter is, by name: 0 in the decoder, 1 at the bottleneck."""
+        found, height = {}, 1
+        sources = {
+            f"encoder.{source}.": len(self.skips) + 1 - level for level, source in self._sources.items() if source
+        }
+        for name, _ in reversed(list(self.named_parameters())):  # registered in the order in which they are used
+            height = next((each for source, each in sources.items() if name.startswith(source)), height)
+            found[name] = height if name.startswith("encoder.") else 0
         return found
 
     def forward(self, images: Tensor) -> Tensor:
@@ -154,23 +179,74 @@ def from_smp_config(config: dict) -> dict:
         raise ValueError(f"classes is {_shown(num_classes)}: a segmenter has 1 to 1,000")
     if not isinstance(channels, list) or config.get("encoder_depth", 5) != len(channels):
         raise ValueError("encoder_depth is not the length of decoder_channels")
-    image_size, mean, std = 256, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    if encoder.startswith("tu-"):
-        known = get_pretrained_cfg(encoder.removeprefix("tu-"))
-        image_size = known.input_size[-1] if known.fixed_input_size else image_size
-        mean, std = list(known.mean), list(known.std)
     return {
         "task": "segmentation",
         "network": "smp",
         "arguments": {"encoder": encoder, "decoder_channels": channels},
         "class_names": [f"class {i}" for i in range(num_classes)] if num_classes > 1 else ["foreground"],
-        "image_size": image_size,
-        "mean": mean,
-        "std": std,
+        **default_view(encoder),
         "crop_pct": 1.0,
         "interpolation": "bilinear",
         "threshold": 0.5,
     }
+
+
+def default_view(encoder: str) -> dict:
+    """What pretrained weights of an encoder expect: {image_size, mean, std}, arguments of `cvlab.models.build`."""
+    image_size, mean, std = 256, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    if encoder.startswith("tu-"):
+        known = get_pretrained_cfg(encoder.removeprefix("tu-"))
+        image_size = known.input_size[-1] if known.fixed_input_size else image_size
+        mean, std = list(known.mean), list(known.std)
+    return {"image_size": image_size, "mean": mean, "std": std}
+
+
+# --- pretrained encoders ----------------------------------------------------------------------------------------------
+
+
+def encoder_of(name: str) -> str:
+    """The key of an encoder by the name that a user gives: smp's own, or a network of timm with or without "tu-".
+
+    ValueError if there is none.
+    """
+    for encoder in (name, f"tu-{name}"):
+        if is_encoder(encoder):
+            return encoder
+    raise ValueError(f"segmentation_models.pytorch has no encoder {_shown(name)}, and timm no network of this name")
+
+
+def load_encoder(model: SmpUNet, file: Path | None = None) -> None:
+    """Gives the encoder of a U-Net pretrained weights, from a file or without one from the Hub or its local cache.
+
+    Args:
+        file: with the tensor names of timm for one of timm's networks, else of smp; its classifier is left out.
+
+    Raises:
+        OSError: there are none on the Hub, or it cannot be reached.
+        ValueError: the file cannot be read, or is of another network.
+    """
+    encoder, depth = model.config["arguments"]["encoder"], len(model.skips)
+    of_timm, weights = encoder.startswith("tu-"), read_weights(file) if file else None
+    try:
+        if file and of_timm:
+            whole = timm_network(encoder.removeprefix("tu-"), model.image_size)
+            load_backbone(whole, weights)
+            known = {"pretrained_cfg_overlay": {"state_dict": whole.state_dict()}}
+            source = get_encoder(encoder, depth=depth, weights=True, **known)
+        elif file:
+            source = get_encoder(encoder, depth=depth)
+            source.load_state_dict({k: v for k, v in weights.items() if not k.startswith(("fc.", "classifier."))})
+        else:
+            source = get_encoder(encoder, depth=depth, weights=True if of_timm else "imagenet")
+    except Exception as error:  # of the Hub's client, of the network, of tensors of another network
+        reason = str(error).split("\n")[0].rstrip(".")
+        if file:
+            raise ValueError(f"{file} does not fit {encoder}: {reason}.") from error
+        raise OSError(
+            f"The pretrained weights of {encoder} cannot be reached ({reason}). Give them as a file with --weights, or "
+            "start with --no-pretrained."
+        ) from error
+    model.encoder.load_state_dict(source.state_dict())
 
 
 def _shown(value: object) -> str:

@@ -98,7 +98,7 @@ class TimmClassifier(Model):
         logits = self.backbone(self.normalize(images))  # (N, num_classes)
         return torch.cat([-logits, logits], 1) / 2 if self.single_output else logits
 
-    def timm_config(self) -> dict:
+    def library_config(self) -> dict:
         """What timm needs to build the same network and its transforms: the top level of config.json."""
         known, num_classes = self.backbone.pretrained_cfg, self.backbone.num_classes
         as_seen = {key: self.config[key] for key in ("interpolation", "crop_pct", "crop_mode", "mean", "std")}

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cvlab.explain import class_score, heatmap, predict, predicted_masks, region_score
+from cvlab.explain import class_score, heatmap, predict, predicted_classes, predicted_masks, region_score
 from cvlab.models import Model, probabilities
 
 BORDER = 64  # this part of the picture's side is hidden around a region, because it still shows the region's edge
@@ -29,11 +29,10 @@ class Hiding:
     def __init__(self, model: Model, images: Tensor, class_idx: int | None, region: Tensor | None) -> None:
         self.model, self.images, self.region = model, images, None
         logits = predict(model, images)
+        self.class_idx = int(predicted_classes(model, logits)) if class_idx is None else class_idx
         if model.task == "classification":
-            self.class_idx = int(logits.argmax()) if class_idx is None else class_idx
             self.score = class_score(self.class_idx)
         else:
-            self.class_idx = class_idx or 0
             self.region = predicted_masks(model, logits)[0, self.class_idx] if region is None else region
             self.score = region_score(self.region, self.class_idx)
         self.before, self.probability = self._answers(logits)[:, 0].tolist()
