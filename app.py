@@ -50,7 +50,7 @@ CSS, SCRIPT = ROOT / "cvlab/page/page.css", (ROOT / "cvlab/page/page.js").read_t
 COLOURS = ("colormap", "common_scale")  # the settings that need no other map
 KEPT = ("method", "opacity", *COLOURS)  # of the settings, when another photo or model is chosen
 METHOD_CHOICES = [(name, key) for key, name in METHOD_NAMES.items()]
-REGION_CHOICES = [(label, region) for region, label in REGIONS.items()]
+REGION_CHOICES = [(label, region) for region, (label, _) in REGIONS.items()]
 COLORMAP_HINTS = {"jet": " (as in older reports)", "contours": " (lines in place of colour)"}
 COLORMAP_CHOICES = [(name + COLORMAP_HINTS.get(name, ""), name) for name in COLORMAPS]
 

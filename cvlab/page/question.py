@@ -4,23 +4,24 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from urllib.parse import urlencode
 
 from torch import Tensor
 
-from cvlab.explain import METHODS, Score, against, class_score, contrast_score, default_stage, region_score, regions
+from cvlab.explain import METHODS, Score, against, class_score, default_stage, region_score, regions
 from cvlab.models import Model, probabilities
 from cvlab.page.html import quoted
 from cvlab.page.picture import CONTOURS
 
-REGIONS = {  # which pixels a segmenter is asked about, and how that is offered
-    "mask": "the whole mask",
-    "part": "the part of the mask that I click",
-    "pixel": "the pixel that I click",
-    "box": "a box",
-    "stroke": "a brush stroke",
-    "false positives": "what was wrongly found (needs the true mask)",
-    "false negatives": "what was missed (needs the true mask)",
+REGIONS = {  # which pixels a segmenter is asked about: how that is offered, and how it stands in a sentence
+    "mask": ("the whole mask", "the whole mask"),
+    "part": ("the part of the mask that I click", "the part of the mask at {}"),
+    "pixel": ("the pixel that I click", "the pixel at {}"),
+    "box": ("a box", "the box"),
+    "stroke": ("a brush stroke", "the stroke"),
+    "false positives": ("what was wrongly found (needs the true mask)", "what was wrongly found"),
+    "false negatives": ("what was missed (needs the true mask)", "what was missed"),
 }
 COLORMAPS = ("inferno", "cividis", "gray", "jet", CONTOURS)  # all but jet read the same to the colour-blind
 MOST_POINTS = 500
@@ -157,12 +158,8 @@ def score_of(question: Question, model: Model, true_mask: Tensor | None = None) 
 
 def settled_score(class_idx: int, other: int | None, region: Tensor | None, negative: bool) -> Score:
     """The score of a class, or of a class minus another; of a segmenter in a region; `negative` flips the sign."""
-    if region is not None:
-        mine = region_score(region, class_idx)
-        theirs = None if other is None else region_score(region, other)
-        score = mine if theirs is None else lambda logits: mine(logits) - theirs(logits)
-    else:
-        score = class_score(class_idx) if other is None else contrast_score(class_idx, other)
+    of = class_score if region is None else partial(region_score, region)
+    score = of(class_idx) if other is None else lambda logits: of(class_idx)(logits) - of(other)(logits)
     return against(score) if negative else score
 
 
@@ -200,16 +197,8 @@ def region_of(question: Question, model: Model, logits: Tensor, true_mask: Tenso
 
 def region_words(question: Question) -> str:
     """The region in words, to stand in a sentence."""
-    at = question.points.split()[-1] if question.points.split() else "?"
-    return {
-        "mask": "the whole mask",
-        "part": f"the part of the mask at {at}",
-        "pixel": f"the pixel at {at}",
-        "box": "the box",
-        "stroke": "the stroke",
-        "false positives": "what was wrongly found",
-        "false negatives": "what was missed",
-    }[question.region]
+    at = question.points.split() or ["?"]
+    return REGIONS[question.region][1].format(at[-1])
 
 
 def picked(question: Question, model: Model, logits: Tensor, points: list) -> Question:
