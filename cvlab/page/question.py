@@ -78,6 +78,11 @@ class Question:
         """The fields that decide which maps are computed; the others only choose among them and draw them."""
         return self.class_name, self.rather_than, self.against, self.region, self.points, self.threshold
 
+    @property
+    def chosen(self) -> dict[str, object]:
+        """The fields that are not as usual."""
+        return {name: value for name, value in asdict(self).items() if value != getattr(Question, name)}
+
 
 def settings_of(model: Model, question: Question) -> dict[str, object]:
     """What the widgets show of a question, by its fields, where the model can be asked so."""
@@ -89,8 +94,7 @@ def settings_of(model: Model, question: Question) -> dict[str, object]:
 
 def to_query(model: str, question: Question) -> str:
     """The query of a link that restores model and question: ?model=...&stage=... Defaults are left out."""
-    usual = asdict(Question())
-    return "?" + urlencode({"model": model} | {k: v for k, v in asdict(question).items() if v != usual[k]})
+    return "?" + urlencode({"model": model} | question.chosen)
 
 
 def from_query(query: Mapping[str, str]) -> Question:
@@ -214,11 +218,9 @@ def picked(question: Question, model: Model, logits: Tensor, points: list) -> Qu
     if region not in ("box", "stroke"):
         on_mask = bool(mask_of(question, model, logits)[points[0][1], points[0][0]])
         region = "box" if dragged else "part" if on_mask else "pixel"
-    if region == "box" and dragged:
-        points = [points[0], points[-1]]
-    elif region in ("box", "stroke") and not dragged and question.region == region and question.points:
-        before = parse_points(question.points)
+    if not dragged:  # two taps make a box, more go on with a stroke
+        before = parse_points(question.points) if region in ("box", "stroke") and question.points else []
         points = (before[-1:] if region == "box" else before) + points[:1]
-    elif not dragged:
-        points = points[:1]
+    elif region == "box":
+        points = [points[0], points[-1]]
     return replace(question, region=region, points=" ".join(f"{x},{y}" for x, y in points))

@@ -28,8 +28,8 @@ def as_python(source: str, photo: str, model: Model, question: Question, true_ma
             opened = f"mask = open_mask({true_mask!r}, model, {class_idx}, (image.height, image.width))\n"
         elif question.region != "mask" and parse_points(question.points):
             decisive.append("points")
-    usual, stage, method = Question(), repr(question.stage or default_stage(model)), repr(question.method)
-    asked = {name: getattr(question, name) for name in decisive if getattr(question, name) != getattr(usual, name)}
+    asked = ", ".join(f"{name}={value!r}" for name, value in question.chosen.items() if name in decisive)
+    method, stage = repr(question.method), repr(question.stage or default_stage(model))
     return f"""\
 from cvlab import checkpoint
 from cvlab.explain import explain
@@ -40,7 +40,7 @@ from cvlab.transforms import open_image, view
 model = checkpoint.load({source!r})
 image = open_image({photo!r})
 images = view(image, model)
-{opened}question = Question({", ".join(f"{name}={value!r}" for name, value in asked.items())})
+{opened}question = Question({asked})
 score = score_of(question, model{given})
 attribution = explain(model, images, score, [{stage}], [{method}]).maps[{method}][{stage}]
 overlay(images, attribution, stage=model.stages[{stage}]).save('overlay.png')
