@@ -50,7 +50,7 @@ CSS, SCRIPT = ROOT / "cvlab/page/page.css", (ROOT / "cvlab/page/page.js").read_t
 COLOURS = ("colormap", "common_scale")  # the settings that need no other map
 KEPT = ("method", "opacity", *COLOURS)  # of the settings, when another photo or model is chosen
 METHOD_CHOICES = [(name, key) for key, name in METHOD_NAMES.items()]
-REGION_CHOICES = [(label, region) for region, label in REGIONS.items()]
+REGION_CHOICES = [(label, region) for region, (label, _) in REGIONS.items()]
 COLORMAP_HINTS = {"jet": " (as in older reports)", "contours": " (lines in place of colour)"}
 COLORMAP_CHOICES = [(name + COLORMAP_HINTS.get(name, ""), name) for name in COLORMAPS]
 
@@ -303,15 +303,22 @@ def main() -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="a folder, or a name on the Hub (user/name)")
     parser.add_argument("--port", type=int, help="by default the first free one from 7860 on")
     args = parser.parse_args()
+    if args.port is not None and not 0 < args.port < 65536:
+        parser.error(f"{args.port} is not a port: choose one from 1 to 65535.")
     sys.stdout.reconfigure(line_buffering=True)  # in a file, too, the address is seen at once
     listed = [os.environ.get(variable, "").split(",") for variable in ("CVLAB_MODELS", "CVLAB_ALLOW")]
     named, owners = ([name.strip() for name in names if name.strip()] for names in listed)
     try:
-        offered, at = offered_models(ROOT, [*args.models, *named]), host.address(args.port)
+        offered, server_name = offered_models(ROOT, [*args.models, *named]), host.address()
     except ValueError as error:
         parser.error(str(error))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # an orderly end, which deletes the files of the page
-    launch(build_page(Models(offered, owners, fetch_with_progress)), server_name=at[0], server_port=at[1])
+    page = build_page(Models(offered, owners, fetch_with_progress))
+    try:
+        launch(page, server_name=server_name, server_port=args.port)  # which looks for a free one
+    except (OSError, OverflowError):  # the second beyond 65535
+        port = args.port or os.environ.get("GRADIO_SERVER_PORT", 7860)
+        sys.exit(f"Port {port} is taken or for administrators (below 1024). Choose another one with --port.")
 
 
 if __name__ == "__main__":

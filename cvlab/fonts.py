@@ -9,7 +9,6 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontEntry, findfont, fontManager, get_font
 from matplotlib.text import Text
-from PIL import ImageFont
 
 
 def prepared(figure: Figure) -> Figure:
@@ -40,12 +39,6 @@ def without_glyphs(names: Iterable[str]) -> str:
         f"No installed font has the characters {missing[:20]}: they are boxes in pictures. Install one that has them, "
         "such as the package fonts-noto-cjk for Chinese, Japanese and Korean."
     )
-
-
-def pillow_font(text: str) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """A small font for a text that Pillow draws: one that has its rarest characters."""
-    fonts = sorted({font.fname for font in _fonts_of(text) if font}, key=lambda path: path == findfont(None))
-    return ImageFont.truetype(fonts[0], 10) if fonts else ImageFont.load_default()
 
 
 def _fonts_of(text: str) -> list[FontEntry | None]:

@@ -12,10 +12,9 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
-from cvlab import fonts
 from cvlab.explain import default_stage, explain, grad_cam, heatmap, predict, predicted_masks, predicted_score
 from cvlab.files import write_bytes
 from cvlab.models import Model, Stage
@@ -99,28 +98,18 @@ def enlarged(image: Image.Image, least: int = 320) -> Image.Image:
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
 
 
-def grid(images: Sequence[Image.Image], titles: Sequence[str], columns: int) -> Image.Image:
-    """Pictures under their titles, in rows of `columns`."""
+def grid(images: Sequence[Image.Image], titles: Sequence[str], columns: int, heading: str = "") -> Image.Image:
+    """Pictures under their titles, in rows of `columns`, with a heading over all."""
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(2.2 * columns, 2.5 * rows), layout="constrained")
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
-        axes.axis("off")
+        axes.set(xticks=[], yticks=[], frame_on=False)  # no tick is made, which takes half of the time
     for axes, image, title in zip(figure.axes, images, titles, strict=False):
         axes.imshow(image, interpolation="nearest")
         axes.set_title(title, fontsize=9)
+    if heading:
+        figure.suptitle(heading, fontsize=9)
     return as_picture(figure)
-
-
-def strip(images: Sequence[Image.Image], titles: Sequence[str], heading: str) -> Image.Image:
-    """Pictures side by side, each 160 pixels wide under its title. Plainer than `grid` and much faster."""
-    side = 160
-    drawn = Image.new("RGB", (side * len(images), side + 34), "white")
-    pen = ImageDraw.Draw(drawn)
-    pen.text((4, 2), heading, fill="black")
-    for i, (image, title) in enumerate(zip(images, titles, strict=True)):
-        pen.text((side * i + 4, 17), title[:24], fill="black", font=fonts.pillow_font(title[:24]))
-        drawn.paste(image.resize((side, side), Image.Resampling.BILINEAR), (side * i, 34))
-    return drawn
 
 
 # --- pictures of an evaluation: `views` are what the model saw, (N, 3, S, S) uint8 -----------------------------------
@@ -207,7 +196,7 @@ def training_frame(model: Model, views: Tensor, title: str, masks: Sequence[Tens
         found = pair[1].any()
         drawn.append(overlay(images, grad_cam(model, images)[1], stage=last) if found else photo)
         titles += ["image", "true mask", "predicted", "why" if found else "nothing found"]
-    return strip(drawn, titles, title)
+    return grid(drawn, [name[:24] for name in titles], 6 if model.task == "classification" else 4, title)
 
 
 def spread(labels: Tensor, choice: str = "six", seed: int = 0) -> Tensor:

@@ -16,6 +16,7 @@ from cvlab.render import (
     save_png,
     spread,
     to_picture,
+    training_frame,
 )
 
 SIZE = (12, 16)  # height, width
@@ -121,6 +122,14 @@ def test_a_row_grows_with_its_pictures(view):
     assert_readable(square)
     assert square.width == pytest.approx(2 * one.width, abs=3)
     assert square.height == pytest.approx(2 * one.height, abs=3)
+
+
+def test_the_picture_of_an_epoch_has_a_row_for_each_picture_of_a_segmenter(classifier, segmenter):
+    views, masks = torch.zeros(2, 3, 16, 16, dtype=torch.uint8), [torch.ones(2, 16, 16, dtype=torch.bool)] * 2
+    one_row, two_rows = training_frame(classifier, views, "epoch 1"), training_frame(segmenter, views, "epoch 1", masks)
+    for frame, columns, rows in ((one_row, 6, 1), (two_rows, 4, 2)):
+        assert_readable(frame)
+        assert frame.size == grid([frame] * columns * rows, [""] * columns * rows, columns).size
 
 
 def test_a_saved_picture_is_the_picture(view, tmp_path):

@@ -13,7 +13,7 @@ from cvlab import checkpoint
 from cvlab.data import shapes
 from cvlab.explain import explain, predict
 from cvlab.page.question import Question, score_of
-from cvlab.page.snippet import PUBLIC, as_python
+from cvlab.page.snippet import as_python
 from cvlab.transforms import open_image, view
 
 
@@ -88,11 +88,6 @@ def test_the_part_of_the_mask_under_a_click(there: Path, segmenter: nn.Module) -
     threshold = probs.median().item()
     y, x = (probs > threshold).nonzero()[0].tolist()
     check("segmenter", segmenter, Question(stage="bottleneck", region="part", points=f"{x},{y}", threshold=threshold))
-
-
-def test_every_public_name_is_where_the_lines_say() -> None:
-    for module, names in PUBLIC.items():
-        exec(f"from {module} import {', '.join(names)}")
 
 
 HOSTILE = [

@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 from cvlab.checkpoint.card import confirmed
-from cvlab.explain import default_stage, peak
+from cvlab.explain import peak
 from cvlab.explain.many import likeness
+from cvlab.page.heat import UNIT, draw_map
 from cvlab.page.html import number, paragraph
-from cvlab.page.picture import captioned, heated, slider, with_photo
-from cvlab.page.question import Question
+from cvlab.page.picture import captioned, slider, with_photo
+from cvlab.page.question import Question, settings_of
 from cvlab.page.visit import Answer
 from cvlab.page.words import said
 
@@ -17,33 +18,26 @@ def compare(answer: Answer, second: Answer) -> str:
     if (second.visit.name, second.visit.photo) == (answer.visit.name, answer.visit.photo):
         return paragraph("Choose a second model, a second picture, or both.")
     # Places belong to one picture, thresholds to one model.
-    first = answer.again(replace(answer.question, region="mask", points="", rather_than="", threshold=0.0))
+    asked = replace(answer.question, region="mask", points="", rather_than="", threshold=0.0, common_scale=False)
+    first = answer.again(asked)
     _ = first.prediction, second.prediction
     if first.model.task != second.model.task:
         raise ValueError("A classifier and a segmenter are asked different questions: compare like with like.")
-    second = second.again(_of_second(first, second))
+    asked = replace(asked, stage=first.stage)
+    if first.model is second.model:  # the same class, so that the peaks can be compared
+        asked = replace(asked, class_name=first.model.class_names[first.evidence.class_idx])
+    second = second.again(Question(**settings_of(second.model, asked)))
     titles = first.visit.name, second.visit.name
     if titles[0] == titles[1]:
         titles = "First picture", "Second picture"
     drawn = ""
     for title, each in zip(titles, (first, second), strict=True):
-        attribution, question = each.attribution, each.question
-        words = f"{each.words} at {each.stage}"
-        shown = heated(attribution, each.read_at, each.box, f"{title}: {words}", question.colormap, None, True)
         tested = confirmed(each.visit.models.folder(each.visit.name), each.stage)
-        caption = f"{' '.join(said(each))} {words}. Peak {number(peak(attribution).item())} logits. {tested}"
-        drawn += with_photo(captioned(shown, title, caption), style=each.prediction.photo)
+        caption = f"{' '.join(said(each))} {each.words} at {each.stage}."
+        caption += f" Peak {number(peak(each.attribution).item())} {UNIT}. {tested}"
+        drawn += with_photo(captioned(draw_map(each)[0], title, caption), style=each.prediction.photo)
     agreement = paragraph(_agreement(first, second))
     return f'{agreement}{slider("Heat", first.question.opacity)}<div class="two">{drawn}</div>'
-
-
-def _of_second(first: Answer, second: Answer) -> Question:
-    """The question to the second side: at the same stage and about the same class, where its model has them."""
-    stage = first.question.stage or default_stage(first.model)
-    asked = replace(first.question, stage=stage if stage in second.model.stages else "")
-    if first.model is second.model:  # the same class, so that the peaks can be compared
-        return replace(asked, class_name=first.model.class_names[first.evidence.class_idx])
-    return asked if asked.class_name in second.model.class_names else replace(asked, class_name="")
 
 
 def _agreement(first: Answer, second: Answer) -> str:

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from errno import EACCES, EADDRINUSE
 from functools import cache
 from pathlib import Path, PurePath
 from urllib.request import getproxies_environment
@@ -22,7 +21,6 @@ import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = re.compile(r"GRADIO_.*(PORTS?|WORKERS|EVENTS|FREQUENCY|DEBUG)|HF_HUB_.*_TIMEOUT")  # variables that hold one
-PORTS = (("SERVER_PORT", 7860), ("NUM_PORTS", 100))  # where to begin, and how many to try, as Gradio does
 KEPT = 7200  # seconds after which a photo that a killed page left behind is deleted
 GONE = "This photo was deleted after an hour: drop it again."
 
@@ -33,8 +31,8 @@ def read_environment() -> None:
     os.environ["GRADIO_DEFAULT_CONCURRENCY_LIMIT"] = "1"  # the page sets its own
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read with torch: idle threads leave the processor to others
     for name in filter(NUMBERS.fullmatch, os.environ):
-        value, what = os.environ[name], "a port from 1 to 65535" if name.endswith("PORT") else "a whole number"
-        if not value.isdecimal() or ("port" in what and not 0 < int(value) < 65536):
+        value, what = os.environ[name], "a number from 1 to 65535" if "PORT" in name else "a whole number"
+        if not value.isdecimal() or ("PORT" in name and not 0 < int(value) < 65536):
             raise ValueError(f"{name}=“{value}” is not {what}: write one, or unset it.")
     _read_proxies()
     own_folder()
@@ -60,31 +58,15 @@ def _read_proxies() -> None:
         raise ValueError(f"{names} cannot be read ({error}): write http://host:port, or unset it.") from error
 
 
-def address(port: int | None) -> tuple[str, int]:
-    """Host and port to serve at: the given port, or the first free one from GRADIO_SERVER_PORT or 7860 on.
-
-    Raises:
-        ValueError: the page cannot be served there; says why and what to do.
-    """
-    host, first, count = os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1", port, 1
-    if port is None:
-        first, count = (int(os.environ.get(f"GRADIO_{name}") or usual) for name, usual in PORTS)
-    if not 0 < first < 65536:
-        raise ValueError(f"{first} is not a port: choose one from 1 to 65535.")
-    for each in range(first, min(first + max(count, 1), 65536)):
-        try:
-            with socket.socket() as door:
-                door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Gradio tries it
-                door.bind((host, each))
-                return host, each
-        except OSError as error:
-            if error.errno not in (EADDRINUSE, EACCES):
-                advice = "127.0.0.1 serves this machine alone, 0.0.0.0 its network too"
-                raise ValueError(
-                    f"GRADIO_SERVER_NAME=“{host}” is not an IPv4 address of this machine: {advice}."
-                ) from error
-            why = "taken by another program" if error.errno == EADDRINUSE else "for administrators (below 1024)"
-    raise ValueError(f"Port {each} is {why}. Choose another with --port or GRADIO_SERVER_PORT.")
+def address() -> str:
+    """Where the page is served: GRADIO_SERVER_NAME, or this machine alone. Raises a ValueError where that cannot be."""
+    name = os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+    try:
+        socket.create_server((name, 0)).close()
+    except OSError as error:
+        advice = "127.0.0.1 serves this machine alone, 0.0.0.0 its network too"
+        raise ValueError(f"GRADIO_SERVER_NAME=“{name}” is not an IPv4 address of this machine: {advice}.") from error
+    return name
 
 
 @cache

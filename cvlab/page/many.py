@@ -8,8 +8,8 @@ import csv
 import io
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -41,8 +41,7 @@ ORDERS = {
 }
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """The table's row for one picture.
 
     Attributes:
@@ -97,7 +96,7 @@ def explain_files(
         progress((number, len(pictures)))
     table = folder / "table.csv"
     write_bytes(table, to_csv(rows).encode("utf-8-sig"))
-    cells = [[round(cell, 4) if isinstance(cell, float) else cell for cell in astuple(row)] for row in rows]
+    cells = [[round(cell, 4) if isinstance(cell, float) else cell for cell in row] for row in rows]
     orders = {name: sorted(range(len(shown)), key=lambda i, key=key: key(shown[i])) for name, key in ORDERS.items()}
     more = f" The first {MOST_SHOWN} are shown; the table holds all." if len(shown) == MOST_SHOWN else ""
     drawn = sorted_by(orders) + slider("Heat", question.opacity) + in_grid(figures) if shown else ""
@@ -135,10 +134,8 @@ def explain_picture(model: Model, picture: Picture, question: Question, number: 
 def to_csv(rows: Sequence[Row]) -> str:
     """The rows with a heading, for spreadsheets. A text that would run as a formula gets an apostrophe in front."""
     lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow([field.name for field in fields(Row)])
-    for row in rows:
-        writer.writerow([_harmless(cell) if isinstance(cell, str) else cell for cell in astuple(row)])
+    cells = ([_harmless(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
+    csv.writer(lines, lineterminator="\n").writerows([Row._fields, *cells])
     return lines.getvalue()
 
 

@@ -4,23 +4,24 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from urllib.parse import urlencode
 
 from torch import Tensor
 
-from cvlab.explain import METHODS, Score, against, class_score, contrast_score, default_stage, region_score, regions
+from cvlab.explain import METHODS, Score, against, class_score, default_stage, region_score, regions
 from cvlab.models import Model, probabilities
 from cvlab.page.html import quoted
 from cvlab.page.picture import CONTOURS
 
-REGIONS = {  # which pixels a segmenter is asked about, and how that is offered
-    "mask": "the whole mask",
-    "part": "the part of the mask that I click",
-    "pixel": "the pixel that I click",
-    "box": "a box",
-    "stroke": "a brush stroke",
-    "false positives": "what was wrongly found (needs the true mask)",
-    "false negatives": "what was missed (needs the true mask)",
+REGIONS = {  # which pixels a segmenter is asked about: how that is offered, and how it stands in a sentence
+    "mask": ("the whole mask", "the whole mask"),
+    "part": ("the part of the mask that I click", "the part of the mask at {}"),
+    "pixel": ("the pixel that I click", "the pixel at {}"),
+    "box": ("a box", "the box"),
+    "stroke": ("a brush stroke", "the stroke"),
+    "false positives": ("what was wrongly found (needs the true mask)", "what was wrongly found"),
+    "false negatives": ("what was missed (needs the true mask)", "what was missed"),
 }
 COLORMAPS = ("inferno", "cividis", "gray", "jet", CONTOURS)  # all but jet read the same to the colour-blind
 MOST_POINTS = 500
@@ -77,6 +78,11 @@ class Question:
         """The fields that decide which maps are computed; the others only choose among them and draw them."""
         return self.class_name, self.rather_than, self.against, self.region, self.points, self.threshold
 
+    @property
+    def chosen(self) -> dict[str, object]:
+        """The fields that are not as usual."""
+        return {name: value for name, value in asdict(self).items() if value != getattr(Question, name)}
+
 
 def settings_of(model: Model, question: Question) -> dict[str, object]:
     """What the widgets show of a question, by its fields, where the model can be asked so."""
@@ -88,8 +94,7 @@ def settings_of(model: Model, question: Question) -> dict[str, object]:
 
 def to_query(model: str, question: Question) -> str:
     """The query of a link that restores model and question: ?model=...&stage=... Defaults are left out."""
-    usual = asdict(Question())
-    return "?" + urlencode({"model": model} | {k: v for k, v in asdict(question).items() if v != usual[k]})
+    return "?" + urlencode({"model": model} | question.chosen)
 
 
 def from_query(query: Mapping[str, str]) -> Question:
@@ -157,12 +162,8 @@ def score_of(question: Question, model: Model, true_mask: Tensor | None = None) 
 
 def settled_score(class_idx: int, other: int | None, region: Tensor | None, negative: bool) -> Score:
     """The score of a class, or of a class minus another; of a segmenter in a region; `negative` flips the sign."""
-    if region is not None:
-        mine = region_score(region, class_idx)
-        theirs = None if other is None else region_score(region, other)
-        score = mine if theirs is None else lambda logits: mine(logits) - theirs(logits)
-    else:
-        score = class_score(class_idx) if other is None else contrast_score(class_idx, other)
+    of = class_score if region is None else partial(region_score, region)
+    score = of(class_idx) if other is None else lambda logits: of(class_idx)(logits) - of(other)(logits)
     return against(score) if negative else score
 
 
@@ -200,16 +201,8 @@ def region_of(question: Question, model: Model, logits: Tensor, true_mask: Tenso
 
 def region_words(question: Question) -> str:
     """The region in words, to stand in a sentence."""
-    at = question.points.split()[-1] if question.points.split() else "?"
-    return {
-        "mask": "the whole mask",
-        "part": f"the part of the mask at {at}",
-        "pixel": f"the pixel at {at}",
-        "box": "the box",
-        "stroke": "the stroke",
-        "false positives": "what was wrongly found",
-        "false negatives": "what was missed",
-    }[question.region]
+    at = question.points.split() or ["?"]
+    return REGIONS[question.region][1].format(at[-1])
 
 
 def picked(question: Question, model: Model, logits: Tensor, points: list) -> Question:
@@ -225,11 +218,9 @@ def picked(question: Question, model: Model, logits: Tensor, points: list) -> Qu
     if region not in ("box", "stroke"):
         on_mask = bool(mask_of(question, model, logits)[points[0][1], points[0][0]])
         region = "box" if dragged else "part" if on_mask else "pixel"
-    if region == "box" and dragged:
-        points = [points[0], points[-1]]
-    elif region in ("box", "stroke") and not dragged and question.region == region and question.points:
-        before = parse_points(question.points)
+    if not dragged:  # two taps make a box, more go on with a stroke
+        before = parse_points(question.points) if region in ("box", "stroke") and question.points else []
         points = (before[-1:] if region == "box" else before) + points[:1]
-    elif not dragged:
-        points = points[:1]
+    elif region == "box":
+        points = [points[0], points[-1]]
     return replace(question, region=region, points=" ".join(f"{x},{y}" for x, y in points))

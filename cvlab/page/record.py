@@ -61,8 +61,7 @@ def _epochs(folder: Path) -> str:
     if not frames:
         return ""
     step = math.ceil(len(frames) / MOST_EPOCHS)
-    first = (len(frames) - 1) % step  # the last one is then among them
-    return paragraph("Where the model looked during the training:") + _gallery(frames[first::step])
+    return paragraph("Where the model looked during the training:") + _gallery(frames[::-step][::-1])
 
 
 def _card(folder: Path) -> str:
