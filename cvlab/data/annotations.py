@@ -41,7 +41,7 @@ def to_masks(folder: Path, out: Path) -> list[str]:
             except Exception as error:  # damaged files raise errors of every kind
                 raise DataError(f"{file} cannot be used: {error} ({type(error).__name__}).") from error
         if not 0 < len(names := list(values)[len(SPECIAL) :]) < 255:
-            raise DataError(f"{folder} has {len(names)} classes by COCO, labelme or CVAT. {' '.join(list(notes)[:3])}")
+            raise DataError(f"{folder} needs COCO, labelme or CVAT files of 1 to 254 classes. {' '.join([*notes][:3])}")
         write_text(filling / "classes.txt", "".join(f"{name}\n" for name in names))
     return [f"{note} ({count} times)" if count > 1 else note for note, count in notes.items()]
 
