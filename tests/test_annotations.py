@@ -317,11 +317,12 @@ def test_a_class_name_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
-def test_entities_are_not_read(tmp_path: Path, encoding: str) -> None:
+@pytest.mark.parametrize("entity", ['"cat"', 'SYSTEM "{here}/secret.txt"'])
+def test_entities_are_not_read(tmp_path: Path, entity: str, encoding: str) -> None:
     photo(tmp_path / "in/a.png")
     (tmp_path / "secret.txt").write_text("secret")
     file = cvat(tmp_path / "in/a.xml", polygon("&leak;", 0, 10, 60))
-    declared = f'<!DOCTYPE annotations [<!ENTITY leak SYSTEM "{tmp_path}/secret.txt">]>\n<annotations>'
+    declared = f"<!DOCTYPE annotations [<!ENTITY leak {entity.format(here=tmp_path)}>]>\n<annotations>"
     text = file.read_text().replace("<annotations>", declared).replace("utf-8", encoding)
     file.write_bytes(text.encode(encoding))
     with pytest.raises(DataError, match=r"a\.xml cannot be used"):
@@ -350,6 +351,19 @@ def test_damaged_annotations_are_named_and_nothing_is_left(tmp_path: Path, size:
     with pytest.raises(DataError, match=r"a\.json cannot be used"):
         to_masks(tmp_path / "in", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_more_classes_than_a_mask_can_hold_are_an_error(tmp_path: Path) -> None:
+    photo(tmp_path / "in/a.png")
+    labels = tuple(f"class {i}" for i in range(255))
+    for count in (255, 254):
+        annotations = [(1, 10 * i, BOX) for i in range(1, count + 1)]
+        coco(tmp_path / "in/a.json", [("a.png", 128, 96)], annotations, labels)
+        if count == 255:
+            with pytest.raises(DataError, match="1 to 254"):
+                to_masks(tmp_path / "in", tmp_path / "out")
+    to_masks(tmp_path / "in", tmp_path / "out")
+    assert values(tmp_path / "out", "a.png").max() == len(names(tmp_path / "out")) == 254
 
 
 def test_coordinates_far_away_are_cut_at_the_border(tmp_path: Path) -> None:
