@@ -195,7 +195,13 @@ def test_large_photos_are_drawn_at_their_place_too(tmp_path: Path) -> None:
 
 def test_names_for_what_is_no_class(tmp_path: Path) -> None:
     photo(tmp_path / "in/a.png")
-    inner = ("background", 20, 25), ("_background_", 25, 30), ("ignored", 40, 44), ("__ignore__", 44, 47), ("void", 47, 50)
+    inner = (
+        ("background", 20, 25),
+        ("_background_", 25, 30),
+        ("ignored", 40, 44),
+        ("__ignore__", 44, 47),
+        ("void", 47, 50),
+    )
     shapes = [polygon("cat", 0, 10, 60), *(polygon(label, 1, left, right) for label, left, right in inner)]
     cvat(tmp_path / "in/a.xml", *shapes)
     to_masks(tmp_path / "in", tmp_path / "out")
