@@ -2,10 +2,14 @@
 
     python train/check.py DIR                    a folder as the training scripts read it
     python train/check.py DIR --out report       also pictures: samples of the data, and the pairs of copies
+    python train/check.py DIR --to-masks OUT     makes the folder OUT with masks from annotations, and checks it
 
 It names files that cannot be opened or that training would not read, copies of a photo (the same file, or the photo
 saved again, resized or mirrored) within and across parts and classes, small classes, and masks that are missing, have
 another size than their image or have values that do not fit. It ends with what a training would say of the folder.
+
+--to-masks reads what COCO tools, labelme and CVAT (“CVAT for images 1.1”) export: polygons and boxes, of COCO also
+uncompressed RLE, of CVAT also masks. COCO's crowds, as CVAT calls painted masks there, become 255: not to be scored.
 
 --out is a folder for samples.png (random photos of five classes, or photos with mask and overlay) and copies.png. They
 show photographs.
@@ -20,6 +24,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from cvlab import fonts, render
+from cvlab.data.annotations import to_masks
 from cvlab.data.duplicates import Copies, Copy
 from cvlab.data.folders import DataError, Found, class_pictures, existing, has_masks, mask_pairs
 from cvlab.data.masks import count_classes, examine_masks, odd_masks
@@ -34,10 +39,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="data folder")
     parser.add_argument("--out", type=Path, help="folder for pictures of samples and copies")
+    parser.add_argument("--to-masks", type=Path, metavar="OUT", help="make this folder from annotations in DIR")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of samples")
     parser.add_argument("--image-size", type=int, default=64, help="of the training: small masks may vanish")
     parser.add_argument("--class-names", nargs="+", help="names of the masks' classes, as given to the segmenter")
     args = parser.parse_args()
+    if args.to_masks:
+        notes = to_masks(args.data, args.to_masks)
+        print("".join(f"{note}\n" for note in notes[:MOST_LINES]))
+        if len(notes) > MOST_LINES:
+            print(f"... and {len(notes) - MOST_LINES} more\n")
+        args.data, classes = args.to_masks, args.to_masks / "classes.txt"
+        args.class_names = args.class_names or classes.read_text("utf-8").splitlines()
     with_masks = has_masks(existing(args.data))
     found = (mask_pairs if with_masks else class_pictures)(args.data)
     copies = Copies(found.pictures)
