@@ -98,15 +98,15 @@ def test_the_rim_holds_the_object_as_often_as_promised() -> None:
 
 
 def test_evaluation_counts_sets_by_class() -> None:
-    model, found = build("convnet", ["a", "b"], 16, {"widths": [4]}), {}
-    assert "too small" in add_sets(found, model, torch.eye(2), torch.arange(2))
+    model, found = build("convnet", ["a", "b"], 16, {"widths": [4]}), {"classes": {"a": {}, "b": {}}}
+    add_sets(found, model, torch.eye(2), torch.arange(2))
+    assert found == {"classes": {"a": {}, "b": {}}}
     model.config["set_threshold"] = 0.3
     probs = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.1, 0.9]])
-    lines = add_sets(found, model, probs, torch.tensor([0, 1, 1, 1])).splitlines()
+    add_sets(found, model, probs, torch.tensor([0, 1, 1, 1]))
     assert (found["set_coverage"]["value"], found["set_size"]["value"]) == (0.75, 1.25)
-    assert [line.split("|")[1::2] for line in lines[-3:]] == [
-        [" all ", " 1.25 "], [" a ", " 1.00 "], [" b ", " 1.33 "]
-    ]  # fmt: skip
+    by_class = [(each["set_coverage"]["value"], each["set_size"]) for each in found["classes"].values()]
+    assert by_class == [(1, 1), (pytest.approx(2 / 3), pytest.approx(4 / 3))]
 
 
 def test_evaluation_measures_the_outlines() -> None:

@@ -130,7 +130,7 @@ def test_numbers_are_written_before_pictures_are_drawn(model: Path, data: Path, 
         evaluate(model, "--data", data)
     found = read(model / "metrics.json")
     assert found["n"] == 6
-    assert "Accuracy" in (model / "report" / "README.md").read_text()
+    assert "accuracy" in (model / "report" / "README.md").read_text()
     assert "accuracy" in (model / "README.md").read_text()  # the card
     loaded = checkpoint.load(model)
     views, labels = read_views(parts_of(loaded, data, "test")[0], "test", loaded)

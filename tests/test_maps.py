@@ -35,13 +35,13 @@ def test_predictions_are_explained_as_by_explain(model, images):
 
 
 def test_a_picture_without_a_mask_is_blank_and_the_others_are_not(segmenter, images):
-    largest = predict(segmenter, images)[:, 0].sigmoid().flatten(1).amax(1)
+    largest = predict(segmenter, images).sigmoid().flatten(1).amax(1)
     segmenter.threshold = largest.sort().values[:2].mean().item()  # of one picture no pixel reaches it
     empty = int(largest.argmin())
     found = explain_predictions(segmenter, images, methods=["grad_cam", "hires_cam"])
     lines = describe(segmenter, found)
     for i, line in enumerate(lines):
-        assert (line["prediction"], line["share"] > 0) == ((None, False) if i == empty else ("horse", True))
+        assert (line["prediction"] in ("horse", "rider"), line["share"] > 0) == (i != empty, i != empty)
         assert (line["score"] == 0) == (i == empty)
         for stages in found.maps.values():
             assert all(maps[i].any() == (i != empty) for maps in stages.values())

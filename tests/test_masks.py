@@ -11,6 +11,7 @@ from evaluate import evaluate_segmenter
 from PIL import Image
 from torch import nn
 
+from cvlab.checkpoint import card
 from cvlab.data.folders import DataError
 from cvlab.data.masks import read_mask
 from cvlab.data.parts import PARTS, segmentation_parts
@@ -140,11 +141,14 @@ def test_what_the_masks_hold_is_counted(tmp_path: Path) -> None:
 
 def test_the_number_of_classes_is_what_is_stated_not_what_occurs(tmp_path: Path) -> None:
     folder_of(tmp_path, lambda i: ONE * (1 + i % 2))
-    parts = segmentation_parts(tmp_path, class_names=["sky", "tree", "car"])
-    assert parts.class_names == ["sky", "tree", "car"]
-    assert parts.open_sample(parts.samples["train"][0])[1].shape == (3, 20, 24)
-    assert "Pictures with each class: sky 10, tree 10, car 0." in parts.notes
-    assert segmentation_parts(tmp_path).class_names == ["class 1", "class 2"]
+    for exclusive, first in ((False, []), (True, ["background"]), (None, ["background"])):
+        parts = segmentation_parts(tmp_path, class_names=["sky", "tree", "car"], exclusive=exclusive)
+        assert parts.class_names == [*first, "sky", "tree", "car"]
+        assert parts.open_sample(parts.samples["train"][0])[1].shape == (len(first) + 3, 20, 24)
+        assert "Pictures with each class: sky 10, tree 10, car 0." in parts.notes
+    assert segmentation_parts(tmp_path).class_names == ["background", "class 1", "class 2"]
+    (tmp_path / "classes.txt").write_text("sky\ntree\n")
+    assert segmentation_parts(tmp_path).class_names == ["background", "sky", "tree"]
     with pytest.raises(DataError, match="they must be 0 and 1"):
         segmentation_parts(tmp_path, class_names=["sky"])
     with pytest.raises(DataError, match="control characters"):
@@ -153,19 +157,37 @@ def test_the_number_of_classes_is_what_is_stated_not_what_occurs(tmp_path: Path)
 
 def test_an_evaluation_tells_the_iou_of_every_class(tmp_path: Path) -> None:
     """The network finds all of each picture sky, and nothing else: 63 of 480 pixels in half of the pictures."""
-    parts = segmentation_parts(folder_of(tmp_path, lambda i: ONE * (1 + i % 2)), class_names=["sky", "low", "car"])
+    folder = folder_of(tmp_path, lambda i: ONE * (1 + i % 2))
+    parts = segmentation_parts(folder, class_names=["sky", "low", "car"], exclusive=False)
     model = build("unet", parts.class_names, 16, {"width": 4, "depth": 2})
     model.head.weight.data.zero_()
     model.head.bias.data = torch.tensor([5.0, -5.0, -5.0])
     parts.samples["all"] = [sample for part in PARTS for sample in parts.samples[part]]
-    found, lines, _ = evaluate_segmenter(model.eval(), None, parts, Namespace(part="all", images=None, explain="six"))
+    found, _ = evaluate_segmenter(model.eval(), None, parts, Namespace(part="all", images=None, explain="six"))
     sky = 10 * 63 / (20 * 480)
     assert found["iou_by_class"] == {"sky": pytest.approx(sky), "low": 0.0, "car": None}
     assert found["mean_iou"]["value"] == pytest.approx(sky / 2)
-    assert "| iou of low | 0.0000 |" in "".join(lines)
+    assert "| low | 0.0000 |" in card.markdown(card.scores(found))
 
 
-def test_a_border_label_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_a_border_label_is_refused_with_what_to_do_where_classes_may_overlap(tmp_path: Path) -> None:
     folder_of(tmp_path, lambda i: np.where(SHAPE, 2, np.where(np.roll(SHAPE, 3, 0), 255, 0)))
     with pytest.raises(DataError, match=r"masks/0.png has the values 0, 2, 255.*border.*Such masks: 20 of 20"):
-        segmentation_parts(tmp_path)
+        segmentation_parts(tmp_path, exclusive=False)
+
+
+@pytest.mark.parametrize("value", [1, 2])
+def test_a_border_is_in_no_channel(tmp_path: Path, value: int) -> None:
+    border = np.roll(SHAPE, 3, 0) & ~SHAPE
+    parts = segmentation_parts(folder_of(tmp_path, lambda i: np.where(SHAPE, value, np.where(border, 255, 0))))
+    _, mask = parts.open_sample(parts.samples["train"][0])
+    assert np.array_equal(mask, np.stack([~SHAPE & ~border, *([SHAPE & False] * (value - 1)), SHAPE]))
+    assert any(f"{20 * border.sum():,}" in note for note in parts.notes)
+
+
+def test_black_and_white_masks_are_one_class_with_nothing_left_out(tmp_path: Path) -> None:
+    folder_of(tmp_path, lambda i: SHAPE * 255)
+    for exclusive, first in ((None, []), (True, ["background"])):
+        parts = segmentation_parts(tmp_path, exclusive=exclusive)
+        assert parts.class_names == [*first, "foreground"]
+        assert np.array_equal(parts.open_sample(parts.samples["train"][0])[1][-1], SHAPE)

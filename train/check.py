@@ -27,7 +27,7 @@ from cvlab import fonts, render
 from cvlab.data.annotations import to_masks
 from cvlab.data.duplicates import Copies, Copy
 from cvlab.data.folders import DataError, Found, class_pictures, existing, has_masks, mask_pairs
-from cvlab.data.masks import count_classes, examine_masks, odd_masks
+from cvlab.data.masks import count_classes, examine_masks, ignored_value, listed_classes, odd_masks
 from cvlab.data.parts import PARTS, SMALL_CLASS, Parts, classification_parts, segmentation_parts
 from cvlab.transforms import open_image
 
@@ -49,8 +49,7 @@ def main() -> None:
         print("".join(f"{note}\n" for note in notes[:MOST_LINES]))
         if len(notes) > MOST_LINES:
             print(f"... and {len(notes) - MOST_LINES} more\n")
-        args.data, classes = args.to_masks, args.to_masks / "classes.txt"
-        args.class_names = args.class_names or classes.read_text("utf-8").splitlines()
+        args.data = args.to_masks
     with_masks = has_masks(existing(args.data))
     found = (mask_pairs if with_masks else class_pictures)(args.data)
     copies = Copies(found.pictures)
@@ -118,8 +117,9 @@ def mask_findings(found: Found, unpaired: dict[Path, str], args: argparse.Namesp
     """A sentence for each picture or mask that is alone, and for each mask that cannot be used."""
     pairs = {image: mask for part in found.parts.values() for image, mask in part.items()}
     held = examine_masks(pairs, args.image_size)
-    num_classes = len(args.class_names or ()) or count_classes(list(held.values()))
-    faults = {path: each.fault for path, each in held.items() if each.fault} | odd_masks(held, num_classes)
+    num_classes = len(args.class_names or listed_classes(args.data) or ()) or count_classes(list(held.values()))
+    odd = odd_masks(held, num_classes, ignored_value(list(held.values())))
+    faults = {path: each.fault for path, each in held.items() if each.fault} | odd
     faults = unpaired | {pairs[path]: fault for path, fault in faults.items()}
     return [f"{path.relative_to(args.data)} {fault}" for path, fault in faults.items()]
 
@@ -132,6 +132,7 @@ def sample_sheet(parts: Parts, with_masks: bool, seed: int) -> Image.Image:
     if with_masks:
         for sample in samples[:10]:
             photo, mask = parts.open_sample(sample)
+            mask = mask[parts.exclusive :]
             numbers = (mask * np.arange(1, len(mask) + 1)[:, None, None]).sum(0).numpy()
             levels = Image.fromarray((numbers * (255 // len(mask))).astype(np.uint8))
             drawn += [photo, levels.convert("RGB"), render.mask_overlay(photo, mask.any(0).numpy())]

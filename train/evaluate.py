@@ -93,7 +93,7 @@ def main() -> None:
     notes = [*told.sentences, *dict.fromkeys(parts.notes)]
     if trained_on and args.part in ("train", "all"):
         notes.append(f"{trained_on} of these pictures were trained on: this is no estimate for unseen ones.")
-    lines = [card.markdown(replace(told, title=title, sentences=notes))]
+    lines = [card.markdown(replace(told, title=title, sentences=notes))[1:]]  # a heading of the first level
 
     def write() -> None:
         write_text(figures, to_json(found, indent=1) + "\n")

@@ -20,7 +20,7 @@ from cvlab.transforms import FORMATS, MAX_PIXELS
 
 MAX_MASK_CLASSES = 64
 BACKGROUND = "background"
-CLASSES_FILE = "classes.txt"  # in a segmentation folder: a name a line, of the values 1, 2, ... of its masks
+CLASSES_FILE = "classes.txt"
 UNCLEAR = "has a mask whose meaning is not clear"
 ORIENTATION = 274  # an EXIF tag: 1 is upright; from 5 on, width and height are exchanged
 LOSSY = ("JPEG", "WEBP", "AVIF", "HEIF", "JPEG2000")
@@ -218,8 +218,7 @@ def agreed(
     Raises:
         DataError: a mask has other values, or a name cannot be that of a class.
     """
-    if class_names is None and (listed := folder / CLASSES_FILE).is_file():
-        class_names = [line for line in listed.read_text("utf-8").splitlines() if line.strip()]
+    class_names = class_names or listed_classes(folder)
     num_classes = len(class_names) if class_names else count_classes(list(held.values()))
     ignore = ignored_value(list(held.values()))
     exclusive = num_classes > 1 or ignore is not None if exclusive is None else exclusive
@@ -228,13 +227,19 @@ def agreed(
         first = next(iter(odd))
         where = pairs[first].relative_to(folder)
         raise DataError(f"{where} {odd[first]} Such masks: {len(odd)} of {len(held)}; train/check.py names them.")
-    if class_names is None:
+    if not class_names:
         class_names = ["foreground"] if num_classes == 1 else [f"class {i + 1}" for i in range(num_classes)]
     for name in class_names:
         if fault := "is that of all other pixels" if exclusive and name == BACKGROUND else name_fault(name):
             raise DataError(f"The class name {name[:60]!a} {fault}: choose another with --class-names.")
     names = [BACKGROUND] * exclusive + list(class_names)
     return names, partial(read_mask, num_classes=num_classes, background=exclusive, ignore=ignore), ignore
+
+
+def listed_classes(folder: Path) -> list[str] | None:
+    """The names in classes.txt of a segmentation folder, one a line, of the values 1, 2, ...; None without the file."""
+    path = folder / CLASSES_FILE
+    return [line for line in path.read_text("utf-8").splitlines() if line.strip()] if path.is_file() else None
 
 
 def ignored_value(held: Sequence[Held]) -> int | None:
