@@ -61,15 +61,7 @@ def open_run(args: Namespace) -> Path | None:
 
 
 class Run:
-    """A notebook of one training, not its engine: it never sees an input, a label or a loss function.
-
-    Attributes:
-        epoch: epochs that are finished.
-        step: batches of the epoch in progress, the current one included.
-        best, best_epoch: the highest score so far, and its epoch, whose weights are kept; 0 before there is one.
-        phase, first: a training may have phases; the number of the one in progress, and its first epoch.
-        sums: of the epoch in progress, on the device: loss times images, images, and the counts.
-    """
+    """A notebook of one training, not its engine: it never sees an input, a label or a loss function."""
 
     SAVED = ("epoch", "step", "best", "best_epoch", "phase", "first")
 
@@ -77,7 +69,10 @@ class Run:
         self, args: Namespace, accelerator: Accelerator, state: Path | None, parts: Parts, counts: int = 1
     ) -> None:
         self.args, self.out, self.accelerator, self.state, self.parts = args, args.out, accelerator, state, parts
-        self.epoch, self.step, self.best, self.best_epoch, self.phase, self.first = 0, 0, 0.0, 0, 1, 1
+        self.epoch, self.step = 0, 0  # epochs finished; batches of the one in progress, the current one included
+        self.best, self.best_epoch = 0.0, 0  # the highest score, and its epoch, whose weights are kept; 0 before one
+        self.phase, self.first = 1, 1  # a training may have phases: the number of the present one, its first epoch
+        # Of the epoch in progress, on the device: loss times images, images, and the counts.
         self.sums = torch.zeros(2 + counts, dtype=torch.float64, device=accelerator.device)
         self.facts = record(args, parts, state is not None, accelerator.is_main_process)
         if state:

@@ -27,22 +27,14 @@ OPAQUE = 0.15  # of the picture's contrast: what shows less of it cannot be rest
 
 @dataclass(frozen=True)
 class FixedMark:
-    """A mark in one place. It is a matte: a marked pixel is `keep` times what was there, plus `light`.
+    """A mark in one place. It is a matte: a marked pixel is `keep` times what was there, plus `light`."""
 
-    Attributes:
-        class_idx: the class whose pictures have it.
-        strength: t of its strongest edge.
-        region: where it stands, (S, S) bool.
-        edges: its mean differences, (6, S, S), as in `differences`.
-        keep, light: (3, S, S).
-    """
-
-    class_idx: int
-    strength: float
-    region: Tensor
-    edges: Tensor
-    keep: Tensor
-    light: Tensor
+    class_idx: int  # the class whose pictures have it
+    strength: float  # t of its strongest edge
+    region: Tensor  # where it stands, (S, S) bool
+    edges: Tensor  # its mean differences, (6, S, S), as in `differences`
+    keep: Tensor  # (3, S, S)
+    light: Tensor  # (3, S, S)
     kind = "fixed in place"
 
     @property

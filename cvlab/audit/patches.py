@@ -24,19 +24,12 @@ RECURS, MORE = 0.3, 0.25  # share of the class that has it at least, and by how 
 
 @dataclass(frozen=True)
 class Patch:
-    """A mark that may stand anywhere.
+    """A mark that may stand anywhere."""
 
-    Attributes:
-        class_idx: the class whose pictures have it.
-        strength: the share of its pictures that have it, less that of others.
-        pixels: the mark, (3, SIDE, SIDE) in [0, 1].
-        natural: a place of another picture of the class as large as the mark, as a control.
-    """
-
-    class_idx: int
-    strength: float
-    pixels: Tensor
-    natural: Tensor
+    class_idx: int  # the class whose pictures have it
+    strength: float  # the share of its pictures that have it, less that of others
+    pixels: Tensor  # the mark, (3, SIDE, SIDE) in [0, 1]
+    natural: Tensor  # a place of another picture of the class as large as the mark, as a control
     kind = "recurring"
     where = "anywhere"
 

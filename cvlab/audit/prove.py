@@ -29,23 +29,17 @@ Mark = FixedMark | Patch | WholePicture
 
 
 class Proof(NamedTuple):
-    """What became of a mark.
-
-    Attributes:
-        level: "used", "there but not used", or "cannot be told".
-        removed: by how much the probability falls without the mark, beyond the control, as `cvlab.metrics.interval`;
-            None where the mark is too rare.
-        added: by how much it rises with the mark in pictures of other classes, beyond the control.
-        marked: rows of the pictures of its class that have it.
-        bare: rows of pictures of other classes that do not.
-    """
+    """What became of a mark."""
 
     mark: Mark
-    level: str
+    level: str  # "used", "there but not used", or "cannot be told"
+    # By how much the probability falls without the mark, beyond the control, as `cvlab.metrics.interval`; None where
+    # the mark is too rare.
     removed: dict[str, float] | None
+    # By how much it rises with the mark in pictures of other classes, beyond the control.
     added: dict[str, float] | None
-    marked: list[int]
-    bare: list[int]
+    marked: list[int]  # rows of the pictures of its class that have it
+    bare: list[int]  # rows of pictures of other classes that do not
 
     @property
     def strength(self) -> float:

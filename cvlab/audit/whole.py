@@ -22,21 +22,13 @@ SIGMAS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # pixels of the view
 
 @dataclass(frozen=True)
 class WholePicture:
-    """A difference that can be put into pictures of other classes.
+    """A difference that can be put into pictures of other classes."""
 
-    Attributes:
-        class_idx: the class that differs.
-        strength: by how much, as `CAST` or `BLURRED`.
-        gains: of red, green and blue, (3, 1, 1).
-        sigma: of a blur; 0 for none.
-        kind: "light" or "sharpness".
-    """
-
-    class_idx: int
-    strength: float
-    gains: Tensor
-    sigma: float
-    kind: str
+    class_idx: int  # the class that differs
+    strength: float  # by how much, as `CAST` or `BLURRED`
+    gains: Tensor  # of red, green and blue, (3, 1, 1)
+    sigma: float  # of a blur; 0 for none
+    kind: str  # "light" or "sharpness"
     where = "in the whole picture"
 
     def has(self, views: Tensor) -> Tensor:

@@ -15,14 +15,11 @@ class Cache:
 
     The system holds the file's pages in memory. If memory runs short, it drops them and reads them again later. The
     file has no name, so the system deletes it when the process ends, also after a crash.
-
-    Attributes:
-        folder: where the file is; by default the system's folder of temporary files, which may itself be in memory.
-        nbytes: bytes kept so far.
     """
 
+    # Where the file is; by default the system's folder of temporary files, which may itself be in memory.
     folder: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))
-    nbytes: int = 0
+    nbytes: int = 0  # kept so far
 
     def __str__(self) -> str:
         return f"{self.nbytes / 1e6:.0f} MB in a temporary file in {self.folder}"

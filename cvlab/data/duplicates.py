@@ -38,22 +38,17 @@ def fingerprint(path: Path) -> str:
 
 
 class Copies:
-    """Which of some files are copies of one photo, and which cannot be opened. Every file is opened once, on all cores.
-
-    Attributes:
-        paths: the files.
-        faults: by file a sentence why it cannot be opened; such files are only compared byte for byte.
-        pairs: the copies among them, in the order of the files.
-        group: by file the number of its group: copies of a picture, and their copies, have the same one.
-    """
+    """Which of some files are copies of one photo, and which cannot be opened. Each is opened once, on all cores."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         examined = thread_map(_examined, paths, max_workers=os.cpu_count(), desc="looking for copies", leave=False)
         self.paths = paths
+        # By file a sentence why it cannot be opened; such files are only compared byte for byte.
         self.faults = {path: fault for path, (*_, fault) in zip(paths, examined, strict=True) if fault}
-        self.pairs = _pairs(*list(zip(*examined, strict=True))[:3]) if examined else []
+        self.pairs = _pairs(*list(zip(*examined, strict=True))[:3]) if examined else []  # in the order of the files
         first, second, _ = zip(*self.pairs, strict=True) if self.pairs else ((), (), ())
         links = coo_array((np.ones(len(self.pairs)), (first, second)), shape=(len(paths), len(paths)))
+        # By file the number of its group: copies of a picture, and their copies, have the same one.
         self.group = dict(zip(paths, connected_components(links, directed=False)[1].tolist(), strict=True))
 
     def cut(

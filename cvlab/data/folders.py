@@ -34,15 +34,12 @@ class DataError(ValueError):
 
 @dataclass
 class Found:
-    """What a data folder holds.
+    """What a data folder holds."""
 
-    Attributes:
-        parts: by part, "train", "val", "test", or "all" for a folder without parts: the pictures of each class
-            {"cat": [...], "dog": [...]}, or the mask of each picture {picture: mask}.
-        left_out: pictures that are not used and files among them that are none, each with the reason.
-    """
-
+    # By part, "train", "val", "test", or "all" for a folder without parts: the pictures of each class
+    # {"cat": [...], "dog": [...]}, or the mask of each picture {picture: mask}.
     parts: dict[str, dict] = field(default_factory=dict)
+    # Pictures that are not used and files among them that are none, each with the reason.
     left_out: dict[Path, str] = field(default_factory=dict)
 
     @property

@@ -140,21 +140,13 @@ def _value_fault(values: set[int], num_classes: int) -> str:
 
 @dataclass
 class Held:
-    """What one mask holds.
+    """What one mask holds."""
 
-    Attributes:
-        counts: pixels of each value.
-        small: the values that are left when it is shrunk to the side of the model's input.
-        turned: its photo is turned by EXIF and the mask itself is not, though both have one size.
-        reason: why the pair cannot be used, in words that are the same for all of its kind; empty if it can.
-        fault: the same as a sentence about this mask.
-    """
-
-    counts: dict[int, int] = field(default_factory=dict)
-    small: set[int] = field(default_factory=set)
-    turned: bool = False
-    reason: str = ""
-    fault: str = ""
+    counts: dict[int, int] = field(default_factory=dict)  # pixels of each value
+    small: set[int] = field(default_factory=set)  # values left when it is shrunk to the side of the model's input
+    turned: bool = False  # its photo is turned by EXIF and the mask itself is not, though both have one size
+    reason: str = ""  # why the pair cannot be used, in words that are the same for all of its kind; empty if it can
+    fault: str = ""  # the same as a sentence about this mask
 
 
 def examine_masks(pairs: dict[Path, Path], image_size: int) -> dict[Path, Held]:

@@ -35,25 +35,18 @@ SMALL_CLASS = 20  # pictures; a smaller class has at most three in val and in te
 
 @dataclass
 class Parts:
-    """A data set cut into parts. Nothing is decoded before `read`.
+    """A data set cut into parts. Nothing is decoded before `read`."""
 
-    Attributes:
-        name: name of the data set.
-        class_names: in the order of the labels, or of the mask channels.
-        samples: samples[part] is a list of whatever `open_sample` opens.
-        open_sample: sample to (image, label) or (image, mask (C, H, W) bool). With `at_least`, a large JPEG that has a
-            label may be decoded smaller, but to no fewer pixels a side.
-        split: how the cut was made: {"split_seed": ..., "per_class": ...}.
-        fingerprints: fingerprints[part] are hashes of the files' contents; empty for synthetic scenes.
-        notes: sentences about what the data holds and what was done to it; files left out are counted by reason.
-    """
-
-    name: str
-    class_names: list[str]
-    samples: dict[str, list]
+    name: str  # of the data set
+    class_names: list[str]  # in the order of the labels, or of the mask channels
+    samples: dict[str, list]  # samples[part] is a list of whatever `open_sample` opens
+    # Sample to (image, label) or (image, mask (C, H, W) bool). With `at_least`, a large JPEG that has a label may be
+    # decoded smaller, but to no fewer pixels a side.
     open_sample: Callable[..., tuple[Image.Image, object]]
-    split: dict = field(default_factory=dict)
+    split: dict = field(default_factory=dict)  # how the cut was made: {"split_seed": ..., "per_class": ...}
+    # By part hashes of the files' contents; empty for synthetic scenes.
     fingerprints: dict[str, list[str]] = field(default_factory=dict)
+    # Sentences about what the data holds and what was done to it; files left out are counted by reason.
     notes: list[str] = field(default_factory=list)
 
     @property

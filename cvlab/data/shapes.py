@@ -50,19 +50,13 @@ CLASS_NAMES = list(KINDS)
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, its label (an index of CLASS_NAMES), and what its pixels show.
-
-    Attributes:
-        mask: where the labelled shapes are seen, (H, W) bool.
-        kinds: index of the labelled shape that each pixel shows, (H, W); -1 for everything else.
-        objects: where each object is seen, (K, H, W) bool.
-    """
+    """A picture, its label (an index of CLASS_NAMES), and what its pixels show."""
 
     image: Image.Image
     label: int
-    mask: np.ndarray
-    kinds: np.ndarray
-    objects: np.ndarray
+    mask: np.ndarray  # where the labelled shapes are seen, (H, W) bool
+    kinds: np.ndarray  # index of the labelled shape that each pixel shows, (H, W); -1 for everything else
+    objects: np.ndarray  # where each object is seen, (K, H, W) bool
 
 
 def scene(seed: int, size: int = 64, without: Collection[int] = (), mixed: bool = False) -> Scene:

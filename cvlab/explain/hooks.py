@@ -23,17 +23,11 @@ UNUSED_IS_ZERO = {"allow_unused": True, "materialize_grads": True}
 
 
 class Recorder:
-    """A score as a function of images, as Captum wants it. It keeps what its last forward pass gave.
-
-    Attributes:
-        logits: (N, C) or (N, C, H, W), detached.
-        scores: (N,), detached.
-        activations: each module's output by name, detached.
-    """
+    """A score as a function of images, as Captum wants it. It keeps what its last forward pass gave."""
 
     def __init__(self, model: Model, score: Callable[[Tensor], Tensor], modules: dict[str, nn.Module]) -> None:
         self.model, self.score = model, score
-        self.activations: dict[str, Tensor] = {}
+        self.activations: dict[str, Tensor] = {}  # each module's output by name, detached
         self.handles = [module.register_forward_hook(partial(self.record, name)) for name, module in modules.items()]
 
     def remove(self) -> None:
@@ -49,7 +43,7 @@ class Recorder:
         scores = self.score(logits)
         if not scores.requires_grad:
             raise ValueError("The score has no gradient: the score or the model detaches or rounds its inputs.")
-        self.logits, self.scores = logits.detach(), scores.detach()
+        self.logits, self.scores = logits.detach(), scores.detach()  # (N, C) or (N, C, H, W), and (N,)
         return scores
 
     def record(self, name: str, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:

@@ -29,17 +29,11 @@ METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Explanation:
-    """The results of one forward and one backward pass.
+    """The results of one forward and one backward pass."""
 
-    Attributes:
-        logits: (N, C) or (N, C, H, W), detached.
-        scores: (N,), what was explained.
-        maps: maps[method][stage] is a signed map (N, 1, h, w), float32, at the stage's own resolution.
-    """
-
-    logits: Tensor
-    scores: Tensor
-    maps: dict[str, dict[str, Tensor]]
+    logits: Tensor  # (N, C) or (N, C, H, W), detached
+    scores: Tensor  # (N,), what was explained
+    maps: dict[str, dict[str, Tensor]]  # maps[method][stage], signed (N, 1, h, w), float32, at the stage's resolution
 
 
 @takes_wrapped

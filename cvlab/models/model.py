@@ -51,30 +51,20 @@ def identity(activation: Tensor) -> Tensor:
 
 
 class Grid(NamedTuple):
-    """Where the cells of a stage look. Positions are in pixels of the view, 0 in the middle of its first pixel.
+    """Where the cells of a stage look. Positions are in pixels of the view, 0 in the middle of its first pixel."""
 
-    Attributes:
-        offset: centre of the receptive field of the first cell of a row or column.
-        stride: from one centre to the next.
-        side: of the view.
-    """
-
-    offset: float
-    stride: float
-    side: int
+    offset: float  # centre of the receptive field of the first cell of a row or column
+    stride: float  # from one centre to the next
+    side: int  # of the view
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A place in a network where a heatmap can be read.
+    """A place in a network where a heatmap can be read."""
 
-    Attributes:
-        module: the module whose output is the stage's activation.
-        to_map: rearranges that output into (N, C, h, w). It may permute, reshape or drop entries (the CLS token of a
-            transformer), nothing else, because it is applied to the gradient too.
-    """
-
-    module: nn.Module
+    module: nn.Module  # its output is the stage's activation
+    # Rearranges that output into (N, C, h, w). It may permute, reshape or drop entries (the CLS token of a
+    # transformer), nothing else, because it is applied to the gradient too.
     to_map: Callable[[Tensor], Tensor] = identity
 
     @property
@@ -111,36 +101,21 @@ class Model(nn.Module):
 
     A subclass sets `task`, normalises in `forward` and declares its `stages`; `cvlab.models.build` sets the rest. It is
     made with `num_classes`, the number C of logits, and, where its layers depend on it, with `image_size`.
-
-    Attributes:
-        normalize: (images - mean) / std per channel.
-        task: "classification" or "segmentation".
-        class_names: one name per class, in the order of the logits.
-        image_size: S, side of the square view that the model sees, pixels.
-        crop_pct: a classifier's view is the centre crop of a photo whose shorter side is image_size / crop_pct.
-        crop_mode: "center", or "squash": then both sides are image_size / crop_pct, whatever the photo's shape.
-        interpolation: how photos are resized, as in its training: Pillow's name in lower case.
-        threshold: a segmenter's mask is where `mask_levels` exceed it.
-        exclusive: a segmenter gives each pixel one class, and the first class is the background; else each class has a
-            mask of its own.
-        temperature: the logits divided by it give the probabilities, see `probabilities`; 1 where none was fitted.
-        statistics: of its photos, for `cvlab.trust.familiarity`; None where none were fitted.
-        config: what is needed to build it again; config.json holds it under "cvlab".
-        source: where it was loaded from: a folder, or user/name@commit on the Hub; empty for a model just built.
     """
 
-    task: str
-    class_names: list[str]
-    image_size: int
-    crop_pct: float
-    crop_mode: str
-    interpolation: str
-    threshold: float
-    config: dict
+    task: str  # "classification" or "segmentation"
+    class_names: list[str]  # one per class, in the order of the logits
+    image_size: int  # S, side of the square view that the model sees, pixels
+    crop_pct: float  # a classifier's view is the centre crop of a photo whose shorter side is image_size / crop_pct
+    crop_mode: str  # "center", or "squash": then both sides are image_size / crop_pct, whatever the photo's shape
+    interpolation: str  # how photos are resized, as in its training: Pillow's name in lower case
+    threshold: float  # a segmenter's mask is where `mask_levels` exceed it
+    config: dict  # what is needed to build it again; config.json holds it under "cvlab"
+    # A segmenter gives each pixel one class, and the first class is the background; else each class has its own mask.
     exclusive: bool = False
-    temperature: float = 1.0
-    statistics: dict[str, Tensor] | None = None
-    source: str = ""
+    temperature: float = 1.0  # the logits divided by it give the `probabilities`; 1 where none was fitted
+    statistics: dict[str, Tensor] | None = None  # of its photos, for `cvlab.trust.familiarity`; None if not fitted
+    source: str = ""  # where it was loaded from: a folder, or user/name@commit on the Hub; empty for one just built
 
     def __init__(self) -> None:
         super().__init__()

@@ -22,23 +22,14 @@ from cvlab.trust.familiarity import features, nearest
 
 @dataclass(frozen=True)
 class Evidence:
-    """The maps that answer a question about one image.
+    """The maps that answer a question about one image."""
 
-    Attributes:
-        logits: (1, C) or (1, C, H, W).
-        score: what was explained.
-        maps: maps[method][stage], signed (1, 1, h, w).
-        class_idx: the class that was asked about.
-        other: the class that it was compared with, or None.
-        region: of a segmenter, (H, W) bool.
-    """
-
-    logits: Tensor
-    score: float
-    maps: dict[str, dict[str, Tensor]]
-    class_idx: int
-    other: int | None = None
-    region: Tensor | None = None
+    logits: Tensor  # (1, C) or (1, C, H, W)
+    score: float  # what was explained
+    maps: dict[str, dict[str, Tensor]]  # maps[method][stage], signed (1, 1, h, w)
+    class_idx: int  # the class that was asked about
+    other: int | None = None  # the class that it was compared with
+    region: Tensor | None = None  # of a segmenter, (H, W) bool
 
     @property
     def nbytes(self) -> int:
@@ -49,46 +40,30 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Paths:
-    """How a segmenter came to its answer.
+    """How a segmenter came to its answer."""
 
-    Attributes:
-        dependence: by method and stage Pearson's r between the map of the region and that of everything else; empty
-            where the region is the whole picture.
-        contributions: what each path through cvlab's own U-Net added to the score, signed; empty for other networks.
-    """
-
+    # By method and stage Pearson's r between the map of the region and that of everything else; empty where the region
+    # is the whole picture.
     dependence: dict[str, dict[str, float]]
+    # What each path through cvlab's own U-Net added to the score, signed; empty for other networks.
     contributions: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model sees in a photo.
+    """What a model sees in a photo."""
 
-    Attributes:
-        images: the view of the model, (1, 3, S, S) in [0, 1].
-        logits: (1, C) or (1, C, S, S).
-        shares: by class name a classifier's probability, or the share of the view that a segmenter's mask covers.
-        photo: made smaller, as CSS for the layers over it.
-        size: of the photo as it was opened, (height, width).
-        seconds: that the pass took.
-        notes: what was done to open the photo.
-        evidence: None where nothing was found.
-        familiar: `cvlab.trust.familiarity`; None for a model without statistics.
-        names: of the classes that hold the true one with 95%, the likeliest first; None where that is not promised.
-        alike: `cvlab.trust.familiarity.nearest`; empty for a model that keeps nothing for it.
-    """
-
-    images: Tensor
-    logits: Tensor
-    shares: dict[str, float]
-    photo: str
-    size: tuple[int, int]
-    seconds: float
-    notes: list[str] = field(default_factory=list)
-    evidence: Evidence | None = None
-    familiar: float | None = None
-    names: list[str] | None = None
+    images: Tensor  # the view of the model, (1, 3, S, S) in [0, 1]
+    logits: Tensor  # (1, C) or (1, C, S, S)
+    shares: dict[str, float]  # by class name a classifier's probability, or the share of the view in a segmenter's mask
+    photo: str  # made smaller, as CSS for the layers over it
+    size: tuple[int, int]  # of the photo as it was opened, (height, width)
+    seconds: float  # that the pass took
+    notes: list[str] = field(default_factory=list)  # what was done to open the photo
+    evidence: Evidence | None = None  # None where nothing was found
+    familiar: float | None = None  # `cvlab.trust.familiarity`; None for a model without statistics
+    names: list[str] | None = None  # classes that hold the true one with 95%, the likeliest first; None if not promised
+    # `cvlab.trust.familiarity.nearest`; empty for a model that keeps nothing for it.
     alike: list[tuple[int, str, float]] = field(default_factory=list)
 
     @property

@@ -42,27 +42,16 @@ ORDERS = {
 
 
 class Row(NamedTuple):
-    """The table's row for one picture.
+    """The table's row for one picture."""
 
-    Attributes:
-        number: from 1.
-        file: name of the picture.
-        prediction: a class; None if a segmenter found nothing or the picture could not be opened.
-        share: probability of the class, or the share of the view that the mask covers.
-        peak: of the map that explains the prediction.
-        sentence: a warning about the map, or why there is none.
-        familiar: how familiar the picture is, as `cvlab.trust.familiarity` says.
-        set: the classes that hold the true one with 95%; empty where that is not promised.
-    """
-
-    number: int
-    file: str
-    prediction: str | None
-    share: float | None
-    peak: float | None
-    sentence: str
-    familiar: float | None = None
-    set: str = ""
+    number: int  # from 1
+    file: str  # name of the picture
+    prediction: str | None  # a class; None if a segmenter found nothing or the picture could not be opened
+    share: float | None  # probability of the class, or the share of the view that the mask covers
+    peak: float | None  # of the map that explains the prediction
+    sentence: str  # a warning about the map, or why there is none
+    familiar: float | None = None  # how familiar the picture is, as `cvlab.trust.familiarity` says
+    set: str = ""  # the classes that hold the true one with 95%; empty where that is not promised
 
 
 def explain_files(

@@ -30,32 +30,19 @@ STROKE_RADIUS = 1 / 40  # of the view's side
 
 @dataclass(frozen=True)
 class Question:
-    """One question. An empty field stands for the model's own choice: its prediction, its mask, its deepest stage.
+    """One question. An empty field stands for the model's own choice: its prediction, its mask, its deepest stage."""
 
-    Attributes:
-        class_name: the class whose evidence is asked for.
-        rather_than: a class to compare it with: why the one and not the other?
-        against: ask for the evidence against it instead.
-        stage: a key of model.stages.
-        method: of METHODS.
-        region: of REGIONS; which pixels a segmenter is asked about.
-        points: "x,y x,y ..." in pixels of the view, for part and pixel (the last one), box (the last two) and stroke.
-        threshold: of the mask; 0 is the model's own.
-        colormap, opacity: of the heatmap over the photo.
-        common_scale: draw all maps that can be compared on one scale.
-    """
-
-    class_name: str = ""
-    rather_than: str = ""
-    against: bool = False
-    stage: str = ""
-    method: str = "grad_cam"
-    region: str = "mask"
-    points: str = ""
-    threshold: float = 0.0
-    colormap: str = COLORMAPS[0]
-    opacity: float = 0.7
-    common_scale: bool = False
+    class_name: str = ""  # the class whose evidence is asked for
+    rather_than: str = ""  # a class to compare it with: why the one and not the other?
+    against: bool = False  # ask for the evidence against it instead
+    stage: str = ""  # a key of model.stages
+    method: str = "grad_cam"  # of METHODS
+    region: str = "mask"  # of REGIONS; which pixels a segmenter is asked about
+    points: str = ""  # "x,y x,y ..." in pixels of the view, for part and pixel (the last), box (the last two), stroke
+    threshold: float = 0.0  # of the mask; 0 is the model's own
+    colormap: str = COLORMAPS[0]  # of the heatmap over the photo
+    opacity: float = 0.7  # of the heatmap
+    common_scale: bool = False  # draw all maps that can be compared on one scale
 
     def __post_init__(self) -> None:
         """Raises a ValueError for values that no widget of the page has: programs and links may send anything."""

@@ -26,15 +26,10 @@ HIDDEN = re.compile(r"__MACOSX/|(.*/)?(\.[^/]*|Thumbs\.db|)\Z", re.S)  # folders
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that can be opened, or a sentence that says why not.
+    """A picture that can be opened, or a sentence that says why not."""
 
-    Attributes:
-        label: shown to people, and never used as a path.
-        source: a file, or a zip and the entry in it.
-    """
-
-    label: str
-    source: Path | tuple[zipfile.ZipFile, zipfile.ZipInfo] | None = None
+    label: str  # shown to people, and never used as a path
+    source: Path | tuple[zipfile.ZipFile, zipfile.ZipInfo] | None = None  # a file, or a zip and the entry in it
     sentence: str = ""
 
     def open(self) -> Image.Image:

@@ -19,22 +19,18 @@ class Hiding:
 
     Args:
         model, images, class_idx, region: as `cvlab.trust.judge` takes them.
-
-    Attributes:
-        score: what is explained, from logits to (N,).
-        region: (S, S) bool of a segmenter, else None.
-        before, probability: the whole picture's score, and probability of the class or its mean over the region.
     """
 
     def __init__(self, model: Model, images: Tensor, class_idx: int | None, region: Tensor | None) -> None:
-        self.model, self.images, self.region = model, images, None
+        self.model, self.images, self.region = model, images, None  # region: (S, S) bool, of a segmenter
         logits = predict(model, images)
         self.class_idx = int(predicted_classes(model, logits)) if class_idx is None else class_idx
         if model.task == "classification":
-            self.score = class_score(self.class_idx)
+            self.score = class_score(self.class_idx)  # what is explained, from logits to (N,)
         else:
             self.region = predicted_masks(model, logits)[0, self.class_idx] if region is None else region
             self.score = region_score(self.region, self.class_idx)
+        # The whole picture's score, and probability of the class or its mean over the region.
         self.before, self.probability = self._answers(logits)[:, 0].tolist()
 
     def ask(self, hidden: Tensor, filling: Tensor | None = None) -> Tensor:
