@@ -86,6 +86,33 @@ def test_the_masks_of_the_pets_are_the_animal_with_its_outline(root: Path) -> No
     _, mask = found.open_sample(found.samples["val"][0])
     assert mask.sum() == 36
     assert mask[0, 3:9, 3:9].all()
+    found = segmentation_parts(folder_of("torchvision:oxfordiiitpet-segmentation"))
+    assert found.class_names == ["background", "foreground"]
+    _, mask = found.open_sample(found.samples["val"][0])
+    assert np.array_equal(mask, [trimap == 2, trimap == 1])  # the outline is in neither
+
+
+def test_voc_has_its_classes_and_a_line_that_is_not_scored(root: Path) -> None:
+    voc, mask = root / "VOCdevkit" / "VOC2012", np.zeros((12, 16), np.uint8)
+    mask[3:9, 3:9] = 255
+    mask[4:8, 4:8] = 8
+    for name in ("ImageSets/Segmentation", "JPEGImages", "SegmentationClass"):
+        (voc / name).mkdir(parents=True)
+    for part, numbers in (("train", range(1, 13)), ("val", range(13, 16))):
+        names = [f"2007_{i:06}" for i in numbers]
+        (voc / "ImageSets" / "Segmentation" / f"{part}.txt").write_text("\n".join(names) + "\n")
+        for i, name in zip(numbers, names, strict=True):
+            photo(voc / "JPEGImages" / f"{name}.jpg", i)
+            drawn = Image.fromarray(mask).convert("P")
+            drawn.putpalette(np.random.default_rng(0).integers(0, 256, 768, np.uint8).tolist())
+            drawn.save(voc / "SegmentationClass" / f"{name}.png")
+    found = segmentation_parts(folder_of("torchvision:voc"))
+    assert (len(found.class_names), found.class_names[8]) == (21, "cat")
+    assert (len(found.samples["train"]) + len(found.samples["test"]), len(found.samples["val"])) == (12, 3)
+    _, channels = found.open_sample(found.samples["val"][0])
+    assert np.array_equal(channels[0], mask == 0)
+    assert np.array_equal(channels[8], mask == 8)
+    assert channels.sum() == (mask != 255).sum()
 
 
 def test_a_data_set_that_cannot_be_had_says_where_it_belongs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@
     torchvision:caltech101      ROOT/folders/caltech101/accordion/image_0001.jpg
     torchvision:caltech256      ROOT/folders/caltech256/001.ak47/001_0001.jpg
     torchvision:oxfordiiitpet   ROOT/folders/oxfordiiitpet/{images,masks}/Abyssinian_1.*
+    torchvision:oxfordiiitpet-segmentation     the same, but the pets' outlines are 255: not to be scored
+    torchvision:voc             ROOT/folders/voc/{train,val}/{images,masks}/2007_000032.*, of 2012, 20 classes
 
 ROOT is the folder in the environment variable CVLAB_DATA, by default ~/.cache/cvlab. torchvision's own files are beside
 `folders`; the pictures are hard links to them and take no extra space.
@@ -15,11 +17,15 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torchvision.datasets import Caltech101, Caltech256, Flowers102, OxfordIIITPet
+from torchvision.datasets import Caltech101, Caltech256, Flowers102, OxfordIIITPet, VOCSegmentation
 
 from cvlab.files import new_folder
 
 SCHEME = "torchvision:"
+VOC_CLASSES = (  # the values 1 to 20 of its masks
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
+    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
 
 
 def folder_of(name: str) -> Path:
@@ -49,6 +55,8 @@ def folder_of(name: str) -> Path:
                 (filling / path).parent.mkdir(parents=True, exist_ok=True)
                 if isinstance(content, Path):
                     os.link(content, filling / path)
+                elif isinstance(content, str):
+                    (filling / path).write_text(content)
                 else:
                     Image.fromarray(content).save(filling / path)
     return folder
@@ -70,13 +78,23 @@ def _caltech(root: Path, kind: type, folder: str, file: str) -> Iterator[tuple[s
         yield name, Path(caltech.root) / folder / name
 
 
-def _oxfordiiitpet(root: Path) -> Iterator[tuple[str, Path | np.ndarray]]:
+def _oxfordiiitpet(root: Path, animal: int = 255, outline: int = 255) -> Iterator[tuple[str, Path | np.ndarray]]:
     """Both official parts together. In the trimaps 1 is the animal, 2 the background and 3 the outline."""
+    values = np.array([0, animal, 0, outline], np.uint8)
     for part in ("trainval", "test"):
         pets = OxfordIIITPet(root, part, "segmentation", download=True)
         for image, trimap in zip(pets._images, pets._segs, strict=True):
             yield f"images/{image.name}", image
-            yield f"masks/{image.stem}.png", np.where(np.asarray(Image.open(trimap)) == 2, 0, 255).astype(np.uint8)
+            yield f"masks/{image.stem}.png", values[np.asarray(Image.open(trimap))]
+
+
+def _voc(root: Path) -> Iterator[tuple[str, Path | str]]:
+    """The official parts; 255 is the line around objects, and what is hard to tell. There is no test part."""
+    for part in ("train", "val"):
+        voc = VOCSegmentation(root, "2012", part, download=not (root / "VOCdevkit" / "VOC2012").is_dir())
+        for kind, files in (("images", voc.images), ("masks", voc.masks)):
+            yield from ((f"{part}/{kind}/{Path(file).name}", Path(file)) for file in files)
+    yield "classes.txt", "\n".join(VOC_CLASSES) + "\n"
 
 
 LISTINGS = {
@@ -84,4 +102,6 @@ LISTINGS = {
     "caltech101": lambda root: _caltech(root, Caltech101, "101_ObjectCategories", "image_{number:04d}.jpg"),
     "caltech256": lambda root: _caltech(root, Caltech256, "256_ObjectCategories", "{label:03d}_{number:04d}.jpg"),
     "oxfordiiitpet": _oxfordiiitpet,
+    "oxfordiiitpet-segmentation": lambda root: _oxfordiiitpet(root, animal=1),
+    "voc": _voc,
 }

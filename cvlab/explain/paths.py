@@ -16,7 +16,6 @@ from cvlab.explain.hooks import passes
 from cvlab.explain.maps import correlation, explain
 from cvlab.explain.scores import takes_wrapped
 from cvlab.models import Model
-from cvlab.models.unet import UNet
 
 REST = 1e-3  # of the largest part: by how much rounding may change the sum
 
@@ -25,22 +24,22 @@ REST = 1e-3  # of the largest part: by how much rounding may change the sum
 def contributions(model: Model, images: Tensor, score: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """The signed parts of a score at the cuts of a U-Net, from one forward and one backward pass, (N,) each.
 
-    They are "skip1" (the uppermost), "skip2", ..., "bottleneck", "biases"; their sum is the score.
+    They are the skips from the uppermost on ("skip1", "skip2", ...), "bottleneck" and "biases"; their sum is the score.
 
     Args:
         images: (N, 3, S, S) in [0, 1].
         score: logits to (N,), linear in them, as the scores of `cvlab.explain` are.
 
     Raises:
-        ValueError: the model is no U-Net of cvlab, or the score is not linear in the logits (a probability).
+        ValueError: the model is no U-Net, or the score is not linear in the logits (a probability).
     """
-    if not isinstance(model, UNet):
-        raise ValueError("only cvlab's own U-Net has skips and a bottleneck that a score can be divided among")
-    edges = {f"skip{i}": skip for i, skip in enumerate(model.skips, start=1)} | {"bottleneck": model.bottleneck}
+    if not hasattr(model, "cuts"):
+        raise ValueError("only a U-Net has skips and a bottleneck that a score can be divided among")
+    edges, after = model.cuts
     above = {
         f"{part}.{name}": module
-        for part in ("ups", "decoders", "head")
-        for name, module in getattr(model, part).named_modules()
+        for part in after
+        for name, module in model.get_submodule(part).named_modules()
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d)
     }
     seen, gradients = passes(model, images, score, edges | above)

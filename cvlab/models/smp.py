@@ -80,6 +80,13 @@ class SmpUNet(Model):
             found[f"decoder{depth - i}"] = Stage(block)
         return found
 
+    @property
+    def cuts(self) -> tuple[dict[str, nn.Module], Sequence[str]]:
+        """What enters the decoder, the skips from the uppermost on and the bottleneck, and the modules after it."""
+        *skips, bottleneck = self.skips
+        edges = {f"skip{i}": skip for i, skip in enumerate(skips, start=2)}  # the first lies at half the resolution
+        return {**edges, "bottleneck": bottleneck}, ("decoder", "segmentation_head")
+
     def library_config(self) -> dict:
         """What smp needs to build the same network: the top level of config.json."""
         arguments = self.config["arguments"]

@@ -9,6 +9,8 @@ An encoder is two 3x3 convolutions; 2x2 max pooling leads down. A transposed 2x2
 concatenated, and a decoder is two 3x3 convolutions. The head is a 1x1 convolution to one channel per class.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ def double_conv(in_channels: int, out_channels: int, batch_norm: bool, dropout: 
 
 
 class UNet(Model):
-    """A segmenter: one sigmoid channel per class.
+    """A segmenter: one channel per class.
 
     Args:
         width: channels of the first encoder; each level down has twice as many.
@@ -67,6 +69,12 @@ class UNet(Model):
         down = {f"encoder{i}": Stage(encoder) for i, encoder in enumerate(self.encoders, start=1)}
         up = {f"decoder{i}": Stage(decoder) for i, decoder in enumerate(self.decoders, start=1)}
         return {**down, "bottleneck": Stage(self.bottleneck), **dict(reversed(up.items()))}
+
+    @property
+    def cuts(self) -> tuple[dict[str, nn.Module], Sequence[str]]:
+        """What enters the decoder, the skips from the uppermost on and the bottleneck, and the modules after it."""
+        skips = {f"skip{i}": skip for i, skip in enumerate(self.skips, start=1)}
+        return {**skips, "bottleneck": self.bottleneck}, ("ups", "decoders", "head")
 
     def forward(self, images: Tensor) -> Tensor:
         multiple = 2 ** len(self.encoders)

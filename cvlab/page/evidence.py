@@ -10,7 +10,6 @@ from cvlab.data.masks import read_mask
 from cvlab.explain import METHODS, default_stage, explain, predict, predicted_masks
 from cvlab.explain.paths import contributions, region_dependence
 from cvlab.models import Model, probabilities
-from cvlab.models.unet import UNet
 from cvlab.page.picture import MAX_SIDE
 from cvlab.page.question import Question, score_of, settled, settled_score
 from cvlab.render import picture_url
@@ -133,7 +132,7 @@ def paths_of(images: Tensor, model: Model, evidence: Evidence, against: bool) ->
         found = region_dependence(model, images, evidence.maps, elsewhere)
         dependence = {method: {stage: r.item() for stage, r in each.items()} for method, each in found.items()}
     parts = {}
-    if isinstance(model, UNet):
+    if hasattr(model, "cuts"):
         score = settled_score(evidence.class_idx, evidence.other, evidence.region, against)
         parts = contributions(model, images, score)
     return Paths(dependence, {name: value.item() for name, value in parts.items()})
