@@ -101,13 +101,16 @@ class SmpUNet(Model):
 
     def heights(self) -> dict[str, int]:
         """How many resolutions below the decoder each parameter is, by name: 0 in the decoder, 1 at the bottleneck."""
-        found, height = {}, 1
-        sources = {
-            f"encoder.{source}.": len(self.skips) + 1 - level for level, source in self._sources.items() if source
+        depth, place = len(self.skips), {name: i for i, (name, _) in enumerate(self.named_modules())}  # in order of use
+        last = {
+            level: max(i for name, i in place.items() if f"{name}.".startswith(f"encoder.{source}."))
+            for level, source in self._sources.items()
+            if source
         }
-        for name, _ in reversed(list(self.named_parameters())):  # registered in the order in which they are used
-            height = next((each for source, each in sources.items() if name.startswith(source)), height)
-            found[name] = height if name.startswith("encoder.") else 0
+        found = {}
+        for name, _ in self.named_parameters():
+            levels = [level for level, end in last.items() if place[name.rpartition(".")[0]] <= end]
+            found[name] = depth + 1 - min(levels, default=depth) if name.startswith("encoder.") else 0
         return found
 
     def forward(self, images: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ python tests/bench/conformance.py                     all of them, about fifteen
 python tests/bench/conformance.py --json FILE         also into FILE, module by module; a second run goes on from there
 python tests/bench/conformance.py --write             also the summary into tests/bench/README.md
 python tests/bench/conformance.py --modules resnet swin_transformer
+python tests/bench/conformance.py --unets             U-Nets of segmentation_models.pytorch on the same networks
 
 Weights are random. At every stage the map of `cvlab.explain.explain` is compared with captum.attr.LayerGradCam on the
 stage's (N, C, h, w) form, at the default stage that of `grad_cam` too. A module passes if they differ by at most 1e-5
@@ -16,6 +17,8 @@ out what is no shift: a spot may lie anywhere in a large cell, and what reaches 
 receptive fields) pulls every centre to the middle. By how much it pulls is fitted and undone. Weights of convolutions
 are made positive here, so that no influence cancels another's. Edges cut maps off, and not alike on both sides where
 strides are padded on one: a network above the aim is measured again in a view twice as large, if it takes one.
+
+Of a U-Net the score is the mean logit of a box, and the parts of it at the cuts (`cvlab.explain.paths`) must add up.
 """
 
 import argparse
@@ -34,11 +37,13 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository root: cvlab needs no installation
 
-from cvlab.explain import class_score, default_stage, explain, grad_cam, heatmap
+from cvlab.explain import class_score, default_stage, explain, grad_cam, heatmap, region_score
+from cvlab.explain.paths import contributions
+from cvlab.explain.regions import box
 from cvlab.models import Model, build
 from cvlab.models.timm import default_view
 
-MARK = "bench-conformance"
+MARK, UNETS = "bench-conformance", "bench-conformance-unets"
 TOLERANCE = 1e-5
 LARGEST = 288  # pixels: networks that are shown larger views are shown SMALLER ones here, if they can be
 SMALLER = 224
@@ -199,6 +204,61 @@ def examine(module: str) -> dict:
     return line
 
 
+class Scored(nn.Module):
+    """A segmenter that puts out the mean logit of a region, for Captum."""
+
+    def __init__(self, model: Model, region: Tensor) -> None:
+        super().__init__()
+        self.model, self.score = model, region_score(region)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.score(self.model(images))
+
+
+def examine_unet(module: str) -> dict:
+    """One line of the table of U-Nets: the largest difference from Captum, and the parts of the score add up."""
+    architecture = smallest(module)
+    line = {"module": module, "network": architecture, "stages": [], "difference": None, "reason": ""}
+    torch.manual_seed(0)
+    try:
+        fixed = timm.get_pretrained_cfg(architecture).fixed_input_size
+        line["pixels"] = default_view(architecture)["image_size"] if fixed else 128
+        side, arguments = line["pixels"], {"encoder": f"tu-{architecture}", "decoder_channels": [32, 16, 16, 8, 8]}
+        model = as_trained(build("smp", ["a"], side, arguments))
+        images = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(1))
+        region = box((side, side), (side // 4, side // 4), (side // 2, 2 * side // 3))
+        found, differences = explain(model, images, region_score(region)).maps["grad_cam"], {}
+        for name, stage in model.stages.items():
+            expected = LayerGradCam(Scored(model, region), stage.module).attribute(images).detach()
+            if not expected.isfinite().all() or expected.amax() == expected.amin():
+                raise ValueError(f"the map at {name} is constant or not finite")
+            differences[name] = ((found[name] - expected).abs().max() / expected.abs().max()).item()
+        contributions(model, images, region_score(region))  # raises where the parts are not the score
+        line |= {"stages": list(differences), "difference": max(differences.values())}
+        if line["difference"] > TOLERANCE:
+            line["reason"] = f"differs at {max(differences, key=differences.get)}"
+    except Exception as error:  # whatever a network does, the others are examined
+        line["reason"] = f"{type(error).__name__}: {error}".split("\n")[0][:200]
+    return line
+
+
+def summary_of_unets(lines: list[dict]) -> str:
+    """How many U-Nets pass, and why the others do not: by reason."""
+    passed, reasons = [line for line in lines if not line["reason"]], {}
+    for line in lines:
+        if line["reason"]:
+            reasons.setdefault(line["reason"], []).append(line["module"])
+    stages = sum(len(line["stages"]) for line in passed)
+    largest = max((line["difference"] for line in passed), default=0.0)
+    text = (
+        f"**{len(passed)} of {len(lines)}** modules of timm {timm.__version__} serve as encoders of a U-Net of "
+        f"segmentation_models.pytorch whose maps at every stage ({stages} in all) equal Captum's within "
+        f"{TOLERANCE:.0e} of their largest value (the largest difference is {largest:.1e}), and whose score is the sum "
+        "of what its skips, bottleneck and biases add. The others, by reason:"
+    )
+    return "\n".join([text, "", *(f"- {reason}: {', '.join(names)}" for reason, names in reasons.items())])
+
+
 def row(cells: list) -> str:
     """A line of a table in Markdown."""
     return "| " + " | ".join(map(str, cells)) + " |"
@@ -208,7 +268,7 @@ def cells(line: dict) -> list:
     """A module's row of the table."""
     difference = "" if line["difference"] is None else f"{line['difference']:.1e}"
     return [
-        *(line[key] for key in ("module", "network", "pixels")),
+        *(line.get(key, "") for key in ("module", "network", "pixels")),
         len(line["stages"]),
         difference,
         *("" if line.get(key) is None else f"{line[key]:.1f}" for key in ("shift", "shift_in_larger_view")),
@@ -249,6 +309,7 @@ def main() -> None:
     parser.add_argument("--modules", nargs="+", choices=known, metavar="NAME", default=known, help="only these")
     parser.add_argument("--json", type=Path, metavar="FILE", help="what is found, a line a module; read first if there")
     parser.add_argument("--write", action="store_true", help="put the summary into tests/bench/README.md")
+    parser.add_argument("--unets", action="store_true", help="U-Nets on these networks in place of classifiers")
     options = parser.parse_args()
     if options.write and options.modules != known:
         parser.error("--write is for all modules")
@@ -259,16 +320,17 @@ def main() -> None:
     print(row(HEAD), row(["---"] * len(HEAD)), sep="\n")
     for module in options.modules:
         if module not in done:
-            done[module] = examine(module)
+            done[module] = (examine_unet if options.unets else examine)(module)
             if options.json:
                 with options.json.open("a") as file:
                     file.write(json.dumps(done[module]) + "\n")
             gc.collect()
         lines.append(done[module])
         print(row(cells(lines[-1])), flush=True)
-    print("", summary(lines), sep="\n")
+    mark, text = (UNETS, summary_of_unets(lines)) if options.unets else (MARK, summary(lines))
+    print("", text, sep="\n")
     if options.write:
-        README.write_text(inserted(README.read_text(), MARK, summary(lines)))
+        README.write_text(inserted(README.read_text(), mark, text))
 
 
 if __name__ == "__main__":
