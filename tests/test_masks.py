@@ -69,7 +69,7 @@ def test_the_same_mask_in_every_form(name: str, tmp_path: Path, of_one_class: nn
     image, options = SAME[name]
     image.save(tmp_path / name, **options)
     assert np.array_equal(read_mask(tmp_path / name, 1)[0], SHAPE)
-    assert np.array_equal(open_mask(str(tmp_path / name), of_one_class, 0, (20, 24)), SHAPE)
+    assert np.array_equal(open_mask(str(tmp_path / name), of_one_class, (20, 24))[1], SHAPE)
 
 
 HALF = Image.fromarray(WHITE // 2 + np.roll(WHITE, 2, 0) // 2)
@@ -91,7 +91,7 @@ UNCLEAR = {
 def test_a_mask_that_may_mean_two_things_is_refused_by_both(name: str, tmp_path: Path, of_one_class: nn.Module) -> None:
     image, options, said = UNCLEAR[name]
     image.save(tmp_path / name, **options)
-    for read in (lambda path: read_mask(path, 1), lambda path: open_mask(str(path), of_one_class, 0, (20, 24))):
+    for read in (lambda path: read_mask(path, 1), lambda path: open_mask(str(path), of_one_class, (20, 24))):
         with pytest.raises(DataError, match=said) as refusal:
             read(tmp_path / name)
         assert str(refusal.value).startswith(f"{name} ")  # and not the folder, which on the page is the server's

@@ -1,5 +1,7 @@
 """The answer in plain sentences: what the model thinks, and where it looked."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,7 +30,8 @@ def said(answer: Answer) -> tuple[str, str]:
     except ValueError:
         if answer.question != Question():
             return said(answer.again(Question()))
-        return "Nothing found.", f"No part of the photo looks enough like {plain(answer.model.class_names[0])}."
+        names = answer.model.class_names[answer.model.first_object :]
+        return "Nothing found.", f"No part of the photo looks enough like {either(names)}."
     if answer.segments:
         return found(answer), asked_about(answer)
     evidence, names = answer.evidence, answer.model.class_names
@@ -65,7 +68,7 @@ def asked_about(answer: Answer) -> str:
     if not lies:
         return "No part of the picture speaks for it."
     where = max(lies, key=lies.get)
-    if answer.question.asked == Question().asked:
+    if answer.question.region == "mask" and answer.testable:
         return f"It looked mostly {where}."
     region = region_words(answer.question)
     side = "against" if answer.question.against else "for"
@@ -106,6 +109,12 @@ def percent(share: float) -> str:
 def plain(name: str) -> str:
     """A name without quotation marks; characters that cannot be printed are spelled out."""
     return quoted(name)[1:-1]
+
+
+def either(names: Sequence[str], most: int = 8) -> str:
+    """ "a, b or c"; beyond the first `most` names their number."""
+    shown = [plain(name) for name in names[:most]] + [f"{len(names) - most} more"] * (len(names) > most)
+    return " or ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
 
 
 def upper(text: str) -> str:
