@@ -104,6 +104,23 @@ def test_on_the_page_black_and_white_shows_the_class_that_is_asked_about(tmp_pat
     assert np.array_equal(read_mask(tmp_path / "numbers.png", 3, white=0), np.stack([BLACK, ONE, BLACK]))
     with pytest.raises(DataError, match="255"):  # a trainer cannot know which class it is
         read_mask(tmp_path / "white.png", 3)
+    for exclusive in (False, True):
+        names = ["background"] * exclusive + ["sky", "tree", "car"]
+        model = build("unet", names, 16, {"width": 4, "depth": 2}, exclusive=exclusive)
+        white, numbers = (open_mask(str(tmp_path / f"{name}.png"), model, (20, 24)) for name in ("white", "numbers"))
+        assert np.array_equal(white, np.stack([1 - ONE, ONE, ONE, ONE]))
+        assert np.array_equal(numbers, np.stack([1 - ONE, BLACK, ONE, BLACK]))
+
+
+def test_pixels_of_255_are_in_no_channel_where_classes_exclude_each_other(tmp_path: Path) -> None:
+    border = np.roll(ONE, 3, 0) * (1 - ONE)
+    Image.fromarray(2 * ONE + 255 * border).save(tmp_path / "numbers.png")
+    model = build("unet", ["background", "sky", "tree"], 16, {"width": 4, "depth": 2}, exclusive=True)
+    found = open_mask(str(tmp_path / "numbers.png"), model, (20, 24))
+    assert np.array_equal(found, np.stack([1 - ONE - border, BLACK, ONE]))
+    overlapping = build("unet", ["sky", "tree"], 16, {"width": 4, "depth": 2})
+    with pytest.raises(DataError, match="0, 2, 255"):
+        open_mask(str(tmp_path / "numbers.png"), overlapping, (20, 24))
 
 
 # --- the masks of a folder --------------------------------------------------------------------------------------------

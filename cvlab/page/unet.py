@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 
-import numpy as np
 from torch import Tensor
 
 from cvlab.explain import peak
@@ -55,11 +54,12 @@ def region_picker(answer: Answer) -> str:
     if unsure:
         core, rim = (outline(levels[chosen], bound, answer.box) for bound in bounds)
         lines.append(("rim", rim + core))  # what lies between the two
-    shares, classes = (objects > threshold).mean((1, 2)), []
-    for i in np.flatnonzero(shares):
-        line = f"of{i} c{i % COLOURS}{' again' * (i >= COLOURS)}" if len(names) > 1 else "edge"
-        lines += cased(line, outline(objects[i], threshold, answer.box))
-        classes.append((line, names[i], percent(shares[i])))
+    classes = []
+    for i, name in enumerate(names):
+        if share := (objects[i] > threshold).mean():
+            line = f"of{i} c{i % COLOURS}{' again' if i >= COLOURS else ''}" if len(names) > 1 else "edge"
+            lines += cased(line, outline(objects[i], threshold, answer.box))
+            classes.append((line, name, percent(share)))
     says = "Not found. Click or drag to ask about a place."
     at = pixels // 2, pixels // 2
     with suppress(ValueError):  # the other panels say it; the picture is there to choose another region in
