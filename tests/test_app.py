@@ -526,7 +526,7 @@ def test_a_click_chooses_the_class_that_is_there(classes: Page, several: Path, s
     for i in (1, 2, 3):
         x, y = place_of(several, scene, i)
         click_at(picker, x, y, 32)
-        expect(classes.locator("#sentence")).to_contain_text(re.compile(f"^{names[i]} found", re.IGNORECASE))
+        expect(classes.locator("#sentence h2")).to_contain_text(re.compile(f"^{names[i]} found", re.IGNORECASE))
     x, y = place_of(several, scene, 0)
     click_at(picker, x, y, 32)
     expect(classes.locator("#sentence")).to_contain_text(f"the pixel at {x},{y}")

@@ -170,14 +170,23 @@ const save = async figure => {
     if (pen.measureText(lines.at(-1) + word).width > width - 2 * size) lines.push('');
     lines.push(lines.pop() + word + ' ');
   }
+  const classes = [...figure.querySelectorAll('.legend label')].filter(each => each.control.checked);
   canvas.width = width;
-  canvas.height = height + (lines.length + 1) * size * 1.4;
+  canvas.height = height + (lines.length + classes.length + 1) * size * 1.4;
   pen.fillStyle = '#fff';
   pen.fillRect(0, 0, width, canvas.height);
   pen.fillStyle = '#000';
   pen.fillRect(0, 0, width, height);
   pen.font = `${size}px system-ui`;
+  lines.push(...classes.map(each => '       ' + each.innerText));
   lines.forEach((line, i) => pen.fillText(line, size, height + (i + 1.2) * size * 1.4));
+  classes.forEach((each, i) => {
+    const top = height + (lines.length - classes.length + i + 1.2) * size * 1.4 - 0.6 * size;
+    for (const [colour, edge] of [['#000', 0], [getComputedStyle(each).getPropertyValue('--c'), size / 8]]) {
+      pen.fillStyle = colour;
+      pen.fillRect(size, top + edge, 1.5 * size, size / 2 - 2 * edge);
+    }
+  });
   pen.globalAlpha = before.opacity;
   pen.drawImage(photo, 0, 0, width, height);
   const heat = pic.querySelector('.heat'), shown = getComputedStyle(heat), by = width / pic.clientWidth;
@@ -191,6 +200,7 @@ const save = async figure => {
     pen.fillStyle = look.fill;
     pen.strokeStyle = look.stroke;
     pen.lineWidth = parseFloat(look.strokeWidth) * by;
+    pen.setLineDash((look.strokeDasharray.match(/[\d.]+/g) ?? []).map(each => each * by));
     if (look.fill != 'none') pen.fill(line, 'evenodd');
     if (look.stroke != 'none') pen.stroke(line);
   }

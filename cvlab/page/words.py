@@ -18,7 +18,7 @@ from cvlab.trust.familiarity import FOREIGN
 
 GRID = 96  # pixels a side, on which places are found
 SURE, LIKELY = 0.6, 0.4  # below the first the model is not sure, below the second it guesses
-MOST_NAMED = 3  # classes between which it hesitates; more than that say nothing
+MOST_NAMED = 3  # classes between which it hesitates, as more say nothing; of a segmenter, besides the one asked about
 EDGE = 1 / 40  # of the side: so near is along the edge of a region
 
 
@@ -57,8 +57,9 @@ def found(answer: Answer) -> str:
     mask = mask_of(answer.question, answer.model, answer.prediction.logits)
     if not mask.any():
         return f"No {plain(asked)} found."
-    others = [(name, share) for name, share in answer.prediction.shares.items() if share > 0 and name != asked]
-    also = "".join(f", {plain(name)} {percent(share)}" for name, share in others)
+    ranked = sorted(answer.prediction.shares.items(), key=lambda item: -item[1])
+    others = [f", {plain(name)} {percent(share)}" for name, share in ranked if share > 0 and name != asked]
+    also = "".join(others[:MOST_NAMED]) + (f" and {len(others) - MOST_NAMED} more" if others[MOST_NAMED:] else "")
     return upper(f"{plain(asked)} found: {percent(mask.float().mean().item())} of the picture{also}.")
 
 
