@@ -500,6 +500,7 @@ def test_the_legend_turns_outlines_off_and_on_in_the_browser_alone(classes: Page
     expect(boxes).to_have_count(3)
     expect(outlines).to_have_count(3)
     checked(classes)  # nothing more is on its way
+    assert violations(classes) == []
     asked: list[str] = []
     classes.on("request", lambda request: asked.append(request.url))
     star = classes.get_by_role("checkbox", name=re.compile(r"^star \d+%$")).filter(visible=True)

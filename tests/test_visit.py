@@ -264,6 +264,20 @@ def test_each_class_that_is_found_has_an_outline_and_a_line_of_the_legend(of_sha
     assert "legend" in draw(visits.get(of_shapes.photo, "riders").ask(Question(threshold=0.1)), ["picker"])["picker"]
 
 
+def test_more_than_eight_classes_repeat_the_colours_with_dashed_lines(
+    visits: Visits, photo: str, tmp_path: Path
+) -> None:
+    checkpoint.save(build("unet", [f"class {i}" for i in range(10)], 16, {"width": 4, "depth": 2}), tmp_path / "ten")
+    visits.models.offered["ten"] = str(tmp_path / "ten")
+    html = draw(visits.get(photo, "ten").ask(Question(threshold=0.01)), ["picker"])["picker"]
+    lines = re.findall(r'<path class="of(\d) c(\d)( again)?"', html)
+    assert lines == [(str(i), str(i % 8), " again" if i > 7 else "") for i in range(10)]
+    css = (ROOT / "cvlab/page/page.css").read_text("utf-8")
+    colours = dict(re.findall(r"label\)\.c(\d) {--c: (#\w+)}", css))
+    assert sorted(colours) == [str(i) for i in range(8)]
+    assert len(set(colours.values())) == 8
+
+
 def test_a_model_of_one_class_needs_no_legend(photo: str) -> None:
     name = "shapes-segmenter"
     answer = Visits(Models({name: str(ROOT / "checkpoints" / name)})).get(photo, name).ask(Question(threshold=0.1))
