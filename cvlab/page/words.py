@@ -113,7 +113,7 @@ def plain(name: str) -> str:
 
 
 def either(names: Sequence[str], most: int = 8) -> str:
-    """ "a, b or c"; beyond the first `most` names their number."""
+    """Names as in: a, b or c. Beyond the first `most` their number is told."""
     shown = [plain(name) for name in names[:most]] + [f"{len(names) - most} more"] * (len(names) > most)
     return " or ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
 
