@@ -49,6 +49,7 @@ ROOT = Path(__file__).resolve().parent
 CSS, SCRIPT = ROOT / "cvlab/page/page.css", (ROOT / "cvlab/page/page.js").read_text("utf-8")
 COLOURS = ("colormap", "common_scale")  # the settings that need no other map
 KEPT = ("method", "opacity", *COLOURS)  # of the settings, when another photo or model is chosen
+PICKED = ("class_name", "rather_than", "region", "points")  # what a click in the picture sets
 METHOD_CHOICES = [(name, key) for key, name in METHOD_NAMES.items()]
 REGION_CHOICES = [(label, region) for region, (label, _) in REGIONS.items()]
 COLORMAP_HINTS = {"jet": " (as in older reports)", "contours": " (lines in place of colour)"}
@@ -124,7 +125,10 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
                         at.threshold = gr.Slider(0.05, 0.95, 0.5, step=0.01, label="Threshold")
                 with gr.Accordion("Compare with the true mask", open=False):
                     at.mask = photo_input(
-                        label="True mask (white is the class)", height=160, sources=["upload"], elem_id="true-mask"
+                        label="True mask: white, or the number of each class",
+                        height=160,
+                        sources=["upload"],
+                        elem_id="true-mask",
                     )
                 at.errors = html()
             at.contributions = html()
@@ -163,9 +167,9 @@ def choice(choices: Sequence, value: str | None = "", **options: object) -> gr.D
 
 def lists_of(model: Model, values: dict[str, object]) -> dict[str, gr.Component]:
     """The widgets whose choices depend on the model, with their values."""
-    names, segments = model.class_names, model.task == "segmentation"
+    names = model.class_names
     return {
-        "class_name": choice([("(the first)" if segments else "(predicted)", ""), *names], values["class_name"]),
+        "class_name": choice([("(predicted)", ""), *names], values["class_name"]),
         "rather_than": choice([("(nothing else)", ""), *names], values["rather_than"], visible=len(names) > 1),
         "stage": choice(list(model.stages), values["stage"]),
     }
@@ -214,8 +218,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
         with suppress(ValueError, OSError):  # the panels say it
             question = picked(answer.question, answer.model, answer.prediction.logits, event.points)
             answer = answer.again(question)
-        chosen = {"region": answer.given.region, "points": answer.given.points}
-        return redrawn(request, answer) | by_widget(chosen)
+        return redrawn(request, answer) | by_widget({name: getattr(answer.given, name) for name in PICKED})
 
     def follow(*inputs: object) -> dict:
         answer = answer_of(*inputs)
@@ -264,7 +267,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     answers = [
         when(begun, begin, [at.shown, *asked], everything, **waiting),
         when([*touched, at.points.submit, at.mask.change], redraw, asked, changed),
-        when([at.picker.select, at.look.select], pick, asked, [at.region, at.points, *changed]),
+        when([at.picker.select, at.look.select], pick, asked, [*map(settings.get, PICKED), *changed]),
     ]
     following, checked, drawn = ([getattr(at, name) for name in names] for names in (FOLLOWING, CHECKED, REDRAWN))
     for each in answers:  # what takes more passes follows

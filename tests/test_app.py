@@ -29,7 +29,7 @@ from cvlab.explain import class_score, explain, grad_cam, peak, predict
 from cvlab.metrics import segmentation_counts, segmentation_scores
 from cvlab.models import build, probabilities
 from cvlab.page.models import Models, offered_models
-from cvlab.transforms import open_image, view
+from cvlab.transforms import open_image, resize_logits, view
 from cvlab.trust import Judgement, judge
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -63,8 +63,19 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def url(hostile: Path) -> Iterator[str]:
-    page = app.build_page(Models(offered_models(ROOT, [str(hostile)])))
+def several(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A segmenter of classes that exclude each other, which finds some of each in the scene."""
+    torch.manual_seed(0)
+    folder, names = tmp_path_factory.mktemp("models") / "several", ["background", "circle", "star", "cross"]
+    model = build("unet", names, 32, {"width": 4, "depth": 2}, exclusive=True).eval()
+    model.head.bias.data -= predict(model, view(open_image(scene), model)).mean((0, 2, 3))
+    checkpoint.save(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(hostile: Path, several: Path) -> Iterator[str]:
+    page = app.build_page(Models(offered_models(ROOT, [str(hostile), str(several)])))
     app.launch(page, prevent_thread_lock=True, quiet=True)
     yield page.local_url
     page.close()
@@ -105,6 +116,18 @@ def test_predict_gives_a_segmenters_mask_and_its_numbers(client: Client, scene: 
     assert answer["shares"]["shape"] == pytest.approx(true, rel=0.25)
     mask = answer["mask"]["path"] if isinstance(answer["mask"], dict) else answer["mask"]
     assert Image.open(mask).size == (512, 512)  # 256, enlarged by a whole factor to at least 320
+
+
+def test_predict_gives_the_shares_of_the_objects_of_a_model_of_several_classes(
+    client: Client, several: Path, scene: Path
+) -> None:
+    answer = client.predict(image=handle_file(scene), model=str(several), api_name="/predict")
+    model = checkpoint.load(several)
+    found = resize_logits(predict(model, view(open_image(scene), model)), (256, 256))[0].argmax(0)
+    shares = {name: (found == i).float().mean().item() for i, name in enumerate(model.class_names) if i}
+    assert answer["shares"] == pytest.approx(shares, abs=1e-3)
+    covered = int(answer["numbers"].split()[3].replace(",", ""))  # "The mask covers 1,234 of 65,536 pixels"
+    assert covered == pytest.approx((found > 0).sum().item(), abs=64)
 
 
 def test_grad_cam_gives_three_pictures_of_one_view_and_the_peak(client: Client, scene: Path) -> None:
@@ -445,6 +468,75 @@ def test_a_click_asks_about_a_part_and_a_drag_about_a_box(unet: Page) -> None:
     unet.mouse.up()
     expect(unet.get_by_text("Evidence for “shape” in the box; score").filter(visible=True)).to_be_visible()
     assert re.fullmatch(r"\d,\d 3[12],3[12]", unet.get_by_label("Places").input_value())
+
+
+@pytest.fixture
+def classes(visit: Page, url: str, several: Path, scene: Path) -> Page:
+    """The page with a segmenter of several classes and the scene, answered."""
+    visit.goto(f"{url}?model={several}")
+    legend = visit.locator("#first .legend")
+    expect(legend).to_be_visible()
+    before = legend.text_content()
+    upload(visit, scene)
+    expect(legend).not_to_have_text(before)
+    return visit
+
+
+def place_of(several: Path, scene: Path, class_idx: int) -> tuple[int, int]:
+    """A pixel (x, y) of the view that the model finds to be of a class, surer than any other of that class."""
+    model = checkpoint.load(several)
+    probs = probabilities(model, predict(model, view(open_image(scene), model)))[0, class_idx]
+    y, x = divmod(int(probs.argmax()), 32)
+    return x, y
+
+
+def click_at(picker: Locator, x: int, y: int, side: int) -> None:
+    box = picker.bounding_box()
+    picker.click(position={"x": (x + 0.5) / side * box["width"], "y": (y + 0.5) / side * box["height"]})
+
+
+def test_the_legend_turns_outlines_off_and_on_in_the_browser_alone(classes: Page, several: Path, scene: Path) -> None:
+    boxes, outlines = classes.locator("#first .legend input"), classes.locator("#first path[class^=of]")
+    expect(boxes).to_have_count(3)
+    expect(outlines).to_have_count(3)
+    checked(classes)  # nothing more is on its way
+    assert violations(classes) == []
+    asked: list[str] = []
+    classes.on("request", lambda request: asked.append(request.url))
+    star = classes.get_by_role("checkbox", name=re.compile(r"^star \d+%$")).filter(visible=True)
+    star.focus()
+    classes.keyboard.press("Space")
+    lines = [classes.locator(f"#first path.of{i}") for i in range(3)]
+    expect(lines[1]).to_be_hidden()
+    expect(lines[1].locator("xpath=preceding-sibling::*[1]")).to_be_hidden()  # the black line under it
+    expect(lines[0]).to_be_visible()
+    expect(lines[2]).to_be_visible()
+    assert [url for url in asked if "queue" in url or "call" in url] == []
+    click_at(classes.locator("#first .picker"), *place_of(several, scene, 1), 32)
+    expect(classes.locator("#first path.asked")).to_be_visible()
+    expect(star).not_to_be_checked()  # whatever is drawn next
+    expect(lines[1]).to_be_hidden()
+    tab(classes, "U-Net stages")
+    expect(star).not_to_be_checked()
+    star.check()
+    expect(classes.locator("path.of1").filter(visible=True)).to_be_visible()
+
+
+def test_a_click_chooses_the_class_that_is_there(classes: Page, several: Path, scene: Path) -> None:
+    names, picker = checkpoint.load(several).class_names, classes.locator("#first .picker")
+    for i in (1, 2, 3):
+        x, y = place_of(several, scene, i)
+        click_at(picker, x, y, 32)
+        expect(classes.locator("#sentence h2")).to_contain_text(re.compile(f"^{names[i]} found", re.IGNORECASE))
+    x, y = place_of(several, scene, 0)
+    click_at(picker, x, y, 32)
+    expect(classes.locator("#sentence")).to_contain_text(f"the pixel at {x},{y}")
+    tab(classes, "Grad-CAM")
+    expect(classes.get_by_label("Evidence for the class")).to_have_value(names[3])
+    choose(classes, "Rather than", "background")
+    expect(classes.locator("figure strong").filter(visible=True).first).to_have_text(
+        f"Evidence for “{names[3]}” rather than “background” in the pixel at {x},{y}"
+    )
 
 
 def test_the_keyboard_alone_asks_about_a_place(unet: Page) -> None:

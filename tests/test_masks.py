@@ -70,7 +70,7 @@ def test_the_same_mask_in_every_form(name: str, tmp_path: Path, of_one_class: nn
     image, options = SAME[name]
     image.save(tmp_path / name, **options)
     assert np.array_equal(read_mask(tmp_path / name, 1)[0], SHAPE)
-    assert np.array_equal(open_mask(str(tmp_path / name), of_one_class, 0, (20, 24)), SHAPE)
+    assert np.array_equal(open_mask(str(tmp_path / name), of_one_class, (20, 24))[1], SHAPE)
 
 
 HALF = Image.fromarray(WHITE // 2 + np.roll(WHITE, 2, 0) // 2)
@@ -92,7 +92,7 @@ UNCLEAR = {
 def test_a_mask_that_may_mean_two_things_is_refused_by_both(name: str, tmp_path: Path, of_one_class: nn.Module) -> None:
     image, options, said = UNCLEAR[name]
     image.save(tmp_path / name, **options)
-    for read in (lambda path: read_mask(path, 1), lambda path: open_mask(str(path), of_one_class, 0, (20, 24))):
+    for read in (lambda path: read_mask(path, 1), lambda path: open_mask(str(path), of_one_class, (20, 24))):
         with pytest.raises(DataError, match=said) as refusal:
             read(tmp_path / name)
         assert str(refusal.value).startswith(f"{name} ")  # and not the folder, which on the page is the server's
@@ -105,6 +105,23 @@ def test_on_the_page_black_and_white_shows_the_class_that_is_asked_about(tmp_pat
     assert np.array_equal(read_mask(tmp_path / "numbers.png", 3, white=0), np.stack([BLACK, ONE, BLACK]))
     with pytest.raises(DataError, match="255"):  # a trainer cannot know which class it is
         read_mask(tmp_path / "white.png", 3)
+    for exclusive in (False, True):
+        names = ["background"] * exclusive + ["sky", "tree", "car"]
+        model = build("unet", names, 16, {"width": 4, "depth": 2}, exclusive=exclusive)
+        white, numbers = (open_mask(str(tmp_path / f"{name}.png"), model, (20, 24)) for name in ("white", "numbers"))
+        assert np.array_equal(white, np.stack([1 - ONE, ONE, ONE, ONE]))
+        assert np.array_equal(numbers, np.stack([1 - ONE, BLACK, ONE, BLACK]))
+
+
+def test_pixels_of_255_are_in_no_channel_where_classes_exclude_each_other(tmp_path: Path) -> None:
+    border = np.roll(ONE, 3, 0) * (1 - ONE)
+    Image.fromarray(2 * ONE + 255 * border).save(tmp_path / "numbers.png")
+    model = build("unet", ["background", "sky", "tree"], 16, {"width": 4, "depth": 2}, exclusive=True)
+    found = open_mask(str(tmp_path / "numbers.png"), model, (20, 24))
+    assert np.array_equal(found, np.stack([1 - ONE - border, BLACK, ONE]))
+    overlapping = build("unet", ["sky", "tree"], 16, {"width": 4, "depth": 2})
+    with pytest.raises(DataError, match="0, 2, 255"):
+        open_mask(str(tmp_path / "numbers.png"), overlapping, (20, 24))
 
 
 # --- the masks of a folder --------------------------------------------------------------------------------------------

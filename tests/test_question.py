@@ -7,7 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from cvlab.explain import predict
-from cvlab.page.question import Question, from_query, mask_of, parse_points, picked, region_of, score_of, to_query
+from cvlab.models import Model, build
+from cvlab.page.question import (
+    Question,
+    class_indices,
+    from_query,
+    mask_of,
+    parse_points,
+    picked,
+    region_of,
+    score_of,
+    to_query,
+)
 
 
 @pytest.fixture
@@ -72,14 +83,17 @@ def test_regions_are_the_pixels_that_are_meant(segmenter: nn.Module, logits: Ten
     def pixels(**asked: object) -> int:
         return int(region_of(Question(**asked), segmenter, logits, true).sum())
 
-    true = torch.zeros(16, 16, dtype=torch.bool)
-    true[2:5, 2:7] = True
+    true = torch.zeros(3, 16, 16, dtype=torch.bool)  # the background, horse, rider
+    true[1, 2:5, 2:7] = True
+    true[0] = ~true[1]
     assert pixels() == 25
     assert pixels(threshold=0.9) == 9  # sigmoid(2) is 0.88, sigmoid(3) 0.95
     assert pixels(region="part", points="9,9") == 16
     assert pixels(region="box", points="0,0 3,1") == 8
     assert pixels(region="false positives") == 16
     assert pixels(region="false negatives") == 6
+    true[0, 8:12, 8:11] = False  # not scored
+    assert pixels(region="false positives") == 4
     assert mask_of(Question(class_name="rider"), segmenter, logits).sum() == 0
 
 
@@ -95,6 +109,58 @@ def test_a_click_means_what_is_under_it(segmenter: nn.Module, logits: Tensor) ->
     assert said(Question(region="box"), (1, 1)) == ("box", "1,1")
     assert said(Question(region="box", points="1,1"), (9, 9)) == ("box", "1,1 9,9")  # two taps, as on a phone
     assert said(Question(region="stroke", points="1,1"), (9, 9), (9, 12)) == ("stroke", "9,9 9,12")
+
+
+@pytest.fixture
+def shapes_net() -> Model:
+    """A segmenter of a background, circle and star, which exclude each other."""
+    return build("unet", ["background", "circle", "star"], 16, {"width": 4, "depth": 2}, exclusive=True).eval()
+
+
+@pytest.fixture
+def of_shapes() -> Tensor:
+    """Its logits: 9 pixels of circle and 16 of star, the rest background."""
+    logits = torch.tensor([2.0, 0.0, 0.0])[None, :, None, None].repeat(1, 1, 16, 16)
+    logits[0, 1, 2:5, 2:5] = 3.0
+    logits[0, 2, 8:12, 8:12] = 4.0
+    return logits
+
+
+def test_the_class_by_default_is_the_object_that_covers_most(
+    shapes_net: Model, of_shapes: Tensor, segmenter: nn.Module, logits: Tensor
+) -> None:
+    assert class_indices(Question(), shapes_net, of_shapes) == (2, None)
+    assert class_indices(Question(), segmenter, logits) == (0, None)
+    assert class_indices(Question(), segmenter, logits.flip(1)) == (1, None)
+    assert score_of(Question(), shapes_net)(of_shapes) == 4
+    assert mask_of(Question("background"), shapes_net, of_shapes).sum() == 256 - 9 - 16
+
+
+def test_a_click_asks_about_the_class_that_is_there(
+    shapes_net: Model, of_shapes: Tensor, segmenter: nn.Module, logits: Tensor
+) -> None:
+    def asked(question: Question, model: Model, found: Tensor, *points: tuple) -> tuple:
+        chosen = picked(question, model, found, list(points))
+        return chosen.class_name, chosen.rather_than, chosen.region
+
+    of_star = Question("star", "background")
+    assert asked(Question(), shapes_net, of_shapes, (3, 3)) == ("circle", "", "part")
+    assert asked(of_star, shapes_net, of_shapes, (3, 3)) == ("circle", "background", "part")
+    assert asked(Question("star", "circle"), shapes_net, of_shapes, (3, 3)) == ("circle", "", "part")
+    assert asked(of_star, shapes_net, of_shapes, (15, 0)) == ("star", "background", "pixel")  # on no object
+    assert asked(of_star, shapes_net, of_shapes, (3, 3), (9, 9)) == ("star", "background", "box")
+    logits[0, 1, 3, 3] = 5.0  # both masks are here, and the level of the second is the higher one
+    assert asked(Question(), segmenter, logits, (3, 3)) == ("rider", "", "part")
+    assert asked(Question(), segmenter, logits, (2, 2)) == ("horse", "", "part")
+    assert asked(Question("rider"), segmenter, logits, (9, 9)) == ("horse", "", "part")
+
+
+@pytest.mark.parametrize("region", [{"region": "part"}, {"region": "pixel"}, {"region": "box", "points": "8,8 9,9"}])
+def test_a_class_rather_than_the_background_is_the_difference_of_their_logits(
+    shapes_net: Model, of_shapes: Tensor, region: dict
+) -> None:
+    asked = {"class_name": "star", "rather_than": "background", "points": "9,9"} | region
+    assert score_of(Question(**asked), shapes_net)(of_shapes) == 4 - 2
 
 
 @pytest.mark.parametrize("text", ["", "here", "1", "1,2 x", "1;2", "1,2 " * 501])

@@ -73,12 +73,13 @@ def test_a_classifiers_map_is_made_again(there: Path, classifier: nn.Module, ask
         {"region": "false positives", "threshold": 0.3},
         {"region": "false negatives", "threshold": 0.6},
         {"rather_than": "horse", "against": True},
-        {"class_name": "", "rather_than": "rider", "method": "grad_cam", "threshold": 0.3},
+        {"class_name": "", "rather_than": "horse", "method": "grad_cam", "threshold": 0.3},
     ],
 )
 def test_a_segmenters_map_is_made_again(there: Path, segmenter: nn.Module, asked: dict) -> None:
-    true = torch.zeros(16, 16, dtype=torch.bool)
-    true[:, :8] = True
+    true = torch.zeros(3, 16, 16, dtype=torch.bool)  # the background, horse, rider
+    true[2, :, :8] = True
+    true[0, :, 8:] = True
     usual = {"class_name": "rider", "stage": "decoder1", "method": "hires_cam"}
     check("segmenter", segmenter, Question(**usual | asked), true)
 

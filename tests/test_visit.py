@@ -3,6 +3,7 @@
 import re
 import sys
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import nn
 from cvlab import checkpoint
 from cvlab.checkpoint.card import confirmed
 from cvlab.data import shapes
-from cvlab.explain import METHODS, explain
+from cvlab.explain import METHODS, explain, predict
 from cvlab.files import to_json
 from cvlab.models import build
 from cvlab.page.evidence import open_mask
@@ -24,9 +25,9 @@ from cvlab.page.html import quoted
 from cvlab.page.models import TOLERANCE, Models, bytes_of, faster_copy
 from cvlab.page.panels import CHECKED, PANELS, draw
 from cvlab.page.question import Question, score_of
-from cvlab.page.visit import Visits
+from cvlab.page.visit import Visit, Visits
 from cvlab.page.words import percent, said
-from cvlab.transforms import open_image, view
+from cvlab.transforms import open_image, resize_logits, view
 from cvlab.trust import judge
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,15 +161,6 @@ def test_two_models_are_compared_at_the_stage_that_both_have(visits: Visits, pho
     assert stage_of_second("riders", "stage3", "pets") == "stage2"  # which has no third
 
 
-def test_a_network_that_learned_nothing_agrees_with_itself_alone(visits: Visits, photo: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    checkpoint.save(build("convnet", ["cat", "dog"], 16, {"widths": [4, 8]}), tmp_path / "pets")
-    assert "with r = 1.00" in PANELS["believe"](visits.get(photo, "pets").ask(Question()))
-    torch.manual_seed(1)
-    checkpoint.save(build("convnet", ["cat", "dog"], 16, {"widths": [4, 8]}), tmp_path / "riders")
-    assert "with r = 1.00" not in PANELS["believe"](visits.get(photo, "riders").ask(Question()))
-
-
 @pytest.mark.parametrize(
     "strange",
     [{}, {"val": torch.zeros(5)}, {"val": torch.zeros(2, 2), "weight": torch.zeros(24, 3), "bias": torch.zeros(3)},
@@ -211,10 +203,101 @@ def test_a_true_mask_is_read_in_every_way_that_it_is_written(tmp_path: Path, seg
     true[:, 10:20] = True
     for name, values in (("a.png", true * 255), ("b.png", true * 1), ("c.png", true * 2), ("d.jpg", true * 255)):
         Image.fromarray(values.astype(np.uint8)).save(tmp_path / name)
-        found = open_mask(str(tmp_path / name), segmenter, 1 if name == "c.png" else 0, (200, 400))
+        found = open_mask(str(tmp_path / name), segmenter, (200, 400))[2 if name == "c.png" else 1]
         assert (found.numpy() == true).mean() > 0.97, name
     with pytest.raises(ValueError, match="another shape"):
-        open_mask(str(tmp_path / "a.png"), segmenter, 0, (100, 100))
+        open_mask(str(tmp_path / "a.png"), segmenter, (100, 100))
+
+
+@pytest.fixture
+def of_shapes(visits: Visits, photo: str, tmp_path: Path) -> Visit:
+    """The photo before a segmenter of classes that exclude each other, which finds some of each in it."""
+    torch.manual_seed(0)
+    names = ["background", "circle", "star", "cross"]
+    model = build("unet", names, 16, {"width": 4, "depth": 2}, exclusive=True).eval()
+    model.head.bias.data -= predict(model, view(open_image(photo), model)).mean((0, 2, 3))
+    checkpoint.save(model, tmp_path / "shapes")
+    visits.models.offered["shapes"] = str(tmp_path / "shapes")
+    return visits.get(photo, "shapes")
+
+
+def rows_of(html: str) -> list[list[str]]:
+    """The cells of the rows of a table."""
+    return [re.findall("<td>(.*?)</td>", row) for row in re.findall("<tr>(<td>.*?)</tr>", html)]
+
+
+def test_a_mask_of_numbers_gives_the_iou_of_every_class(of_shapes: Visit, tmp_path: Path) -> None:
+    """The table is that of a count by NumPy; pixels of 255 are in none of its columns."""
+    file, values = str(tmp_path / "numbers.png"), np.zeros((40, 40), np.uint8)
+    values[5:20, 5:30], values[20:36, 8:20], values[0:3] = 1, 2, 255
+    Image.fromarray(values).save(file)
+    answer = of_shapes.ask(Question("star"), file)
+    found = resize_logits(answer.prediction.logits, (40, 40))[0].argmax(0).numpy()[values < 255]
+    true, expected = values[values < 255], []
+    for i, name in enumerate(answer.model.class_names):
+        both, either = ((found == i) & (true == i)).sum(), ((found == i) | (true == i)).sum()
+        shares = percent((found == i).mean()), percent((true == i).mean())
+        expected.append([name, *shares, f"{both / either:.3f}"])
+    html = draw(answer, ["errors"])["errors"]
+    assert rows_of(html) == expected[1:]
+    assert f"iou {expected[2][-1]}" in html
+    Image.fromarray(255 * np.uint8(values == 2)).save(tmp_path / "white.png")
+    html = draw(of_shapes.ask(Question("star"), str(tmp_path / "white.png")), ["errors"])["errors"]
+    found, true = resize_logits(answer.prediction.logits, (40, 40))[0].argmax(0).numpy() == 2, values == 2
+    assert f"iou {(found & true).sum() / (found | true).sum():.3f}" in html
+    assert not rows_of(html)  # of the other classes it tells nothing
+
+
+def test_each_class_that_is_found_has_an_outline_and_a_line_of_the_legend(of_shapes: Visit, visits: Visits) -> None:
+    answer = of_shapes.ask(Question())
+    found = answer.prediction.logits[0].argmax(0)
+    shares = {name: (found == i).float().mean().item() for i, name in enumerate(answer.model.class_names) if i}
+    assert min(shares.values()) > 0
+    assert answer.prediction.shares == pytest.approx(shares)
+    most = max(shares, key=shares.get)
+    assert answer.model.class_names[answer.evidence.class_idx] == most
+    assert said(answer)[0].startswith(f"{most.capitalize()} found: {percent(shares[most])} of the picture, ")
+    html = draw(answer, ["picker"])["picker"]
+    labels = re.findall(r'value="(of\d c\d)"><i></i>(.*?)</label>', html)
+    assert labels == [(f"of{i} c{i}", f"{name} {percent(share)}") for i, (name, share) in enumerate(shares.items())]
+    assert all(f'<path class="{line}"' in html for line, _ in labels)
+    assert "legend" in draw(visits.get(of_shapes.photo, "riders").ask(Question(threshold=0.1)), ["picker"])["picker"]
+
+
+def test_more_than_eight_classes_repeat_the_colours_with_dashed_lines(
+    visits: Visits, photo: str, tmp_path: Path
+) -> None:
+    checkpoint.save(build("unet", [f"class {i}" for i in range(10)], 16, {"width": 4, "depth": 2}), tmp_path / "ten")
+    visits.models.offered["ten"] = str(tmp_path / "ten")
+    html = draw(visits.get(photo, "ten").ask(Question(threshold=0.01)), ["picker"])["picker"]
+    lines = re.findall(r'<path class="of(\d) c(\d)( again)?"', html)
+    assert lines == [(str(i), str(i % 8), " again" if i > 7 else "") for i in range(10)]
+    css = (ROOT / "cvlab/page/page.css").read_text("utf-8")
+    colours = dict(re.findall(r"label\)\.c(\d) {--c: (#\w+)}", css))
+    assert sorted(colours) == [str(i) for i in range(8)]
+    assert len(set(colours.values())) == 8
+
+
+def test_a_model_of_one_class_needs_no_legend(photo: str) -> None:
+    name = "shapes-segmenter"
+    answer = Visits(Models({name: str(ROOT / "checkpoints" / name)})).get(photo, name).ask(Question(threshold=0.1))
+    html = draw(answer, ["picker"])["picker"]
+    assert '<path class="edge"' in html
+    assert "checkbox" not in html
+
+
+def test_a_part_of_a_class_is_asked_about_rather_than_the_background_at_every_stage(of_shapes: Visit) -> None:
+    model, logits = of_shapes.model, of_shapes.prediction.logits
+    y, x = (logits[0].argmax(0) == 2).nonzero()[0].tolist()
+    answer = of_shapes.ask(Question("star", "background", region="part", points=f"{x},{y}"))
+    inside = answer.evidence.region
+    assert answer.evidence.score == pytest.approx((logits[0, 2] - logits[0, 0])[inside].mean().item(), rel=1e-4)
+    score = score_of(answer.question, model)
+    expected = explain(model, of_shapes.prediction.images, score, None, ["grad_cam"]).maps["grad_cam"]
+    assert list(expected) == list(model.stages)
+    for stage, attribution in expected.items():
+        assert torch.equal(answer.again(replace(answer.question, stage=stage)).attribution, attribution)
+        assert attribution.any()
 
 
 def test_models_are_dropped_at_the_limit_and_come_back(visits: Visits) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gradio as gr
 from PIL import Image
+from torch import Tensor
 
 from cvlab.checkpoint import hub
 from cvlab.explain import peak, predicted_masks
@@ -58,17 +59,20 @@ def saved(picture: Image.Image) -> str:
 
 
 def masked(photo: Image.Image, answer: Answer) -> tuple[Image.Image, dict[str, float], str]:
-    """The photo with a segmenter's mask, the share of it that each class covers, and a sentence about the mask."""
+    """The photo with a segmenter's mask, the share of it that each object covers, and a sentence about the mask."""
     model, logits, pixels = answer.model, answer.prediction.logits, photo.width * photo.height
-    masks = predicted_masks(model, resize_logits(logits, (photo.height, photo.width)))[0]
-    shares = {name: mask.float().mean().item() for name, mask in zip(model.class_names, masks, strict=True)}
+
+    def objects() -> Tensor:
+        return predicted_masks(model, resize_logits(logits, (photo.height, photo.width)))[0, model.first_object :]
+
+    names, masks = model.class_names[model.first_object :], objects()
+    shares = {name: mask.float().mean().item() for name, mask in zip(names, masks, strict=True)}
     found = int(masks.any(0).sum())
     sentence = f"The mask covers {found:,} of {pixels:,} pixels ({found / pixels:.1%}), threshold {model.threshold:g}."
     if found == 0:
         sentence = f"No pixel reaches the threshold of {model.threshold:g}: the model finds nothing here."
     photo.thumbnail((MAX_SIDE, MAX_SIDE))
-    shown = predicted_masks(model, resize_logits(logits, (photo.height, photo.width)))[0].any(0)
-    return mask_overlay(photo, shown.numpy()), shares, sentence
+    return mask_overlay(photo, objects().any(0).numpy()), shares, sentence
 
 
 ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "verdict"}  # verdicts have a queue of their own

@@ -13,7 +13,7 @@ from cvlab.models import Model, probabilities
 from cvlab.page.picture import MAX_SIDE
 from cvlab.page.question import Question, score_of, settled, settled_score
 from cvlab.render import picture_url
-from cvlab.transforms import view, whole_mask
+from cvlab.transforms import view
 from cvlab.trust import familiarity
 from cvlab.trust.conformal import class_set
 from cvlab.trust.familiarity import features, nearest
@@ -54,7 +54,7 @@ class Prediction:
 
     images: Tensor  # the view of the model, (1, 3, S, S) in [0, 1]
     logits: Tensor  # (1, C) or (1, C, S, S)
-    shares: dict[str, float]  # by class name a classifier's probability, or the share of the view in a segmenter's mask
+    shares: dict[str, float]  # by class a probability, or of each object the share of the view in its mask
     photo: str  # made smaller, as CSS for the layers over it
     size: tuple[int, int]  # of the photo as it was opened, (height, width)
     seconds: float  # that the pass took
@@ -93,8 +93,8 @@ def predict_photo(
     if model.task == "classification":
         values = probabilities(model, logits)[0]
     else:
-        values = predicted_masks(model, logits)[0].float().mean((1, 2))
-    shares = dict(zip(model.class_names, values.tolist(), strict=True))
+        values = predicted_masks(model, logits)[0, model.first_object :].float().mean((1, 2))
+    shares = dict(zip(model.class_names[model.first_object :], values.tolist(), strict=True))
     image.thumbnail((side, side))
     style = f"--photo:url({picture_url(image)});--ratio:{size[1] / size[0]:.4f}"
     known, alike = None, []
@@ -113,7 +113,7 @@ def evidence_for(images: Tensor, model: Model, question: Question, true_mask: Te
 
     Args:
         images: one image, (1, 3, S, S) in [0, 1].
-        true_mask: (S, S) bool, for false positives and false negatives.
+        true_mask: that of `open_mask` at the view's size, for false positives and false negatives.
 
     Raises:
         ValueError: a class or stage that the model does not have, or a region without a pixel.
@@ -138,21 +138,21 @@ def paths_of(images: Tensor, model: Model, evidence: Evidence, against: bool) ->
     return Paths(dependence, {name: value.item() for name, value in parts.items()})
 
 
-def open_mask(file: str, model: Model, class_idx: int, size: tuple[int, int]) -> Tensor:
-    """The true mask of a class for a photo of `size` (height, width): (H, W) bool at its own resolution.
+def open_mask(file: str, model: Model, size: tuple[int, int]) -> Tensor:
+    """The true mask for a photo of `size` (height, width): (1 + objects, H, W) bool at its own resolution.
 
-    It is read as the trainers read masks; of several classes a black and white one shows the class that is asked about.
+    It is read as the trainers read masks. First comes the background, then each object of the model. A pixel that is
+    not scored is in none. White of a black and white mask is in all objects, as it shows the one that is asked about.
 
     Raises:
         ValueError: no mask, not clear what its values mean, or of another shape than the photo.
     """
-    mask = read_mask(file, len(model.class_names), white=class_idx)[class_idx]
-    height, width = mask.shape
+    objects = len(model.class_names) - model.first_object
+    # White is read as a class beyond the last one, which leaves it in no channel.
+    masks = read_mask(file, objects, white=objects, background=True, ignore=255 if model.exclusive else None)
+    if not masks[1:].any():
+        masks[1:] = ~masks[0]
+    height, width = masks.shape[1:]
     if abs(width / height - size[1] / size[0]) > 0.02 * size[1] / size[0]:
         raise ValueError(f"The mask is {width} x {height} pixels and the photo {size[1]} x {size[0]}: another shape.")
-    return mask
-
-
-def in_view(mask: Tensor, model: Model) -> Tensor:
-    """A mask (H, W) of a photo as the model sees it, (S, S)."""
-    return whole_mask(mask[None], model.image_size)[0]
+    return masks

@@ -7,6 +7,14 @@ const fade = value => {
   root.style.setProperty('--fade', value / 100);
   document.querySelectorAll('.fade input').forEach(each => { each.value = value; });
 };
+// The outlines of the classes that are turned off stay so, whatever is drawn next; each lies on a black line.
+const off = root.outlinesOff ??= new Set();
+const outlines = within => within.querySelectorAll('.legend input').forEach(box => {
+  box.checked = !off.has(box.name);
+  box.closest('figure').querySelectorAll('path.' + box.value.replaceAll(' ', '.')).forEach(path => {
+    for (const line of [path, path.previousElementSibling]) line.style.display = box.checked ? '' : 'none';
+  });
+});
 const drawn = () => {
   // The address bar holds the link to what is shown; a theme that was asked for stays in it.
   const link = element.querySelector('.question-link'), theme = new URLSearchParams(location.search).get('__theme');
@@ -15,6 +23,7 @@ const drawn = () => {
   const slider = element.querySelector('.fade input'), set = root.style.getPropertyValue('--fade');
   if (slider) set ? slider.value = 100 * set : fade(slider.value);
   element.querySelectorAll('details').forEach(each => { each.open = opened[each.dataset.name]; });
+  outlines(element);
 };
 watch('value', drawn);
 drawn();
@@ -90,6 +99,12 @@ if (window.cvlab) return;
 window.cvlab = true;
 const on = (kind, act) => document.addEventListener(kind, act), make = name => document.createElement(name);
 on('input', event => { if (event.target.closest('.fade')) fade(event.target.value); });
+on('change', event => {
+  const box = event.target.closest('.legend input');
+  if (!box) return;
+  off[box.checked ? 'delete' : 'add'](box.name);
+  outlines(document);
+});
 
 // A picture that is dropped or pasted is the photo, except on a field for pictures.
 const send = (event, files) => {
@@ -155,14 +170,23 @@ const save = async figure => {
     if (pen.measureText(lines.at(-1) + word).width > width - 2 * size) lines.push('');
     lines.push(lines.pop() + word + ' ');
   }
+  const classes = [...figure.querySelectorAll('.legend label')].filter(each => each.control.checked);
   canvas.width = width;
-  canvas.height = height + (lines.length + 1) * size * 1.4;
+  canvas.height = height + (lines.length + classes.length + 1) * size * 1.4;
   pen.fillStyle = '#fff';
   pen.fillRect(0, 0, width, canvas.height);
   pen.fillStyle = '#000';
   pen.fillRect(0, 0, width, height);
   pen.font = `${size}px system-ui`;
+  lines.push(...classes.map(each => '       ' + each.innerText));
   lines.forEach((line, i) => pen.fillText(line, size, height + (i + 1.2) * size * 1.4));
+  classes.forEach((each, i) => {
+    const top = height + (lines.length - classes.length + i + 1.2) * size * 1.4 - 0.6 * size;
+    for (const [colour, edge] of [['#000', 0], [getComputedStyle(each).getPropertyValue('--c'), size / 8]]) {
+      pen.fillStyle = colour;
+      pen.fillRect(size, top + edge, 1.5 * size, size / 2 - 2 * edge);
+    }
+  });
   pen.globalAlpha = before.opacity;
   pen.drawImage(photo, 0, 0, width, height);
   const heat = pic.querySelector('.heat'), shown = getComputedStyle(heat), by = width / pic.clientWidth;
@@ -170,11 +194,13 @@ const save = async figure => {
   pen.drawImage(heat, heat.offsetLeft * by, heat.offsetTop * by, heat.offsetWidth * by, heat.offsetHeight * by);
   for (const path of pic.querySelectorAll('path')) {
     const look = getComputedStyle(path), line = new Path2D();
+    if (look.display == 'none') continue;
     line.addPath(new Path2D(path.getAttribute('d')), new DOMMatrix([width / 1000, 0, 0, height / 1000, 0, 0]));
     pen.globalAlpha = look.opacity;
     pen.fillStyle = look.fill;
     pen.strokeStyle = look.stroke;
     pen.lineWidth = parseFloat(look.strokeWidth) * by;
+    pen.setLineDash((look.strokeDasharray.match(/[\d.]+/g) ?? []).map(each => each * by));
     if (look.fill != 'none') pen.fill(line, 'evenodd');
     if (look.stroke != 'none') pen.stroke(line);
   }

@@ -8,24 +8,21 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-
 from cvlab.checkpoint import CheckpointError, hub
 from cvlab.checkpoint.config import opened
-from cvlab.explain import correlation, explain, heatmap, peak
-from cvlab.models import build, settings_in
+from cvlab.explain import heatmap, peak
 from cvlab.page.compare import compare
 from cvlab.page.heat import METHOD_NAMES, UNIT, draw_map
 from cvlab.page.host import sentence_of
 from cvlab.page.html import bars, code_block, figure, folded, in_grid, number, paragraph, quoted, scale_bar
 from cvlab.page.picture import CONTOURS, captioned, slider, with_photo
-from cvlab.page.question import settled_score, to_query
+from cvlab.page.question import to_query
 from cvlab.page.record import record_panel
 from cvlab.page.snippet import as_python
 from cvlab.page.unet import contributions, errors, region_picker, stages, three_stages
 from cvlab.page.visit import Answer
 from cvlab.page.words import place, said, shares_of_evidence
-from cvlab.render import overlay, to_picture
+from cvlab.render import to_picture
 from cvlab.transforms import ImageError, open_image
 from cvlab.trust import hide, hottest_part
 from cvlab.trust.judge import SHARES
@@ -94,15 +91,14 @@ def side(answer: Answer) -> str:
     shares = answer.prediction.shares
     if not answer.segments:
         return bars(shares, "Probability")
-    drawn = bars(shares, "Share of the photo") if len(shares) > 1 else ""
     lies = shares_of_evidence(answer.attribution, answer.evidence.region, answer.read_at)
-    return drawn + bars(lies, f"Where the evidence lies, read at {answer.stage}")
+    return bars(lies, f"Where the evidence lies, read at {answer.stage}")
 
 
 def facts(answer: Answer) -> str:
     """What the model is: what it predicts, its input size, its parameters."""
     model = answer.model
-    classes, size = model.class_names, model.image_size
+    classes, size = model.class_names[model.first_object :], model.image_size
     shown = ", ".join(classes[:8]) + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")
     kind = "Finds the pixels of" if answer.segments else "Tells apart"
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
@@ -170,25 +166,6 @@ def reasons(answer: Answer) -> str:
     return f'<p class="note">{verdict.sentence}</p>' + folded("Why?", paragraph(first) + more, "reasons")
 
 
-def believe(answer: Answer) -> str:
-    """The same for the tab of the map, with the map of a network that learned nothing."""
-    return reasons(answer) + (untrained(answer) if answer.quick else "")
-
-
-def untrained(answer: Answer) -> str:
-    """On demand, the map of the same network with weights drawn anew: what its layers show without learning."""
-    evidence, method, stage = answer.evidence, answer.question.method, answer.stage
-    score = settled_score(evidence.class_idx, evidence.other, evidence.region, answer.question.against)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = build(**settings_in(answer.model.config)).eval()
-    found = explain(network, answer.prediction.images, score, [stage], [method]).maps[method][stage]
-    shown = overlay(answer.prediction.images, found, stage=answer.read_at)
-    alike = f"It agrees with the map of the model with r = {correlation(found, answer.attribution).item():.2f}."
-    drawn = in_grid([figure(shown, "The same network with random weights", alike)])
-    return folded("What would a network show that learned nothing?", drawn, "untrained")
-
-
 def link(answer: Answer) -> str:
     """A link to the model and the question."""
     href = html.escape(to_query(answer.visit.name, answer.question))
@@ -211,8 +188,8 @@ def record(answer: Answer) -> str:
 
 
 PANELS: dict[str, Callable[..., str]] = {
-    **{each.__name__: each for each in (sentence, background, look, side, facts, grad_cam, chip, reasons, believe)},
+    **{each.__name__: each for each in (sentence, background, look, side, facts, grad_cam, chip, reasons)},
     **{each.__name__: each for each in (stages, contributions, errors, link, code, record)},
-    **{"three": three_stages, "picker": region_picker, "compared": compare},
+    **{"three": three_stages, "picker": region_picker, "compared": compare, "believe": reasons},
 }
 SPEAKING = ("sentence", "grad_cam", "stages", "errors", "code", "compared", "record")  # of what went wrong

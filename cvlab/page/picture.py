@@ -135,6 +135,16 @@ def cased(name: str, path: str) -> tuple[tuple[str, str], ...]:
     return (("case", path), (name, path))
 
 
+def legend(classes: Sequence[tuple[str, str, str]]) -> str:
+    """A list of outlines that the browser turns on and off: (class of page.css, name of the class, share) of each."""
+    boxes = "".join(
+        f'<label class="{line}"><input type="checkbox" checked name="{html.escape(name)}" value="{line}">'
+        f"<i></i>{html.escape(name)} {share}</label>"
+        for line, name, share in classes
+    )
+    return f'<div class="legend" role="group" aria-label="Outlines that are shown">{boxes}</div>'
+
+
 def heated(
     attribution: Tensor, stage: Stage | None, box: Box, label: str, colormap: str, maximum: float | None, spot: bool
 ) -> str:

@@ -9,8 +9,8 @@ from urllib.parse import urlencode
 
 from torch import Tensor
 
-from cvlab.explain import METHODS, Score, against, class_score, default_stage, region_score, regions
-from cvlab.models import Model, probabilities
+from cvlab.explain import METHODS, Score, against, class_score, default_stage, predicted_classes, region_score, regions
+from cvlab.models import Model, mask_levels
 from cvlab.page.html import quoted
 from cvlab.page.picture import CONTOURS
 
@@ -121,8 +121,7 @@ def class_indices(question: Question, model: Model, logits: Tensor) -> tuple[int
     for name in (question.class_name, question.rather_than):
         if name and name not in names:
             raise ValueError(f"The model has no class {quoted(name)}; it has {', '.join(names[:20])}.")
-    predicted = int(logits.argmax()) if model.task == "classification" else 0
-    chosen = names.index(question.class_name) if question.class_name else predicted
+    chosen = names.index(question.class_name) if question.class_name else int(predicted_classes(model, logits))
     other = names.index(question.rather_than) if question.rather_than else None
     if other == chosen:
         raise ValueError(f"Why {quoted(names[chosen])} rather than itself? Choose two different classes.")
@@ -136,7 +135,7 @@ def settled(
 
     Args:
         logits: of one image, (1, C) or (1, C, H, W); they decide what the question leaves open.
-        true_mask: (H, W) bool of the view's size, for false positives and false negatives.
+        true_mask: that of `open_mask` at the view's size, for false positives and false negatives.
     """
     region = region_of(question, model, logits, true_mask) if model.task == "segmentation" else None
     return *class_indices(question, model, logits), region
@@ -157,7 +156,7 @@ def settled_score(class_idx: int, other: int | None, region: Tensor | None, nega
 def mask_of(question: Question, model: Model, logits: Tensor) -> Tensor:
     """The predicted mask (H, W) of the class that is asked about, at the question's threshold."""
     chosen, _ = class_indices(question, model, logits)
-    return probabilities(model, logits.detach())[0, chosen] > (question.threshold or model.threshold)
+    return mask_levels(model, logits.detach())[0, chosen] > (question.threshold or model.threshold)
 
 
 def region_of(question: Question, model: Model, logits: Tensor, true_mask: Tensor | None = None) -> Tensor:
@@ -173,7 +172,8 @@ def region_of(question: Question, model: Model, logits: Tensor, true_mask: Tenso
         if true_mask is None:
             raise ValueError("Upload the true mask first: errors are found by comparing with it.")
         compare = regions.false_positives if question.region == "false positives" else regions.false_negatives
-        return compare(mask, true_mask)
+        chosen, _ = class_indices(question, model, logits)
+        return compare(mask & true_mask.any(0), true_mask[1 + chosen - model.first_object])
     points, size = parse_points(question.points), mask.shape
     if question.region == "part":
         return regions.component(mask, *points[-1])
@@ -195,16 +195,21 @@ def region_words(question: Question) -> str:
 def picked(question: Question, model: Model, logits: Tensor, points: list) -> Question:
     """The question after a click (one point) or a drag (several) in the picture.
 
-    Where neither box nor stroke was chosen, a click on the mask asks about that part of it, a click elsewhere about the
-    pixel, and a drag about a box.
+    Where neither box nor stroke was chosen, a click on a mask asks about that part of it, a click elsewhere about the
+    pixel, and a drag about a box. A click on the mask of a class asks about this class; where masks overlap, about the
+    one with the highest level.
     """
-    side = logits.shape[-1]
+    side, first = logits.shape[-1], model.first_object
     points = [(min(max(int(x), 0), side - 1), min(max(int(y), 0), side - 1)) for x, y in points[:MOST_POINTS]]
     dragged = len(points) > 1 and math.dist(points[0], points[-1]) > side / 50
     region = question.region
     if region not in ("box", "stroke"):
-        on_mask = bool(mask_of(question, model, logits)[points[0][1], points[0][0]])
-        region = "box" if dragged else "part" if on_mask else "pixel"
+        level, index = mask_levels(model, logits.detach())[0, first:, points[0][1], points[0][0]].max(0)
+        region = "box" if dragged else "part" if level > (question.threshold or model.threshold) else "pixel"
+        if region == "part":
+            name = model.class_names[first + index]
+            rather_than = question.rather_than if question.rather_than != name else ""
+            question = replace(question, class_name=name, rather_than=rather_than)
     if not dragged:  # two taps make a box, more go on with a stroke
         before = parse_points(question.points) if region in ("box", "stroke") and question.points else []
         points = (before[-1:] if region == "box" else before) + points[:1]

@@ -23,9 +23,8 @@ def as_python(source: str, photo: str, model: Model, question: Question, true_ma
     if model.task == "segmentation":
         decisive += ["region", "threshold"]
         if question.region.startswith("false"):
-            class_idx = f"model.class_names.index({question.class_name!r})" if question.class_name else "0"
-            imported, given = "from cvlab.page.evidence import in_view, open_mask\n", ", in_view(mask, model)"
-            opened = f"mask = open_mask({true_mask!r}, model, {class_idx}, (image.height, image.width))\n"
+            imported, given = "from cvlab.page.evidence import open_mask\n", ", whole_mask(mask, model.image_size)"
+            opened = f"mask = open_mask({true_mask!r}, model, (image.height, image.width))\n"
         elif question.region != "mask" and parse_points(question.points):
             decisive.append("points")
     asked = ", ".join(f"{name}={value!r}" for name, value in question.chosen.items() if name in decisive)
@@ -35,7 +34,7 @@ from cvlab import checkpoint
 from cvlab.explain import explain
 {imported}from cvlab.page.question import Question, score_of
 from cvlab.render import overlay
-from cvlab.transforms import open_image, view
+from cvlab.transforms import open_image, view{", whole_mask" if opened else ""}
 
 model = checkpoint.load({source!r})
 image = open_image({photo!r})

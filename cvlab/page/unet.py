@@ -1,23 +1,25 @@
 """The panels of segmenters: a region to ask about, the stages of a U-Net, and errors beside a true mask."""
 
 import html
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 
+from torch import Tensor
+
 from cvlab.explain import peak
 from cvlab.explain.paths import dependence_sentence
-from cvlab.metrics import segmentation_counts, segmentation_scores
-from cvlab.models import probabilities
-from cvlab.page.evidence import in_view
+from cvlab.metrics import class_counts, class_ious, segmentation_scores
+from cvlab.models import mask_levels
 from cvlab.page.heat import METHOD_NAMES, UNIT, draw_map
 from cvlab.page.host import sentence_of
-from cvlab.page.html import folded, number, paragraph, scale_bar, table
-from cvlab.page.picture import around, captioned, cased, hottest_edge, layers, outline, slider, with_photo
+from cvlab.page.html import folded, number, paragraph, quoted, scale_bar, table
+from cvlab.page.picture import around, captioned, cased, hottest_edge, layers, legend, outline, slider, with_photo
 from cvlab.page.question import class_indices, mask_of, parse_points
 from cvlab.page.visit import Answer
-from cvlab.page.words import shares_of_evidence
-from cvlab.transforms import resize_logits
+from cvlab.page.words import percent, shares_of_evidence
+from cvlab.transforms import resize_logits, whole_mask
 
 CLASSIFIER = (
     "This model is a classifier: it has no mask and no U-Net stages. Its own stages can be chosen in the tab Grad-CAM."
@@ -27,6 +29,7 @@ READING = (
     "positions of its stage, in units of the score (logits). Peaks of one model's stages can be compared, peaks of two "
     "models cannot."
 )
+COLOURS = 8  # of outlines in page.css; further classes repeat them with dashed lines
 THIRDS = "Early: fine detail", "Middle: the whole scene", "Late: drawing the mask"
 WORKING = "The stages that depend most on what was asked about are being worked out."
 DEPENDENCE = "Does a map depend on your region? r near 1: it would look the same for any region."
@@ -35,34 +38,40 @@ ALL_SELECTED = "The region is the whole picture: there is nothing else to compar
 
 @lru_cache(maxsize=1)  # two tabs show it
 def region_picker(answer: Answer) -> str:
-    """The photo with the outline of the mask and an orange line around the region, to choose another region in."""
+    """The photo with the outlines of the masks and an orange line around the region, to choose another region in."""
     if not answer.segments:
         return ""
-    prediction, question = answer.prediction, answer.question
+    model, prediction, question = answer.model, answer.prediction, answer.question
     pixels = prediction.images.shape[-1]
-    chosen, _ = class_indices(question, answer.model, prediction.logits)
-    threshold = question.threshold or answer.model.threshold
-    shares = probabilities(answer.model, prediction.logits)[0, chosen].numpy()
-    edge = outline(shares, threshold, answer.box)
+    chosen, _ = class_indices(question, model, prediction.logits)
+    threshold, names = question.threshold or model.threshold, model.class_names[model.first_object :]
+    levels = mask_levels(model, prediction.logits)[0].numpy()
+    objects = levels[model.first_object :]
+    edge = outline(objects.max(0), threshold, answer.box)
     lines = [("dim", around(edge) if edge else "")]
-    bounds = [answer.model.config.get(f"{name}_threshold") for name in ("core", "rim")]
+    bounds = [model.config.get(f"{name}_threshold") for name in ("core", "rim")]
     unsure = None not in bounds and not question.threshold
     if unsure:
-        core, rim = (outline(shares, bound, answer.box) for bound in bounds)
+        core, rim = (outline(levels[chosen], bound, answer.box) for bound in bounds)
         lines.append(("rim", rim + core))  # what lies between the two
-    lines += cased("edge", edge)
-    legend = "Nothing was found. Click or drag to ask about a place."
+    classes = []
+    for i, name in enumerate(names):
+        if share := (objects[i] > threshold).mean():
+            line = f"of{i} c{i % COLOURS}{' again' if i >= COLOURS else ''}" if len(names) > 1 else "edge"
+            lines += cased(line, outline(objects[i], threshold, answer.box))
+            classes.append((line, name, percent(share)))
+    says = "Not found. Click or drag to ask about a place."
     at = pixels // 2, pixels // 2
     with suppress(ValueError):  # the other panels say it; the picture is there to choose another region in
         lines += cased("spot", hottest_edge(answer.attribution, answer.box, answer.read_at))
         band = " Pale band: from what is surely in it to what may be." if unsure else ""
-        legend = f"Line: what was found. Dashed: where it looked most.{band} Click to ask about a part."
+        says = f"Line: what was found. Dashed: where it looked most.{band} Click to ask about a part."
         if question.region != "mask":
             lines += cased("asked", outline(answer.evidence.region.numpy().astype(float), 0.5, answer.box))
             at = parse_points(question.points)[-1]
     label = "The photo, dark outside the mask; an orange line around what is asked about"
-    figure = captioned(layers(label, lines=lines, picks=pixels, at=at), "", legend, slider("Mask", question.opacity))
-    return with_photo(figure, "main")
+    below = (legend(classes) if len(names) > 1 and classes else "") + slider("Mask", question.opacity)
+    return with_photo(captioned(layers(label, lines=lines, picks=pixels, at=at), "", says, below), "main")
 
 
 def stages(answer: Answer) -> str:
@@ -125,23 +134,27 @@ def contributions(answer: Answer) -> str:
         return ""
     parts = answer.paths.contributions
     if not parts:
-        return paragraph("The contributions of the skips are worked out for cvlab's own U-Net only.")
+        return ""
     reading = "What each path through the U-Net added to the score; together they are the score. Orange is against it."
     return paragraph(reading) + table(("path", UNIT), [*parts.items(), ("score", answer.evidence.score)])
 
 
 def errors(answer: Answer) -> str:
-    """The true mask compared with the predicted one: scores, where they differ, and why.
+    """The true mask compared with the predicted one: scores, also of the other classes, where they differ, and why.
 
     Of what was wrongly found the evidence for it is shown, of what was missed the evidence against it.
     """
     if answer.mask is None or not answer.segments:
         return ""
-    question, model, prediction, true_mask = answer.question, answer.model, answer.prediction, answer.true_mask
-    predicted = mask_of(question, model, resize_logits(prediction.logits, true_mask.shape))
-    scores = segmentation_scores(segmentation_counts(predicted[None, None], true_mask[None, None]))
-    found, true = mask_of(question, model, prediction.logits), in_view(true_mask, model)
-    false, missed = found & ~true, true & ~found
+    question, model, prediction, masks = answer.question, answer.model, answer.prediction, answer.true_mask
+    threshold, first = question.threshold or model.threshold, model.first_object
+    chosen, _ = class_indices(question, model, prediction.logits)
+    predicted = mask_levels(model, resize_logits(prediction.logits, masks.shape[1:])) > threshold
+    counts = class_counts(predicted, masks[None, 1 - first :], masks.any(0)[None, None])
+    scores = segmentation_scores(counts[:, chosen])
+    small = whole_mask(masks, model.image_size)
+    found, true = mask_of(question, model, prediction.logits), small[1 + chosen - first]
+    false, missed = found & small.any(0) & ~true, true & ~found
     parts = [outline(part.numpy().astype(float), 0.5, answer.box) for part in (false, missed)]
     shares = f"{false.float().mean():.1%} of the picture is wrongly found, {missed.float().mean():.1%} is missed."
     shown = layers("The errors over the photo", lines=(("false", parts[0]), ("missed", parts[1])))
@@ -155,4 +168,17 @@ def errors(answer: Answer) -> str:
         except ValueError as error:  # there is no such error
             drawn += captioned(layers(title), title, sentence_of(error))
     listed = ", ".join(f"{name} {scores[name]:.3f}" for name in ("iou", "dice", "precision", "recall"))
-    return paragraph(f"At threshold {question.threshold or model.threshold:g}: {listed}.") + with_photo(drawn, "three")
+    says = paragraph(f"{quoted(model.class_names[chosen])} at threshold {threshold:g}: {listed}.")
+    if len(masks) > 2 and not (masks[1] & masks[2]).any():  # else it is black and white, and shows one class
+        says += class_table(counts[:, first:], model.class_names[first:])
+    return says + with_photo(drawn, "three")
+
+
+def class_table(counts: Tensor, class_names: Sequence[str]) -> str:
+    """The shares of each class in the predicted and the true mask and its iou, from `class_counts` (1, C, 4)."""
+    rows = []
+    for i, iou in class_ious(counts).items():
+        tp, fp, fn, tn = counts[0, i].tolist()
+        found, true = ((tp + each) / (tp + fp + fn + tn) for each in (fp, fn))
+        rows.append((class_names[i], percent(found), percent(true), f"{iou:.3f}"))
+    return table(("class", "found", "true mask", "iou"), rows)

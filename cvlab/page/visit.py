@@ -11,11 +11,11 @@ from torch import Tensor
 from cvlab.explain import check_stages, default_stage
 from cvlab.models import Model, Stage
 from cvlab.page.cache import Cache
-from cvlab.page.evidence import Evidence, Paths, Prediction, evidence_for, in_view, open_mask, paths_of, predict_photo
+from cvlab.page.evidence import Evidence, Paths, Prediction, evidence_for, open_mask, paths_of, predict_photo
 from cvlab.page.html import quoted
 from cvlab.page.models import Models
-from cvlab.page.question import Question, class_indices, region_words
-from cvlab.transforms import Box, open_image, seen_part
+from cvlab.page.question import Question, region_words
+from cvlab.transforms import Box, open_image, seen_part, whole_mask
 from cvlab.trust import Judgement, judge
 from cvlab.trust.diagnosis import diagnose
 
@@ -133,7 +133,7 @@ class Answer:
             return self.prediction.evidence
 
         def make() -> Evidence:
-            true = in_view(self.true_mask, self.model) if self._needs_mask and self.mask else None
+            true = whole_mask(self.true_mask, self.model.image_size) if self._needs_mask and self.mask else None
             return evidence_for(self.prediction.images, self.model, self.question, true)
 
         return self.visit.once(("evidence", *self._key), make)
@@ -150,12 +150,11 @@ class Answer:
 
     @cached_property
     def true_mask(self) -> Tensor:
-        """The true mask (H, W) of the class that is asked about, bool, at its own resolution."""
+        """The true mask at its own resolution, as `open_mask` gives it."""
         if not self.segments:
             raise ValueError("This model is a classifier: there is no mask to compare.")
-        class_idx, _ = class_indices(self.question, self.model, self.prediction.logits)
-        make = partial(open_mask, self.mask, self.model, class_idx, self.prediction.size)
-        return self.visit.once(("mask", self.mask, class_idx), make)
+        make = partial(open_mask, self.mask, self.model, self.prediction.size)
+        return self.visit.once(("mask", self.mask), make)
 
     @property
     def stage(self) -> str:

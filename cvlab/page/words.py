@@ -1,5 +1,7 @@
 """The answer in plain sentences: what the model thinks, and where it looked."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,7 +18,7 @@ from cvlab.trust.familiarity import FOREIGN
 
 GRID = 96  # pixels a side, on which places are found
 SURE, LIKELY = 0.6, 0.4  # below the first the model is not sure, below the second it guesses
-MOST_NAMED = 3  # classes between which it hesitates; more than that say nothing
+MOST_NAMED = 3  # classes between which it hesitates, as more say nothing; of a segmenter, besides the one asked about
 EDGE = 1 / 40  # of the side: so near is along the edge of a region
 
 
@@ -28,7 +30,8 @@ def said(answer: Answer) -> tuple[str, str]:
     except ValueError:
         if answer.question != Question():
             return said(answer.again(Question()))
-        return "Nothing found.", f"No part of the photo looks enough like {plain(answer.model.class_names[0])}."
+        names = answer.model.class_names[answer.model.first_object :]
+        return "Nothing found.", f"No part of the photo looks enough like {either(names)}."
     if answer.segments:
         return found(answer), asked_about(answer)
     evidence, names = answer.evidence, answer.model.class_names
@@ -54,8 +57,9 @@ def found(answer: Answer) -> str:
     mask = mask_of(answer.question, answer.model, answer.prediction.logits)
     if not mask.any():
         return f"No {plain(asked)} found."
-    others = [(name, share) for name, share in answer.prediction.shares.items() if share > 0 and name != asked]
-    also = "".join(f", {plain(name)} {percent(share)}" for name, share in others)
+    ranked = sorted(answer.prediction.shares.items(), key=lambda item: -item[1])
+    others = [f", {plain(name)} {percent(share)}" for name, share in ranked if share > 0 and name != asked]
+    also = "".join(others[:MOST_NAMED]) + (f" and {len(others) - MOST_NAMED} more" if others[MOST_NAMED:] else "")
     return upper(f"{plain(asked)} found: {percent(mask.float().mean().item())} of the picture{also}.")
 
 
@@ -65,7 +69,7 @@ def asked_about(answer: Answer) -> str:
     if not lies:
         return "No part of the picture speaks for it."
     where = max(lies, key=lies.get)
-    if answer.question.asked == Question().asked:
+    if answer.question.region == "mask" and answer.testable:
         return f"It looked mostly {where}."
     region = region_words(answer.question)
     side = "against" if answer.question.against else "for"
@@ -106,6 +110,12 @@ def percent(share: float) -> str:
 def plain(name: str) -> str:
     """A name without quotation marks; characters that cannot be printed are spelled out."""
     return quoted(name)[1:-1]
+
+
+def either(names: Sequence[str], most: int = 8) -> str:
+    """Names as in: a, b or c. Beyond the first `most` their number is told."""
+    shown = [plain(name) for name in names[:most]] + [f"{len(names) - most} more"] * (len(names) > most)
+    return " or ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
 
 
 def upper(text: str) -> str:
