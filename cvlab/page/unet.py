@@ -130,10 +130,7 @@ def three_stages(answer: Answer) -> str:
 
 def contributions(answer: Answer) -> str:
     """What each path through a U-Net added to the score, once that was worked out."""
-    if not answer.segments or not answer.paths:
-        return ""
-    parts = answer.paths.contributions
-    if not parts:
+    if not answer.segments or not answer.paths or not (parts := answer.paths.contributions):
         return ""
     reading = "What each path through the U-Net added to the score; together they are the score. Orange is against it."
     return paragraph(reading) + table(("path", UNIT), [*parts.items(), ("score", answer.evidence.score)])
