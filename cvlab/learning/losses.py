@@ -63,27 +63,22 @@ def segmentation_loss(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss of a name; by default "bce+dice", for classes that exclude each other "ce+dice".
 
+    "ce" and "ce+dice", with the soft Dice of each class over a batch, take one-hot masks. A pixel that no class has is
+    not scored.
+
+    Args:
+        weights: of the classes in the cross-entropy, (C,), as `pixel_weights` gives them.
+
     Raises:
         ValueError: weights are given to a loss that has none.
     """
     name = name or ("ce+dice" if exclusive else "bce+dice")
-    if name in EXCLUSIVE_LOSSES:
-        return exclusive_loss(name, weights)
-    if weights is not None:
+    if name in SEGMENTATION_LOSSES and weights is None:
+        return SEGMENTATION_LOSSES[name]
+    if name in SEGMENTATION_LOSSES:
         raise ValueError(
             f"--class-weights balanced is for the losses {' and '.join(EXCLUSIVE_LOSSES)}, not for {name}."
         )
-    return SEGMENTATION_LOSSES[name]
-
-
-def exclusive_loss(name: str, weights: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
-    """A loss for classes that exclude each other: "ce", or "ce+dice" with the soft Dice of all classes of a batch.
-
-    Masks are one-hot. A pixel that no class has is not scored.
-
-    Args:
-        weights: of the classes in the cross-entropy, (C,), as `pixel_weights` gives them.
-    """
     from segmentation_models_pytorch.losses import DiceLoss  # imported here: classifiers need not wait for it
 
     dice_of_classes = DiceLoss("multiclass", ignore_index=IGNORED)
@@ -91,9 +86,9 @@ def exclusive_loss(name: str, weights: Tensor | None = None) -> Callable[[Tensor
     def criterion(logits: Tensor, masks: Tensor) -> Tensor:
         labelled = masks.any(1)
         labels = torch.where(labelled, masks.byte().argmax(1), IGNORED)
-        settings = {"ignore_index": IGNORED, "reduction": "sum"}
         factors = None if weights is None else weights.to(logits)
-        loss = F.cross_entropy(logits, labels, factors, **settings) / labelled.sum().clamp(min=1)
+        loss = F.cross_entropy(logits, labels, factors, ignore_index=IGNORED, reduction="sum")
+        loss = loss / labelled.sum().clamp(min=1)
         return loss + dice_of_classes(logits, labels) if name == "ce+dice" else loss
 
     return criterion
