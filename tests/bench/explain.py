@@ -4,6 +4,7 @@ python tests/bench/explain.py                print the tables; about fifteen min
 python tests/bench/explain.py --write        put them into tests/bench/README.md
 python tests/bench/explain.py --json FILE    the figures behind them too; a second run goes on from there
 python tests/bench/explain.py --shared       on a machine that does other things too: processor time of one thread
+python tests/bench/explain.py --network "U-Net on ResNet-18, 256 px"     the times of one network, printed alone
 python tests/bench/explain.py --quick        two small networks, twice: whether it runs
 
 Everything is timed interleaved in one process: a round runs every contender once, in an order drawn anew, and divides
@@ -60,6 +61,7 @@ NETWORKS: dict[str, Callable[[], Model]] = {
     "ConvNet 32-256, 128 px": lambda: build("convnet", SHAPES, 128, {"widths": [32, 64, 128, 256], "depth": 2}),
     "ConvNet 24-192, 64 px": lambda: build("convnet", SHAPES, 64, {"widths": [24, 48, 96, 192]}),
     "U-Net 64-512, 256 px": lambda: build("unet", ["object"], 256, {"width": 64, "depth": 3}),
+    "U-Net on ResNet-18, 256 px": lambda: build("smp", ["object"], 256, {"encoder": "resnet18"}),
     "ConvNet 8-16, 32 px": lambda: build("convnet", SHAPES, 32, {"widths": [8, 16]}),
     "U-Net 8-16, 32 px": lambda: build("unet", ["object"], 32, {"width": 8, "depth": 1}),
 }
@@ -68,7 +70,7 @@ SEGMENTER = list(NETWORKS)[6]
 BATCHES = {"ResNet-18, 224 px": 16, SEGMENTER: 2}
 ROUNDS = {"VGG-16, 224 px": 9, "deep CNN 64-512, 224 px": 9, SEGMENTER: 5}  # of the others 15
 BATCH_ROUNDS = 3
-QUICK = list(NETWORKS)[7:]
+QUICK = list(NETWORKS)[8:]
 
 
 def network(name: str) -> tuple[Model, Tensor]:
@@ -378,6 +380,7 @@ def page(figures: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=NETWORKS, help="the times of this one alone")
     parser.add_argument("--quick", action="store_true", help="two small networks, twice")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go; read first if there")
     parser.add_argument("--write", action="store_true", help="put the tables into tests/bench/README.md")
@@ -388,6 +391,10 @@ def main() -> None:
         torch.set_num_threads(1)
     if options.memory:
         print_memory(*options.memory)
+        return
+    if options.network:
+        found = times(options.network, ROUNDS.get(options.network, 7))
+        print(hardware(), times_table({"times": {options.network: found}}), sep="\n\n")
         return
     figures = measure(options.quick, options.json)
     if options.json:
