@@ -148,6 +148,7 @@ def mask_levels(model: Model, logits: Tensor) -> Tensor:
     """
     if not getattr(model, "exclusive", False):
         return probabilities(model, logits)
-    best, second = logits.topk(2, dim=1).values.split(1, 1)
-    others = torch.where(logits == best, second, best)
+    best, index = logits.max(1, keepdim=True)
+    second = logits.scatter(1, index, -torch.inf).amax(1, keepdim=True)
+    others = best.expand_as(logits).scatter(1, index, second)
     return ((logits - others) / model.temperature).sigmoid()
