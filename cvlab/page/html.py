@@ -95,8 +95,3 @@ def number(value: float) -> str:
 def paragraph(text: str) -> str:
     """Plain text as HTML; an empty text gives nothing."""
     return f"<p>{html.escape(text)}</p>" if text else ""
-
-
-def card_text(title: str, text: str) -> str:
-    """A longer text under a title that unfolds it, shown as it was written: no Markdown or HTML in it is rendered."""
-    return folded(title, f'<pre class="card" tabindex="0">{html.escape(text)}</pre>', "card")

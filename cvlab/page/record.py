@@ -5,13 +5,14 @@ folder may come from a stranger: its text is escaped, its pictures are opened li
 not valid says so instead of hiding the others.
 """
 
+import html
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cvlab.checkpoint.card import SECTIONS, Section, read_text, title_and_alt_text
 from cvlab.checkpoint.config import opened
-from cvlab.page.html import card_text, code_block, figure, in_grid, paragraph, table
+from cvlab.page.html import code_block, figure, folded, in_grid, paragraph, table
 from cvlab.transforms import open_image
 
 MOST_PICTURES = 40
@@ -65,5 +66,5 @@ def _epochs(folder: Path) -> str:
 
 
 def _card(folder: Path) -> str:
-    text = read_text(folder / "README.md")
-    return card_text("The model's card", text.split("---\n", 2)[-1]) if text else ""
+    text = html.escape(read_text(folder / "README.md").split("---\n", 2)[-1])  # no Markdown in it is rendered
+    return folded("The model's card", f'<pre class="card" tabindex="0">{text}</pre>', "card") if text else ""
