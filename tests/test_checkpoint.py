@@ -16,7 +16,7 @@ from cvlab.checkpoint import CheckpointError, card
 from cvlab.checkpoint.config import FORMAT, MAX_CONFIG_BYTES
 from cvlab.files import new_folder, write_text
 from cvlab.models import Model, build
-from cvlab.models.fused import for_serving
+from cvlab.models.fused import fused
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = {"name": "pets: of the [yard]", "split_seed": 0, "fingerprints": {"test": ["1f", "2e"]}}
@@ -86,7 +86,7 @@ PROMISED = (
 def test_a_loaded_model_and_its_fused_copy_have_all_that_a_model_promises(folder):
     model = checkpoint.load(folder)
     assert model.source == str(folder)
-    for each in (model, for_serving(model)):
+    for each in (model, fused(model)):
         assert isinstance(each, Model)
         assert {name: getattr(each, name) for name in PROMISED} == {name: getattr(model, name) for name in PROMISED}
         assert list(each.stages) == model.config["stages"]

@@ -330,7 +330,7 @@ def test_a_copy_whose_maps_differ_is_not_used(classifier: nn.Module, monkeypatch
         return copy
 
     assert faster_copy(classifier) is not classifier
-    monkeypatch.setattr("cvlab.models.fused.for_serving", wrong)
+    monkeypatch.setattr("cvlab.models.fused.fused", wrong)
     assert faster_copy(classifier) is classifier
 
 

@@ -23,7 +23,7 @@ from cvlab.files import read_json, to_json, write_text
 from cvlab.learning.losses import segmentation_loss
 from cvlab.metrics import boundary
 from cvlab.models import Model
-from cvlab.models.fused import for_serving
+from cvlab.models.fused import fused
 from cvlab.transforms import resize_logits
 from cvlab.trust import conformal
 from cvlab.trust.familiarity import FOREIGN, familiarity, features, foreignness
@@ -126,7 +126,7 @@ def measure_trust(model: Model, parts: Parts, most: int, folder: Path) -> None:
     views = views[torch.randperm(len(views), generator=torch.Generator().manual_seed(0))]
     most = min(most, len(views))
     weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    known, served = read_json(folder / "trust.json"), for_serving(model)
+    known, served = read_json(folder / "trust.json"), fused(model)
     pictures = known["maps"][:most] if known.get("weights") == weights else []
     for i in tqdm(range(len(pictures), most), "trust", most, initial=len(pictures)):
         one, *others = views.roll(-i, 0)[:13] / 255

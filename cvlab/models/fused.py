@@ -24,8 +24,7 @@ def fused(model: Model) -> Model:
     inputs are nearly equal: of 1,760 maps of synthetic scenes 14 differed by more than 1e-5 of their largest value, at
     most by 2e-3, none of them at the last stage. The copy cannot be trained.
 
-    Raises:
-        ValueError: the network also uses the output of a convolution without its batch normalisation.
+    The model itself, if it also uses the output of a convolution without its batch normalisation.
     """
     copy = deepcopy(model).eval().requires_grad_(False)
     images = torch.rand(1, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(0))
@@ -36,18 +35,10 @@ def fused(model: Model) -> Model:
         # timm's BatchNormAct2d also has dropout and an activation.
         copy.set_submodule(norm_name, nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity())
     if (copy(images) - expected).abs().max() > TOLERANCE * expected.abs().max():
-        raise ValueError("batch normalisation cannot be fused: the network uses its input elsewhere too")
+        return model
     copy.to(memory_format=torch.channels_last)
     copy.normalize.register_forward_hook(lambda module, inputs, images: images.to(memory_format=torch.channels_last))
     return copy
-
-
-def for_serving(model: Model) -> Model:
-    """The fused copy in float32, or the model itself where it cannot be fused."""
-    try:
-        return fused(model)
-    except ValueError:
-        return model
 
 
 def _pairs(model: Model, images: Tensor) -> list[tuple[str, str]]:

@@ -112,7 +112,7 @@ def faster_copy(model: Model) -> Model:
 
     The model itself, if a map of any stage differs by more than TOLERANCE of its maximum on a synthetic scene.
     """
-    from cvlab.models.fused import for_serving  # imported here: it takes time that the first page need not wait for
+    from cvlab.models.fused import fused  # imported here: it takes time that the first page need not wait for
 
     images = view(shapes.scene(TEST_SCENE, model.image_size).image, model)
     try:
@@ -120,11 +120,11 @@ def faster_copy(model: Model) -> Model:
             _ = familiarity(model, images), nearest(model, images) if "rows" in model.statistics else None
     except (ValueError, RuntimeError):  # a stranger's statistics may be of another network
         model.statistics = None
-    copy = for_serving(model).eval()
-    own, fused = (explain(each, images, _first_class, None, tuple(METHODS)).maps for each in (model, copy))
+    copy = fused(model).eval()
+    own, theirs = (explain(each, images, _first_class, None, tuple(METHODS)).maps for each in (model, copy))
     for method, stages in own.items():
         for stage, attribution in stages.items():
-            if (fused[method][stage] - attribution).abs().max() > TOLERANCE * attribution.abs().max():
+            if (theirs[method][stage] - attribution).abs().max() > TOLERANCE * attribution.abs().max():
                 return model
     return copy
 

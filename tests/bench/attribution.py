@@ -55,7 +55,7 @@ from cvlab.data import shapes
 from cvlab.data.evaluation import parts_of, read_views
 from cvlab.explain import default_stage, predict
 from cvlab.models import Model, build
-from cvlab.models.fused import for_serving
+from cvlab.models.fused import fused
 from cvlab.transforms import view, whole_mask
 from cvlab.trust import hide
 from cvlab.trust.hiding import BORDER, PIXELS_AT_ONCE
@@ -275,7 +275,7 @@ def collect(
 
 def served(name: str) -> Model:
     """A shipped model as the page asks it, with gradients of weights, without which peers explain nothing."""
-    return for_serving(checkpoint.load(ROOT / "checkpoints" / name)).requires_grad_(True)
+    return fused(checkpoint.load(ROOT / "checkpoints" / name)).requires_grad_(True)
 
 
 def untrained() -> Model:

@@ -36,7 +36,7 @@ from cvlab.data.evaluation import parts_of, read_views
 from cvlab.explain import METHODS, class_score, correlation, explain, predict, predicted_masks, region_score
 from cvlab.explain.hooks import passes
 from cvlab.models import Model, build
-from cvlab.models.fused import for_serving
+from cvlab.models.fused import fused
 from cvlab.transforms import view
 from cvlab.trust import judge
 from cvlab.trust.judge import CELLS, SENTENCES, Verdicts, blind_maps, evidence
@@ -138,7 +138,7 @@ def collect(sets: Sequence[str], count: int, skipped: int, known: list[dict]) ->
     for each in sets:
         name, where = each.split("=", 1)
         folder, data = where.rsplit(":", 1)
-        model = for_serving(checkpoint.load(folder))
+        model = fused(checkpoint.load(folder))
         model.config.pop("limits", None)  # its own: the usual ones are tested
         views, fresh = views_of(model, data, count + OTHERS, skipped), untrained(model)
         done = {line["picture"] for line in known if line["set"] == name}
@@ -232,7 +232,7 @@ def measure_price(size: int, rounds: int) -> dict:
     judge(model, images, {"one": attribution, "two": attribution.flip(3)}, 0)
     counts.append(sum(forwards) - counts[0])
     times = []
-    for each in (model, for_serving(model)):
+    for each in (model, fused(model)):
         ratios = []
         for _ in range(rounds):
             marks = [time.process_time()]
