@@ -47,8 +47,7 @@ from cvlab.page.visit import Answer, Visits
 
 ROOT = Path(__file__).resolve().parent
 CSS, SCRIPT = ROOT / "cvlab/page/page.css", (ROOT / "cvlab/page/page.js").read_text("utf-8")
-COLOURS = ("colormap", "common_scale")  # the settings that need no other map
-KEPT = ("method", "opacity", *COLOURS)  # of the settings, when another photo or model is chosen
+KEPT = ("method", "opacity", "colormap")  # of the settings, when another photo or model is chosen
 PICKED = ("class_name", "rather_than", "region", "points")  # what a click in the picture sets
 METHOD_CHOICES = [(name, key) for key, name in METHOD_NAMES.items()]
 REGION_CHOICES = [(label, region) for region, (label, _) in REGIONS.items()]
@@ -153,8 +152,6 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
             at.code = html()
     with gr.Accordion("Colours", open=False):
         at.colormap = gr.Dropdown(COLORMAP_CHOICES, value=usual.colormap, label="Colour map")
-        hint = "For all stages of a U-Net, or for a class beside the predicted one"
-        at.common_scale = gr.Checkbox(label="One scale", info=hint)
     at.link, at.background = html(), html()
     at.photo.render()  # after the strip, whose input for files is the first of the page
     return at
@@ -263,7 +260,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     quietly = {"trigger_mode": "always_last", "api_visibility": "private", "show_progress": "hidden"}
     begun = [page.load, at.photo.change, at.model.input]
     waiting = {"show_progress_on": [at.look, at.grad_cam, at.stages]}
-    touched = [widget.input for name, widget in settings.items() if name not in ("points", "opacity", *COLOURS)]
+    touched = [widget.input for name, widget in settings.items() if name not in ("points", "opacity", "colormap")]
     answers = [
         when(begun, begin, [at.shown, *asked], everything, **waiting),
         when([*touched, at.points.submit, at.mask.change], redraw, asked, changed),
@@ -273,7 +270,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     for each in answers:  # what takes more passes follows
         each.then(follow, asked, following, **quietly).then(check, asked, checked, **ONE_AT_A_TIME, **quietly)
     at.chip.select(check_now, asked, checked, **ONE_AT_A_TIME, **quietly)
-    when([getattr(at, name).input for name in COLOURS], drawing(*REDRAWN), asked, drawn)  # the check stays as it is
+    when([at.colormap.input], drawing(*REDRAWN), asked, drawn)  # the check stays as it is
     # In the browser alone: what was chosen or taken becomes the photo.
     at.upload.upload(None, at.upload, at.photo, js="file => file", api_visibility="private")
     at.camera.input(None, at.camera, [at.photo, at.camera], js=TAKEN, api_visibility="private")

@@ -51,9 +51,7 @@ def photo(tmp_path: Path) -> str:
 def test_drawing_needs_no_other_pass(visits: Visits, photo: str) -> None:
     riders, pets = visits.get(photo, "riders"), visits.get(photo, "pets")
     first = riders.ask(Question()).evidence
-    drawn = Question(
-        opacity=0.1, colormap="jet", common_scale=True, method="hires_cam", stage="decoder1", threshold=0.5
-    )
+    drawn = Question(opacity=0.1, colormap="jet", method="hires_cam", stage="decoder1", threshold=0.5)
     assert visits.get(photo, "riders").ask(drawn).evidence is first
     assert riders.ask(Question(against=True)).evidence is not first
     asked = Question("cat", stage="stage1")
@@ -127,14 +125,6 @@ def test_how_far_maps_depend_on_the_region_is_worked_out_later_and_stays_beside_
     whole = {"region": "box", "points": "0,0 40,40"}
     visits.get(photo, "riders").ask(Question(**whole)).work_out_paths()
     assert "is the whole picture" in stages(**whole)
-
-
-def test_one_scale_brings_the_peaks_of_all_stages_under_one_top(visits: Visits, photo: str) -> None:
-    answer = visits.get(photo, "riders").ask(Question(common_scale=True))
-    answer.work_out_paths()
-    html = draw(answer, ["stages"])["stages"]
-    tops = re.findall(r"</span> ([\d.,e+-]+) </div>", html)
-    assert len(set(tops)) == len(METHODS)
 
 
 def test_the_same_model_and_picture_twice_agree(visits: Visits, photo: str) -> None:

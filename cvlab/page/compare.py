@@ -18,7 +18,7 @@ def compare(answer: Answer, second: Answer) -> str:
     if (second.visit.name, second.visit.photo) == (answer.visit.name, answer.visit.photo):
         return paragraph("Choose a second model, a second picture, or both.")
     # Places belong to one picture, thresholds to one model.
-    asked = replace(answer.question, region="mask", points="", rather_than="", threshold=0.0, common_scale=False)
+    asked = replace(answer.question, region="mask", points="", rather_than="", threshold=0.0)
     first = answer.again(asked)
     _ = first.prediction, second.prediction
     if first.model.task != second.model.task:
@@ -35,7 +35,7 @@ def compare(answer: Answer, second: Answer) -> str:
         tested = confirmed(each.visit.models.folder(each.visit.name), each.stage)
         caption = f"{' '.join(said(each))} {each.words} at {each.stage}."
         caption += f" Peak {number(peak(each.attribution).item())} {UNIT}. {tested}"
-        drawn += with_photo(captioned(draw_map(each)[0], title, caption), style=each.prediction.photo)
+        drawn += with_photo(captioned(draw_map(each), title, caption), style=each.prediction.photo)
     agreement = paragraph(_agreement(first, second))
     return f'{agreement}{slider("Heat", first.question.opacity)}<div class="two">{drawn}</div>'
 

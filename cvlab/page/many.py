@@ -113,7 +113,7 @@ def explain_picture(model: Model, picture: Picture, question: Question, number: 
         warning = f"No pixel reaches the threshold of {model.threshold:g}: the model finds nothing here."
     sentence, largest = " ".join(filter(None, [warning, *prediction.notes])), peak(attribution).item()
     label, box = f"{picture.label}: evidence for {name or 'nothing'}", seen_part(model, prediction.size)
-    drawn = heated(attribution, model.stages[question.stage], box, label, COLORMAPS[0], None, False)
+    drawn = heated(attribution, model.stages[question.stage], box, label, COLORMAPS[0], False)
     figure = captioned(drawn, f"{number}: {name or 'nothing found'}", f"{share:.1%}, peak {largest:.3g}")
     named = " or ".join(prediction.names or ())
     row = Row(number, picture.label, name, share, largest, sentence, prediction.familiar, named)

@@ -77,7 +77,7 @@ def look(answer: Answer) -> str:
     if answer.question.colormap == CONTOURS:
         lines = "Lines at 20, 40, 60 and 80% of the maximum; the thickest is the highest."
     unseen = " Dark frame: not seen by the model." if answer.box[2:] != (1, 1) else ""
-    shown = captioned(draw_map(answer)[0], "", f"{lines}{unseen}", slider("Heat", answer.question.opacity))
+    shown = captioned(draw_map(answer), "", f"{lines}{unseen}", slider("Heat", answer.question.opacity))
     return with_photo(shown, "main")
 
 
@@ -125,14 +125,13 @@ def most_like(answer: Answer) -> str:
 def grad_cam(answer: Answer) -> str:
     """The map that is asked for, large, and on demand its scale, peak and stage, and what the model sees."""
     question, attribution, prediction = answer.question, answer.attribution, answer.prediction
-    drawn, top = draw_map(answer)
     lies = place(attribution, answer.read_at) or "nowhere"
-    large = captioned(drawn, answer.words, f"lies {lies}.", slider("Heat", question.opacity))
+    large = captioned(draw_map(answer), answer.words, f"lies {lies}.", slider("Heat", question.opacity))
     shown = with_photo(large, "main") + paragraph(answer.warning(attribution))
     height, width = attribution.shape[-2:]
-    largest, score = number(peak(attribution).item()), number(answer.evidence.score)
+    top, score = peak(attribution).item(), number(answer.evidence.score)
     figures = f"{METHOD_NAMES[question.method]} at {answer.stage}, {width} x {height} positions. "
-    figures += f"Peak {largest} of a score of {score} {UNIT}."
+    figures += f"Peak {number(top)} of a score of {score} {UNIT}."
     pixels = prediction.images.shape[-1]
     seen = figure(to_picture(prediction.images), "What the model sees", f"{pixels} x {pixels} pixels.")
     return shown + folded(
