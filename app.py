@@ -183,14 +183,14 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
         return {getattr(at, name): value for name, value in shown.items()}
 
     def answer_of(photo: str | None, name: str, mask: str | None, *values: object) -> Answer:
-        return visits.get(photo, name).ask(Question(*values), mask)
+        return visits.ask(photo, name, Question(*values), mask)
 
     def begin(request: gr.Request, shown: str, photo: str | None, name: str, mask: str | None, *values) -> dict:
         query, before = {} if shown else dict(request.query_params), answer_of(photo, name, mask, *values).given
         question = Question(**{key: getattr(before, key) for key in KEPT}) if shown else from_query(query)
         linked = {"model": query["model"]} if query.get("model") else {}
         name = linked.get("model", name)
-        answer, changed = visits.get(photo, name).ask(question, mask), {"shown": "none"}
+        answer, changed = visits.ask(photo, name, question, mask), {"shown": "none"}
         with suppress(ValueError, OSError):  # the sentence says it
             wanted = settings_of(answer.model, question)
             # Gradio makes each widget anew that gets more than a value, or nothing.

@@ -15,7 +15,7 @@ from cvlab.page.words import said
 
 def compare(answer: Answer, second: Answer) -> str:
     """Two models on one picture, one on two, or both; ValueError where a classifier is compared with a segmenter."""
-    if (second.visit.name, second.visit.photo) == (answer.visit.name, answer.visit.photo):
+    if (second.name, second.photo) == (answer.name, answer.photo):
         return paragraph("Choose a second model, a second picture, or both.")
     # Places belong to one picture, thresholds to one model.
     asked = replace(answer.question, region="mask", points="", rather_than="", threshold=0.0)
@@ -27,12 +27,12 @@ def compare(answer: Answer, second: Answer) -> str:
     if first.model is second.model:  # the same class, so that the peaks can be compared
         asked = replace(asked, class_name=first.model.class_names[first.evidence.class_idx])
     second = second.again(Question(**settings_of(second.model, asked)))
-    titles = first.visit.name, second.visit.name
+    titles = first.name, second.name
     if titles[0] == titles[1]:
         titles = "First picture", "Second picture"
     drawn = ""
     for title, each in zip(titles, (first, second), strict=True):
-        tested = confirmed(each.visit.models.folder(each.visit.name), each.stage)
+        tested = confirmed(each.folder, each.stage)
         caption = f"{' '.join(said(each))} {each.words} at {each.stage}."
         caption += f" Peak {number(peak(each.attribution).item())} {UNIT}. {tested}"
         drawn += with_photo(captioned(draw_map(each), title, caption), style=each.prediction.photo)

@@ -109,11 +109,11 @@ def facts(answer: Answer) -> str:
 
 def most_like(answer: Answer) -> str:
     """The pictures of training that are most like the photo: their classes, and thumbnails where some are kept."""
-    rows, visit = answer.prediction.alike, answer.visit
+    rows = answer.prediction.alike
     if not rows:
         return ""
     told = ", ".join(f"{quoted(name)} ({likeness:.2f})" for _, name, likeness in rows)
-    drawn, path = [], visit.models.folder(visit.name) / hub.THUMBNAILS
+    drawn, path = [], answer.folder / hub.THUMBNAILS
     with suppress(CheckpointError, ImageError), opened(path, hub.MAX_TEXT_BYTES) as file:
         sheet = open_image(file)
         for i, name, _ in rows:
@@ -167,23 +167,22 @@ def reasons(answer: Answer) -> str:
 
 def link(answer: Answer) -> str:
     """A link to the model and the question."""
-    href = html.escape(to_query(answer.visit.name, answer.question))
+    href = html.escape(to_query(answer.name, answer.question))
     return f'<a class="question-link" href="{href}">Link to this model and these settings</a> (without the photo)'
 
 
 def code(answer: Answer) -> str:
     """Python that computes the map again."""
-    visit = answer.visit
     _ = answer.prediction  # without a photo there is nothing to compute
-    lines = as_python(visit.models.public_name(visit.name), Path(visit.photo).name, answer.model, answer.question)
+    source = answer.visits.models.public_name(answer.name)
+    lines = as_python(source, Path(answer.photo).name, answer.model, answer.question)
     return paragraph(SAME_MAP) + code_block(lines)
 
 
 def record(answer: Answer) -> str:
     """The scores, training and card in the folder of the model."""
-    visit = answer.visit
-    _ = visit.model  # opening it checks what stands in its folder
-    return record_panel(visit.models.folder(visit.name))
+    _ = answer.model  # opening it checks what stands in its folder
+    return record_panel(answer.folder)
 
 
 PANELS: dict[str, Callable[..., str]] = {
