@@ -35,15 +35,14 @@ from cvlab.memory import share_arenas
 from cvlab.models import Model
 from cvlab.page.api import ONE_AT_A_TIME, Page, add_api, fetch_with_progress
 from cvlab.page.examples import example_files
-from cvlab.page.heat import METHOD_NAMES
 from cvlab.page.host import sentence_of
 from cvlab.page.html import paragraph
-from cvlab.page.many import ROWS, explain_files
+from cvlab.page.many import WIDTHS, Row, explain_files
 from cvlab.page.models import Models, offered_models
 from cvlab.page.panels import CHECKED, FOLLOWING, ON_REQUEST, REDRAWN, draw
 from cvlab.page.question import COLORMAPS, REGIONS, Question, from_query, picked, settings_of
 from cvlab.page.upload import MAX_UPLOAD_MB, UPLOADS, photo_input
-from cvlab.page.visit import Answer, Visits
+from cvlab.page.visit import METHOD_NAMES, Answer, Visits
 
 ROOT = Path(__file__).resolve().parent
 CSS, SCRIPT = ROOT / "cvlab/page/page.css", (ROOT / "cvlab/page/page.js").read_text("utf-8")
@@ -143,7 +142,7 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
                 )
                 at.again = gr.Button("Again, with the model and stage that are chosen now")
             at.gallery = html()
-            table = {"headers": list(ROWS), "column_widths": [f"{width}px" for width in ROWS.values()]}
+            table = {"headers": list(Row._fields), "column_widths": [f"{width}px" for width in WIDTHS]}
             at.rows = gr.Dataframe(**table, label="Results", interactive=False, wrap=True)
             at.table = gr.File(label="Table (CSV)", interactive=False, height=90)
         with gr.Tab("Report") as at.report:

@@ -5,11 +5,10 @@ from dataclasses import replace
 from cvlab.checkpoint.card import confirmed
 from cvlab.explain import peak
 from cvlab.explain.many import likeness
-from cvlab.page.heat import UNIT, draw_map
 from cvlab.page.html import number, paragraph
 from cvlab.page.picture import captioned, slider, with_photo
 from cvlab.page.question import Question, settings_of
-from cvlab.page.visit import Answer
+from cvlab.page.visit import UNIT, Answer, draw_map
 from cvlab.page.words import said
 
 

@@ -12,7 +12,6 @@ from cvlab.checkpoint import CheckpointError, hub
 from cvlab.checkpoint.config import opened
 from cvlab.explain import heatmap, peak
 from cvlab.page.compare import compare
-from cvlab.page.heat import METHOD_NAMES, UNIT, draw_map
 from cvlab.page.host import sentence_of
 from cvlab.page.html import bars, code_block, figure, folded, in_grid, number, paragraph, quoted, scale_bar
 from cvlab.page.picture import CONTOURS, captioned, slider, with_photo
@@ -20,7 +19,7 @@ from cvlab.page.question import to_query
 from cvlab.page.record import record_panel
 from cvlab.page.snippet import as_python
 from cvlab.page.unet import contributions, errors, region_picker, stages, three_stages
-from cvlab.page.visit import Answer
+from cvlab.page.visit import METHOD_NAMES, UNIT, Answer, draw_map
 from cvlab.page.words import place, said, shares_of_evidence
 from cvlab.render import to_picture
 from cvlab.transforms import ImageError, open_image

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from cvlab.page.cache import Cache
 from cvlab.page.evidence import Evidence, Paths, Prediction, evidence_for, open_mask, paths_of, predict_photo
 from cvlab.page.html import quoted
 from cvlab.page.models import Models
+from cvlab.page.picture import heated
 from cvlab.page.question import Question, region_words
 from cvlab.transforms import Box, open_image, seen_part, whole_mask
 from cvlab.trust import Judgement, judge
@@ -24,6 +25,8 @@ MAX_BYTES = 512 * 2**20  # of what is cached about photos
 SMALL = 2**12  # bytes of a value that is a few numbers
 QUIET, FORGOTTEN = 10, 3600  # seconds after a question until its visitor is not thought to wait, or to be there
 FORWARDS, SECONDS = 45, 3  # of a verdict; one that takes longer is given on request
+METHOD_NAMES = {"grad_cam": "Grad-CAM", "hires_cam": "HiResCAM"}
+UNIT = "logits"
 
 
 class Visits:
@@ -212,3 +215,12 @@ class Answer:
         if self.segments:
             make = partial(paths_of, self.prediction.images, self.model, self.evidence, self.question.against)
             self._once(("paths", *self._key), make)
+
+
+@lru_cache(maxsize=1)  # two tabs show it
+def draw_map(answer: Answer, stage: str = "", method: str = "", spot: bool = True) -> str:
+    """A map over the photo, by default the map that is asked for."""
+    stage, method = stage or answer.stage, method or answer.question.method
+    label = f"Heatmap: {answer.words} at {stage} by {METHOD_NAMES[method]}, over the photo"
+    attribution, read_at = answer.evidence.maps[method][stage], answer.model.stages[stage]
+    return heated(attribution, read_at, answer.box, label, answer.question.colormap, spot)
