@@ -1,11 +1,9 @@
 """The answers to what visitors ask about a photo and a model. Each value is computed once."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -94,15 +92,8 @@ class Answer:
         model = self.model
         if self.photo is None:
             raise ValueError("Drop a photo, or choose an example.")
-        return self._once(("prediction",), lambda: predict_photo(open_image(self.photo), model))
-
-    def _once(self, key: tuple, make: Callable[[], Any]) -> Any:
-        """A value of this photo and model, computed by `make` where it is not in the cache."""
-        return self.visits.cache.get((self.photo, self.name, *key), make)
-
-    def _known(self, key: tuple) -> Any | None:
-        """A value of this photo and model if it is in the cache, else None."""
-        return self.visits.cache.known((self.photo, self.name, *key))
+        key = "prediction", self.photo, self.name
+        return self.visits.cache.get(key, lambda: predict_photo(open_image(self.photo), model))
 
     @property
     def segments(self) -> bool:
@@ -127,13 +118,14 @@ class Answer:
             true = whole_mask(self.true_mask, self.model.image_size) if self._key[-1] else None
             return evidence_for(self.prediction.images, self.model, self.question, true)
 
-        return self._once(("evidence", *self._key), make)
+        return self.visits.cache.get(("evidence", *self._key), make)
 
     @property
     def _key(self) -> tuple:
         """What decides the maps: of a classifier also the stage, of its errors also the true mask."""
         stage = "" if self.segments else self.question.stage
-        return (*self.question.asked, stage, self.mask if self.question.region.startswith("false") else None)
+        mask = self.mask if self.question.region.startswith("false") else None
+        return (self.photo, self.name, *self.question.asked, stage, mask)
 
     @cached_property
     def true_mask(self) -> Tensor:
@@ -141,7 +133,7 @@ class Answer:
         if not self.segments:
             raise ValueError("This model is a classifier: there is no mask to compare.")
         make = partial(open_mask, self.mask, self.model, self.prediction.size)
-        return self._once(("mask", self.mask), make)
+        return self.visits.cache.get(("mask", self.mask, self.photo, self.name), make)
 
     @property
     def stage(self) -> str:
@@ -191,30 +183,30 @@ class Answer:
     @property
     def key(self) -> tuple:
         """What decides the verdict."""
-        return (self.photo, self.name, *self._key, self.question.method, self.question.stage)
+        return (*self._key, self.question.method, self.question.stage)
 
     @property
     def verdict(self) -> Judgement | None:
         """Whether the map can be believed, if `work_out_verdict` was called before."""
-        return self._known(("verdict", *self.key))
+        return self.visits.cache.known(("verdict", *self.key))
 
     def work_out_verdict(self) -> None:
         """Takes 44 forwards; `verdict` is known afterwards. Does nothing where the map is not `testable`."""
         if self.testable:
             images, evidence = self.prediction.images, self.evidence
             make = partial(judge, self.model, images, self.attribution, evidence.class_idx, evidence.region, self.stage)
-            self._once(("verdict", *self.key), make)
+            self.visits.cache.get(("verdict", *self.key), make)
 
     @property
     def paths(self) -> Paths | None:
         """How a segmenter came to the answer, if `work_out_paths` was called before."""
-        return self._known(("paths", *self._key))
+        return self.visits.cache.known(("paths", *self._key))
 
     def work_out_paths(self) -> None:
         """Takes two passes more; `paths` is known afterwards. Does nothing for a classifier."""
         if self.segments:
             make = partial(paths_of, self.prediction.images, self.model, self.evidence, self.question.against)
-            self._once(("paths", *self._key), make)
+            self.visits.cache.get(("paths", *self._key), make)
 
 
 @lru_cache(maxsize=1)  # two tabs show it
