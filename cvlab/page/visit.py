@@ -62,8 +62,8 @@ class Answer:
     """The answer to one question about a photo: what every panel of the page is drawn from.
 
     Nothing is opened or computed before it is looked at. The values are in the cache and the model is in `Models`. An
-    answer only refers to them, so that both can be dropped.
-    Reading `model` or `prediction` raises a ValueError or OSError where there is no such model or photo.
+    answer only refers to them, so that both can be dropped. Reading `model` or `prediction` raises a ValueError or
+    OSError where there is no such model or photo.
     """
 
     visits: Visits
