@@ -35,20 +35,18 @@ from cvlab.memory import share_arenas
 from cvlab.models import Model
 from cvlab.page.api import ONE_AT_A_TIME, Page, add_api, fetch_with_progress
 from cvlab.page.examples import example_files
-from cvlab.page.heat import METHOD_NAMES
 from cvlab.page.host import sentence_of
 from cvlab.page.html import paragraph
-from cvlab.page.many import ROWS, explain_files
+from cvlab.page.many import WIDTHS, Row, explain_files
 from cvlab.page.models import Models, offered_models
 from cvlab.page.panels import CHECKED, FOLLOWING, ON_REQUEST, REDRAWN, draw
 from cvlab.page.question import COLORMAPS, REGIONS, Question, from_query, picked, settings_of
 from cvlab.page.upload import MAX_UPLOAD_MB, UPLOADS, photo_input
-from cvlab.page.visit import Answer, Visits
+from cvlab.page.visit import METHOD_NAMES, Answer, Visits
 
 ROOT = Path(__file__).resolve().parent
 CSS, SCRIPT = ROOT / "cvlab/page/page.css", (ROOT / "cvlab/page/page.js").read_text("utf-8")
-COLOURS = ("colormap", "common_scale")  # the settings that need no other map
-KEPT = ("method", "opacity", *COLOURS)  # of the settings, when another photo or model is chosen
+KEPT = ("method", "opacity", "colormap")  # of the settings, when another photo or model is chosen
 PICKED = ("class_name", "rather_than", "region", "points")  # what a click in the picture sets
 METHOD_CHOICES = [(name, key) for key, name in METHOD_NAMES.items()]
 REGION_CHOICES = [(label, region) for region, (label, _) in REGIONS.items()]
@@ -144,7 +142,7 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
                 )
                 at.again = gr.Button("Again, with the model and stage that are chosen now")
             at.gallery = html()
-            table = {"headers": list(ROWS), "column_widths": [f"{width}px" for width in ROWS.values()]}
+            table = {"headers": list(Row._fields), "column_widths": [f"{width}px" for width in WIDTHS]}
             at.rows = gr.Dataframe(**table, label="Results", interactive=False, wrap=True)
             at.table = gr.File(label="Table (CSV)", interactive=False, height=90)
         with gr.Tab("Report") as at.report:
@@ -153,8 +151,6 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
             at.code = html()
     with gr.Accordion("Colours", open=False):
         at.colormap = gr.Dropdown(COLORMAP_CHOICES, value=usual.colormap, label="Colour map")
-        hint = "For all stages of a U-Net, or for a class beside the predicted one"
-        at.common_scale = gr.Checkbox(label="One scale", info=hint)
     at.link, at.background = html(), html()
     at.photo.render()  # after the strip, whose input for files is the first of the page
     return at
@@ -186,14 +182,14 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
         return {getattr(at, name): value for name, value in shown.items()}
 
     def answer_of(photo: str | None, name: str, mask: str | None, *values: object) -> Answer:
-        return visits.get(photo, name).ask(Question(*values), mask)
+        return visits.ask(photo, name, Question(*values), mask)
 
     def begin(request: gr.Request, shown: str, photo: str | None, name: str, mask: str | None, *values) -> dict:
         query, before = {} if shown else dict(request.query_params), answer_of(photo, name, mask, *values).given
         question = Question(**{key: getattr(before, key) for key in KEPT}) if shown else from_query(query)
         linked = {"model": query["model"]} if query.get("model") else {}
         name = linked.get("model", name)
-        answer, changed = visits.get(photo, name).ask(question, mask), {"shown": "none"}
+        answer, changed = visits.ask(photo, name, question, mask), {"shown": "none"}
         with suppress(ValueError, OSError):  # the sentence says it
             wanted = settings_of(answer.model, question)
             # Gradio makes each widget anew that gets more than a value, or nothing.
@@ -263,7 +259,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     quietly = {"trigger_mode": "always_last", "api_visibility": "private", "show_progress": "hidden"}
     begun = [page.load, at.photo.change, at.model.input]
     waiting = {"show_progress_on": [at.look, at.grad_cam, at.stages]}
-    touched = [widget.input for name, widget in settings.items() if name not in ("points", "opacity", *COLOURS)]
+    touched = [widget.input for name, widget in settings.items() if name not in ("points", "opacity", "colormap")]
     answers = [
         when(begun, begin, [at.shown, *asked], everything, **waiting),
         when([*touched, at.points.submit, at.mask.change], redraw, asked, changed),
@@ -273,7 +269,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     for each in answers:  # what takes more passes follows
         each.then(follow, asked, following, **quietly).then(check, asked, checked, **ONE_AT_A_TIME, **quietly)
     at.chip.select(check_now, asked, checked, **ONE_AT_A_TIME, **quietly)
-    when([getattr(at, name).input for name in COLOURS], drawing(*REDRAWN), asked, drawn)  # the check stays as it is
+    when([at.colormap.input], drawing(*REDRAWN), asked, drawn)  # the check stays as it is
     # In the browser alone: what was chosen or taken becomes the photo.
     at.upload.upload(None, at.upload, at.photo, js="file => file", api_visibility="private")
     at.camera.input(None, at.camera, [at.photo, at.camera], js=TAKEN, api_visibility="private")

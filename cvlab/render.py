@@ -38,19 +38,15 @@ def picture_url(picture: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def relative_heat(
-    attribution: Tensor, size: Sequence[int], maximum: float | None = None, stage: Stage | None = None
-) -> np.ndarray:
+def relative_heat(attribution: Tensor, size: Sequence[int], stage: Stage | None = None) -> np.ndarray:
     """The positive part of a map (1, 1, h, w) at `size` (H, W), divided by its maximum: (H, W) in [0, 1].
 
     Args:
-        maximum: divide by this number instead, to show several maps of one stage on a common scale.
         stage: whose map it is; its cells are drawn where they look (`heatmap`).
     """
     attribution = attribution.detach().reshape(1, 1, *attribution.shape[-2:]).float()
     heat = heatmap(attribution, size, stage)[0, 0].cpu().numpy()
-    maximum = float(heat.max()) if maximum is None else maximum
-    return np.clip(heat / maximum, 0, 1) if maximum > 0 else np.zeros_like(heat)
+    return heat / heat.max() if heat.max() > 0 else np.zeros_like(heat)
 
 
 def heatmap_picture(

@@ -145,7 +145,7 @@ def test_a_trained_folder_keeps_its_promises_and_the_page_says_them(tmp_path: Pa
         model.config["set_threshold"] = threshold
         checkpoint.save(model, tmp_path / "model")
         visits = Visits(Models({"model": str(tmp_path / "model")}))
-        answer = visits.get(str(photo), "model").ask(Question())
+        answer = visits.ask(str(photo), "model", Question())
         assert len(answer.prediction.names) == expected
         assert (" or " in said(answer)[0]) == (expected == 2)
 
@@ -160,5 +160,5 @@ def test_calibration_fits_the_promises_of_shipped_models() -> None:
 def test_the_page_draws_the_band_between_core_and_rim(tmp_path: Path) -> None:
     visits = Visits(Models({"shapes": str(ROOT / "checkpoints/shapes-segmenter")}))
     photo = list(example_files())[-1]
-    assert '<path class="rim"' in region_picker(visits.get(photo, "shapes").ask(Question()))
-    assert '<path class="rim"' not in region_picker(visits.get(photo, "shapes").ask(Question(threshold=0.9)))
+    assert '<path class="rim"' in region_picker(visits.ask(photo, "shapes", Question()))
+    assert '<path class="rim"' not in region_picker(visits.ask(photo, "shapes", Question(threshold=0.9)))

@@ -202,7 +202,7 @@ def test_the_page_says_what_is_unlike_its_photos(run: tuple[Path, Path, Path]) -
     header, first, _ = csv.reader(io.StringIO(to_csv(rows)))
     assert dict(zip(header, first, strict=True))["familiar"] == "0.0"
     visits = Visits(Models({"colours": str(out)}))
-    foreign, known = (said(visits.get(str(path), "colours").ask(Question()))[0] for path in (photo, own))
+    foreign, known = (said(visits.ask(str(path), "colours", Question()))[0] for path in (photo, own))
     assert foreign.startswith("Unlike anything it was trained on. Nearest: ")
     assert foreign.split("Nearest: ")[1].split(",")[0] in model.class_names  # which can still be seen
     assert ("Unlike" in known) == (rows[1].familiar < 0.05)
@@ -257,7 +257,7 @@ def test_thumbnails_are_kept_and_shown_where_the_owner_allows_it(tmp_path: Path)
     assert sheet.width == COLUMNS * SIDE
     photo = parts.samples["train"][0][0]
     visits = Visits(Models({"run": str(out)}))
-    answer = visits.get(str(photo), "run").ask(Question())
+    answer = visits.ask(str(photo), "run", Question())
     (row, name, likeness), *_ = answer.prediction.alike
     assert (name, likeness) == (photo.parent.name, pytest.approx(1, abs=2e-3))
     x, y = row % COLUMNS * SIDE, row // COLUMNS * SIDE

@@ -67,7 +67,7 @@ def test_each_row_is_what_the_picture_alone_gets(model: nn.Module, folder: Path,
         (heat,) = embedded(figure, "png")
         if row.prediction:
             alone = explain(model, images, predicted_score(model), [stage], [method]).maps[method][stage]
-            (expected,) = embedded(heat_layer(alone, COLORMAPS[0], None, model.stages[stage]), "png")
+            (expected,) = embedded(heat_layer(alone, COLORMAPS[0], model.stages[stage]), "png")
             np.testing.assert_allclose(np.asarray(heat, int), np.asarray(expected, int), atol=1)
             assert row.peak == pytest.approx(peak(alone).item(), rel=1e-3, abs=1e-5)
         else:

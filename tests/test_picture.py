@@ -79,8 +79,7 @@ def test_no_evidence_stays_see_through_and_the_maximum_is_the_brightest() -> Non
     pixels = np.asarray(drawn.resize((20, 20), Image.Resampling.NEAREST))
     assert tuple(pixels[7, 7]) == (255, 255, 255, 255)
     assert pixels[12:, :, 3].max() == 0
-    halved = Image.open(io.BytesIO(base64.b64decode(heat_layer(attribution, "gray", 2.0).partition(",")[2])))
-    assert np.asarray(halved.convert("RGBA"))[..., 0].max() < 200
+    assert heat_layer(attribution / 2, "gray") == heat_layer(attribution, "gray")
     assert hottest_edge(-attribution.relu(), WHOLE) == ""
 
 
@@ -108,7 +107,7 @@ def test_a_hot_cell_is_drawn_and_named_where_its_stage_looks() -> None:
     left, top, right, bottom = corners(hottest_edge(attribution, WHOLE, stage))
     assert ((left + right) / 2000, (top + bottom) / 2000) == pytest.approx((x, y), abs=0.005)
     left, top, right, bottom = corners(
-        re.findall('class="level l4" d="([^"]+)"', heated(attribution, stage, WHOLE, "", CONTOURS, None, True))[0]
+        re.findall('class="level l4" d="([^"]+)"', heated(attribution, stage, WHOLE, "", CONTOURS, True))[0]
     )
     assert ((left + right) / 2000, (top + bottom) / 2000) == pytest.approx((x, y), abs=0.005)
     region = torch.zeros(256, 256, dtype=torch.bool)
@@ -128,13 +127,13 @@ def test_a_single_hot_pixel_of_a_fine_map_is_seen_and_zero_stays_zero() -> None:
     assert ((columns.mean() + 0.5) / drawn.width, (rows.mean() + 0.5) / drawn.height) == pytest.approx(
         (150.5 / 224, 30.5 / 224), abs=1 / 64
     )
-    (ring,) = re.findall(r'class="edge" d="M(\d+) (\d+)a', heated(attribution, None, WHOLE, "", "gray", None, False))
+    (ring,) = re.findall(r'class="edge" d="M(\d+) (\d+)a', heated(attribution, None, WHOLE, "", "gray", False))
     assert (int(ring[0]) + 25, int(ring[1])) == (round(1000 * 150.5 / 224), round(1000 * 30.5 / 224))
 
 
 def test_lines_in_place_of_colour_are_drawn_at_four_levels() -> None:
     ramp = torch.linspace(0, 1, 20).expand(1, 1, 20, 20)
-    drawn = heated(ramp, None, WHOLE, "", CONTOURS, None, True)
+    drawn = heated(ramp, None, WHOLE, "", CONTOURS, True)
     lefts = [corners(path)[0] for path in re.findall(r'class="level l\d" d="([^"]+)"', drawn)]
     assert lefts == pytest.approx([200, 400, 600, 800], abs=30)
 

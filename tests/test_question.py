@@ -31,7 +31,7 @@ def logits(segmenter: nn.Module) -> Tensor:
 
 
 def test_a_link_restores_the_question_and_leaves_out_what_is_as_usual() -> None:
-    question = Question("a & b", "c?", True, "stage2", "hires_cam", "box", "1,2 3,4", 0.25, "jet", 0.5, True)
+    question = Question("a & b", "c?", True, "stage2", "hires_cam", "box", "1,2 3,4", 0.25, "jet", 0.5)
     link = to_query("user/name@main", question)
     assert dict(parse_qsl(link[1:]))["model"] == "user/name@main"
     assert from_query(dict(parse_qsl(link[1:]))) == question
@@ -39,7 +39,7 @@ def test_a_link_restores_the_question_and_leaves_out_what_is_as_usual() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"threshold": "nan"}, {"method": "x"}, {"opacity": "2"}, {"region": "<b>"}, {"x": "y"}]
+    "wrong", [{"threshold": "nan"}, {"method": "x"}, {"opacity": "2"}, {"region": "<b>"}, {"common_scale": "True"}]
 )
 def test_what_a_link_says_wrongly_is_left_out(wrong: dict) -> None:
     assert from_query({"stage": "stage1"} | wrong) == Question(stage="stage1")
@@ -62,7 +62,7 @@ def test_what_no_widget_can_say_is_refused(wrong: dict) -> None:
 
 
 def test_what_is_only_drawing_is_not_asked() -> None:
-    assert Question(opacity=0.1, colormap="jet", common_scale=True, method="hires_cam").asked == Question().asked
+    assert Question(opacity=0.1, colormap="jet", method="hires_cam").asked == Question().asked
     assert Question(against=True).asked != Question().asked
 
 

@@ -25,7 +25,7 @@ from cvlab.page.html import quoted
 from cvlab.page.models import TOLERANCE, Models, bytes_of, faster_copy
 from cvlab.page.panels import CHECKED, PANELS, draw
 from cvlab.page.question import Question, score_of
-from cvlab.page.visit import Visit, Visits
+from cvlab.page.visit import Answer, Visits
 from cvlab.page.words import percent, said
 from cvlab.transforms import open_image, resize_logits, view
 from cvlab.trust import judge
@@ -49,15 +49,13 @@ def photo(tmp_path: Path) -> str:
 
 
 def test_drawing_needs_no_other_pass(visits: Visits, photo: str) -> None:
-    riders, pets = visits.get(photo, "riders"), visits.get(photo, "pets")
-    first = riders.ask(Question()).evidence
-    drawn = Question(
-        opacity=0.1, colormap="jet", common_scale=True, method="hires_cam", stage="decoder1", threshold=0.5
-    )
-    assert visits.get(photo, "riders").ask(drawn).evidence is first
-    assert riders.ask(Question(against=True)).evidence is not first
+    riders, pets = visits.ask(photo, "riders", Question()), visits.ask(photo, "pets", Question())
+    first = riders.again(Question()).evidence
+    drawn = Question(opacity=0.1, colormap="jet", method="hires_cam", stage="decoder1", threshold=0.5)
+    assert visits.ask(photo, "riders", drawn).evidence is first
+    assert riders.again(Question(against=True)).evidence is not first
     asked = Question("cat", stage="stage1")
-    assert pets.ask(asked).evidence is pets.ask(Question("cat", "", False, "stage1", "hires_cam")).evidence
+    assert pets.again(asked).evidence is pets.again(Question("cat", "", False, "stage1", "hires_cam")).evidence
 
 
 def test_a_photo_and_its_mask_are_opened_once_whatever_is_asked(visits: Visits, photo: str) -> None:
@@ -67,7 +65,7 @@ def test_a_photo_and_its_mask_are_opened_once_whatever_is_asked(visits: Visits, 
     shapes.scene(4003, 40).image.convert("L").point(lambda value: 255 * (value > 99)).save(mask)
     opened.clear()
     for question in (Question(), Question(against=True), Question(region="false positives")):
-        draw(visits.get(photo, "riders").ask(question, mask), ("sentence", *OF_ONE))
+        draw(visits.ask(photo, "riders", question, mask), ("sentence", *OF_ONE))
     assert (opened.count(photo), opened.count(mask)) == (1, 1)
 
 
@@ -76,7 +74,7 @@ def test_evidence_is_that_of_explain(visits: Visits, photo: str) -> None:
     images = view(open_image(photo), model)
     for question in (Question(), Question("rider", "horse", True, region="box", points="1,1 9,9")):
         expected = explain(model, images, score_of(question, model), None, tuple(METHODS))
-        found = visits.get(photo, "riders").ask(question).evidence
+        found = visits.ask(photo, "riders", question).evidence
         assert found.score == pytest.approx(expected.scores.item())
         for method, stages in expected.maps.items():
             for stage, attribution in stages.items():
@@ -84,14 +82,14 @@ def test_evidence_is_that_of_explain(visits: Visits, photo: str) -> None:
 
 
 def test_every_panel_has_an_answer_or_a_sentence(visits: Visits, photo: str) -> None:
-    answer = visits.get(photo, "riders").ask(Question())
+    answer = visits.ask(photo, "riders", Question())
     shown = draw(answer, OF_ONE)
     assert all(shown[name] for name in ("look", "grad_cam", "picker", "stages", "link", "code"))
     assert shown["contributions"] == ""
-    visits.get(photo, "riders").ask(Question(threshold=0.5)).work_out_paths()
+    visits.ask(photo, "riders", Question(threshold=0.5)).work_out_paths()
     assert "biases" in draw(answer, ["contributions"])["contributions"]
-    pets = visits.get(photo, "pets")
-    shown = draw(pets.ask(Question()), OF_ONE)
+    pets = visits.ask(photo, "pets", Question())
+    shown = draw(pets.again(Question()), OF_ONE)
     assert "Checking" in shown["chip"]
     assert not shown["reasons"]
     assert "classifier" in shown["stages"]
@@ -100,10 +98,10 @@ def test_every_panel_has_an_answer_or_a_sentence(visits: Visits, photo: str) -> 
         Question(stage="stage9"),
         Question(rather_than="cat", class_name="cat"),
     ):
-        shown = draw(pets.ask(question), OF_ONE)
+        shown = draw(pets.again(question), OF_ONE)
         assert re.fullmatch(r"<p>[^<]+\.</p>", shown["grad_cam"])
     for name, file in (("nothing", photo), ("", photo), ("pets", None), ("pets", __file__)):
-        answer = visits.get(file, name).ask(Question())
+        answer = visits.ask(file, name, Question())
         shown = draw(answer, OF_ONE)
         assert re.fullmatch(r"<p>[^<]+\.</p>", shown["grad_cam"])
         assert not shown["picker"]
@@ -116,30 +114,22 @@ def test_how_far_maps_depend_on_the_region_is_worked_out_later_and_stays_beside_
     visits: Visits, photo: str
 ) -> None:
     def stages(**asked: object) -> str:
-        return draw(visits.get(photo, "riders").ask(Question(**asked)), ["stages"])["stages"]
+        return draw(visits.ask(photo, "riders", Question(**asked)), ["stages"])["stages"]
 
     asked, dependence = {"region": "box", "points": "1,1 9,9"}, "r\N{NO-BREAK SPACE}="
     assert dependence not in stages(**asked)
-    visits.get(photo, "riders").ask(Question(**asked)).work_out_paths()
+    visits.ask(photo, "riders", Question(**asked)).work_out_paths()
     assert stages(**asked).count(dependence) >= 2 * 3
     assert dependence in stages(**asked, colormap="jet")
     assert dependence not in stages(**asked, against=True)
     whole = {"region": "box", "points": "0,0 40,40"}
-    visits.get(photo, "riders").ask(Question(**whole)).work_out_paths()
+    visits.ask(photo, "riders", Question(**whole)).work_out_paths()
     assert "is the whole picture" in stages(**whole)
-
-
-def test_one_scale_brings_the_peaks_of_all_stages_under_one_top(visits: Visits, photo: str) -> None:
-    answer = visits.get(photo, "riders").ask(Question(common_scale=True))
-    answer.work_out_paths()
-    html = draw(answer, ["stages"])["stages"]
-    tops = re.findall(r"</span> ([\d.,e+-]+) </div>", html)
-    assert len(set(tops)) == len(METHODS)
 
 
 def test_the_same_model_and_picture_twice_agree(visits: Visits, photo: str) -> None:
     def compared(other: str) -> str:
-        first, second = (visits.get(photo, name).ask(Question()) for name in ("pets", other))
+        first, second = (visits.ask(photo, name, Question()) for name in ("pets", other))
         return draw(first, ["compared"], second)["compared"]
 
     visits.models.offered["twin"] = visits.models.offered["pets"] + "/."
@@ -153,7 +143,7 @@ def test_two_models_are_compared_at_the_stage_that_both_have(visits: Visits, pho
     checkpoint.save(deeper, tmp_path / "riders")
 
     def stage_of_second(first: str, stage: str, second: str) -> str:
-        answer, other = (visits.get(photo, name).ask(Question(stage=stage)) for name in (first, second))
+        answer, other = (visits.ask(photo, name, Question(stage=stage)) for name in (first, second))
         return re.findall(r"at (stage\d)", draw(answer, ["compared"], other)["compared"])[-1]
 
     assert stage_of_second("pets", "", "riders") == "stage2"  # the default of the first
@@ -210,7 +200,7 @@ def test_a_true_mask_is_read_in_every_way_that_it_is_written(tmp_path: Path, seg
 
 
 @pytest.fixture
-def of_shapes(visits: Visits, photo: str, tmp_path: Path) -> Visit:
+def of_shapes(visits: Visits, photo: str, tmp_path: Path) -> Answer:
     """The photo before a segmenter of classes that exclude each other, which finds some of each in it."""
     torch.manual_seed(0)
     names = ["background", "circle", "star", "cross"]
@@ -218,7 +208,7 @@ def of_shapes(visits: Visits, photo: str, tmp_path: Path) -> Visit:
     model.head.bias.data -= predict(model, view(open_image(photo), model)).mean((0, 2, 3))
     checkpoint.save(model, tmp_path / "shapes")
     visits.models.offered["shapes"] = str(tmp_path / "shapes")
-    return visits.get(photo, "shapes")
+    return visits.ask(photo, "shapes", Question())
 
 
 def rows_of(html: str) -> list[list[str]]:
@@ -226,12 +216,12 @@ def rows_of(html: str) -> list[list[str]]:
     return [re.findall("<td>(.*?)</td>", row) for row in re.findall("<tr>(<td>.*?)</tr>", html)]
 
 
-def test_a_mask_of_numbers_gives_the_iou_of_every_class(of_shapes: Visit, tmp_path: Path) -> None:
+def test_a_mask_of_numbers_gives_the_iou_of_every_class(of_shapes: Answer, tmp_path: Path) -> None:
     """The table is that of a count by NumPy; pixels of 255 are in none of its columns."""
     file, values = str(tmp_path / "numbers.png"), np.zeros((40, 40), np.uint8)
     values[5:20, 5:30], values[20:36, 8:20], values[0:3] = 1, 2, 255
     Image.fromarray(values).save(file)
-    answer = of_shapes.ask(Question("star"), file)
+    answer = replace(of_shapes, given=Question("star"), mask=file)
     found = resize_logits(answer.prediction.logits, (40, 40))[0].argmax(0).numpy()[values < 255]
     true, expected = values[values < 255], []
     for i, name in enumerate(answer.model.class_names):
@@ -242,14 +232,14 @@ def test_a_mask_of_numbers_gives_the_iou_of_every_class(of_shapes: Visit, tmp_pa
     assert rows_of(html) == expected[1:]
     assert f"iou {expected[2][-1]}" in html
     Image.fromarray(255 * np.uint8(values == 2)).save(tmp_path / "white.png")
-    html = draw(of_shapes.ask(Question("star"), str(tmp_path / "white.png")), ["errors"])["errors"]
+    html = draw(replace(of_shapes, given=Question("star"), mask=str(tmp_path / "white.png")), ["errors"])["errors"]
     found, true = resize_logits(answer.prediction.logits, (40, 40))[0].argmax(0).numpy() == 2, values == 2
     assert f"iou {(found & true).sum() / (found | true).sum():.3f}" in html
     assert not rows_of(html)  # of the other classes it tells nothing
 
 
-def test_each_class_that_is_found_has_an_outline_and_a_line_of_the_legend(of_shapes: Visit, visits: Visits) -> None:
-    answer = of_shapes.ask(Question())
+def test_each_class_that_is_found_has_an_outline_and_a_line_of_the_legend(of_shapes: Answer, visits: Visits) -> None:
+    answer = of_shapes.again(Question())
     found = answer.prediction.logits[0].argmax(0)
     shares = {name: (found == i).float().mean().item() for i, name in enumerate(answer.model.class_names) if i}
     assert min(shares.values()) > 0
@@ -261,7 +251,7 @@ def test_each_class_that_is_found_has_an_outline_and_a_line_of_the_legend(of_sha
     labels = re.findall(r'value="(of\d c\d)"><i></i>(.*?)</label>', html)
     assert labels == [(f"of{i} c{i}", f"{name} {percent(share)}") for i, (name, share) in enumerate(shares.items())]
     assert all(f'<path class="{line}"' in html for line, _ in labels)
-    assert "legend" in draw(visits.get(of_shapes.photo, "riders").ask(Question(threshold=0.1)), ["picker"])["picker"]
+    assert "legend" in draw(visits.ask(of_shapes.photo, "riders", Question(threshold=0.1)), ["picker"])["picker"]
 
 
 def test_more_than_eight_classes_repeat_the_colours_with_dashed_lines(
@@ -269,7 +259,7 @@ def test_more_than_eight_classes_repeat_the_colours_with_dashed_lines(
 ) -> None:
     checkpoint.save(build("unet", [f"class {i}" for i in range(10)], 16, {"width": 4, "depth": 2}), tmp_path / "ten")
     visits.models.offered["ten"] = str(tmp_path / "ten")
-    html = draw(visits.get(photo, "ten").ask(Question(threshold=0.01)), ["picker"])["picker"]
+    html = draw(visits.ask(photo, "ten", Question(threshold=0.01)), ["picker"])["picker"]
     lines = re.findall(r'<path class="of(\d) c(\d)( again)?"', html)
     assert lines == [(str(i), str(i % 8), " again" if i > 7 else "") for i in range(10)]
     css = (ROOT / "cvlab/page/page.css").read_text("utf-8")
@@ -280,16 +270,16 @@ def test_more_than_eight_classes_repeat_the_colours_with_dashed_lines(
 
 def test_a_model_of_one_class_needs_no_legend(photo: str) -> None:
     name = "shapes-segmenter"
-    answer = Visits(Models({name: str(ROOT / "checkpoints" / name)})).get(photo, name).ask(Question(threshold=0.1))
+    answer = Visits(Models({name: str(ROOT / "checkpoints" / name)})).ask(photo, name, Question(threshold=0.1))
     html = draw(answer, ["picker"])["picker"]
     assert '<path class="edge"' in html
     assert "checkbox" not in html
 
 
-def test_a_part_of_a_class_is_asked_about_rather_than_the_background_at_every_stage(of_shapes: Visit) -> None:
+def test_a_part_of_a_class_is_asked_about_rather_than_the_background_at_every_stage(of_shapes: Answer) -> None:
     model, logits = of_shapes.model, of_shapes.prediction.logits
     y, x = (logits[0].argmax(0) == 2).nonzero()[0].tolist()
-    answer = of_shapes.ask(Question("star", "background", region="part", points=f"{x},{y}"))
+    answer = of_shapes.again(Question("star", "background", region="part", points=f"{x},{y}"))
     inside = answer.evidence.region
     assert answer.evidence.score == pytest.approx((logits[0, 2] - logits[0, 0])[inside].mean().item(), rel=1e-4)
     score = score_of(answer.question, model)
@@ -313,7 +303,7 @@ def test_models_are_dropped_at_the_limit_and_come_back(visits: Visits) -> None:
 @pytest.mark.parametrize("name", ["flowers", "shapes-classifier", "shapes-segmenter"])
 def test_the_faster_copy_makes_the_maps_of_the_code_tab(name: str, photo: str, tmp_path: Path) -> None:
     folder = ROOT / "checkpoints" / name
-    answer = Visits(Models({name: str(folder)})).get(photo, name).ask(Question())
+    answer = Visits(Models({name: str(folder)})).ask(photo, name, Question())
     model = checkpoint.load(folder)
     assert sum(type(module) is nn.BatchNorm2d for module in answer.model.modules()) == 0  # it is fused
     assert not any(module.training for module in answer.model.modules())
@@ -337,24 +327,24 @@ def test_a_copy_whose_maps_differ_is_not_used(classifier: nn.Module, monkeypatch
 def test_a_path_of_the_server_is_not_a_name_and_not_in_the_code(visits: Visits, photo: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no model"):
         visits.models[str(tmp_path / "pets")]
-    assert str(tmp_path) not in draw(visits.get(photo, "pets").ask(Question()), ["code"])["code"]
+    assert str(tmp_path) not in draw(visits.ask(photo, "pets", Question()), ["code"])["code"]
 
 
 def test_the_sentence_says_what_is_thought_how_surely_and_where(visits: Visits, photo: str) -> None:
-    pets, riders = (visits.get(photo, name) for name in ("pets", "riders"))
+    pets, riders = (visits.ask(photo, name, Question()) for name in ("pets", "riders"))
     shares = pets.prediction.shares
     likely, *others = sorted(shares, key=shares.get, reverse=True)
     for share, doubt in ((0.9, ""), (0.5, "Not sure: "), (0.3, "A guess: ")):
         shares[likely], shares[others[0]] = share, 0.01
         shares[others[1]] = 0.02
-        lead, rest = said(pets.ask(Question()))
+        lead, rest = said(pets.again(Question()))
         assert lead.lower() == f"{doubt}{likely}, {share:.0%}.".lower()
         assert re.match(r"It looked .+\.|No part of the picture", rest)
-    lead, rest = said(pets.ask(Question(class_name=others[0], against=True)))
+    lead, rest = said(pets.again(Question(class_name=others[0], against=True)))
     assert lead.lower() == f"{others[0]} got 1%."
     assert "against it" in rest
-    assert said(pets.ask(Question(class_name="no such class"))) == said(pets.ask(Question()))
-    lead, _ = said(riders.ask(Question()))
+    assert said(pets.again(Question(class_name="no such class"))) == said(pets.again(Question()))
+    lead, _ = said(riders.again(Question()))
     mask = riders.prediction.logits[0, 0].sigmoid() > riders.model.threshold
     assert lead.startswith(f"Horse found: {percent(mask.float().mean().item())} of the picture")
 
@@ -365,19 +355,19 @@ def test_where_nothing_is_found_the_page_says_so_and_a_place_can_be_asked_about(
     segmenter.head.bias.data.fill_(-9)
     checkpoint.save(segmenter, tmp_path / "blind")
     visits.models.offered["blind"] = str(tmp_path / "blind")
-    shown = draw(visits.get(photo, "blind").ask(Question()), ("sentence", *OF_ONE))
+    shown = draw(visits.ask(photo, "blind", Question()), ("sentence", *OF_ONE))
     assert "Nothing found." in shown["sentence"]
     assert 'class="pic flat picker"' in shown["look"]
     assert shown["chip"] == shown["reasons"] == ""
-    shown = draw(visits.get(photo, "blind").ask(Question(region="box", points="1,1 9,9")), ("sentence", *OF_ONE))
+    shown = draw(visits.ask(photo, "blind", Question(region="box", points="1,1 9,9")), ("sentence", *OF_ONE))
     assert 'class="asked"' in shown["picker"]
 
 
 def test_the_verdict_is_worked_out_once_and_speaks_of_the_spot(visits: Visits, photo: str) -> None:
     for name in ("pets", "riders"):
-        answer = visits.get(photo, name).ask(Question())
+        answer = visits.ask(photo, name, Question())
         answer.work_out_verdict()
-        found = visits.get(photo, name).ask(Question(colormap="jet"))
+        found = visits.ask(photo, name, Question(colormap="jet"))
         images, evidence = answer.prediction.images, answer.evidence
         verdict = judge(answer.model, images, answer.attribution, evidence.class_idx, evidence.region, answer.stage)
         assert found.verdict is answer.verdict

@@ -83,7 +83,7 @@ def add_api(visits: Visits) -> None:
 
     def predict(image: str, model: str) -> dict:
         """{label, confidences, familiar, set} for a classifier, {mask, shares, numbers} for a segmenter."""
-        answer = visits.get(image, model).ask(Question())
+        answer = visits.ask(image, model, Question())
         if answer.segments:
             picture, shares, numbers = masked(open_image(image), answer)
             mask = gr.FileData(path=saved(enlarged(picture)))
@@ -97,7 +97,7 @@ def add_api(visits: Visits) -> None:
         image: str, model: str, class_name: str | None = None, stage: str | None = None
     ) -> tuple[str, str, str, float]:
         """Original, heatmap, overlay and peak; by default for the predicted class at the deepest stage."""
-        answer = visits.get(image, model).ask(Question(class_name=class_name, stage=stage))
+        answer = visits.ask(image, model, Question(class_name=class_name, stage=stage))
         attribution, images = answer.attribution, answer.prediction.images
         heat = heatmap_picture(attribution, images.shape[-2:], stage=answer.read_at)
         three = to_picture(images), heat, overlay(images, attribution, stage=answer.read_at)
@@ -108,7 +108,7 @@ def add_api(visits: Visits) -> None:
     ) -> dict:
         """{class_name, stage, method, score, peak, map}: the raw, signed map, in rows, at the size of its stage."""
         question = Question(class_name=class_name, stage=stage, method=method or "grad_cam")
-        answer = visits.get(image, model).ask(question)
+        answer = visits.ask(image, model, question)
         attribution, evidence = answer.attribution, answer.evidence
         return {
             "class_name": answer.model.class_names[evidence.class_idx],
@@ -121,7 +121,7 @@ def add_api(visits: Visits) -> None:
 
     def stages(image: str, model: str) -> tuple[str, list[tuple[str, str]]]:
         """The mask picture and a gallery of every stage, each with its name, resolution and peak."""
-        answer = visits.get(image, model).ask(Question())
+        answer = visits.ask(image, model, Question())
         if not answer.segments:
             raise ValueError(CLASSIFIER)
         images, maps = answer.prediction.images, answer.evidence.maps["grad_cam"]
@@ -138,7 +138,7 @@ def add_api(visits: Visits) -> None:
         image: str, model: str, class_name: str | None = None, stage: str | None = None
     ) -> tuple[str, str, dict[str, dict]]:
         """Whether the map of `grad_cam` can be believed: level, a sentence, and the checks that it rests on."""
-        answer = visits.get(image, model).ask(Question(class_name=class_name, stage=stage))
+        answer = visits.ask(image, model, Question(class_name=class_name, stage=stage))
         answer.work_out_verdict()
         verdict = answer.verdict
         checks = {name: check._asdict() for name, check in verdict.checks.items()}

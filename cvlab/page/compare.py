@@ -5,20 +5,19 @@ from dataclasses import replace
 from cvlab.checkpoint.card import confirmed
 from cvlab.explain import peak
 from cvlab.explain.many import likeness
-from cvlab.page.heat import UNIT, draw_map
 from cvlab.page.html import number, paragraph
 from cvlab.page.picture import captioned, slider, with_photo
 from cvlab.page.question import Question, settings_of
-from cvlab.page.visit import Answer
+from cvlab.page.visit import UNIT, Answer, draw_map
 from cvlab.page.words import said
 
 
 def compare(answer: Answer, second: Answer) -> str:
     """Two models on one picture, one on two, or both; ValueError where a classifier is compared with a segmenter."""
-    if (second.visit.name, second.visit.photo) == (answer.visit.name, answer.visit.photo):
+    if (second.name, second.photo) == (answer.name, answer.photo):
         return paragraph("Choose a second model, a second picture, or both.")
     # Places belong to one picture, thresholds to one model.
-    asked = replace(answer.question, region="mask", points="", rather_than="", threshold=0.0, common_scale=False)
+    asked = replace(answer.question, region="mask", points="", rather_than="", threshold=0.0)
     first = answer.again(asked)
     _ = first.prediction, second.prediction
     if first.model.task != second.model.task:
@@ -27,15 +26,15 @@ def compare(answer: Answer, second: Answer) -> str:
     if first.model is second.model:  # the same class, so that the peaks can be compared
         asked = replace(asked, class_name=first.model.class_names[first.evidence.class_idx])
     second = second.again(Question(**settings_of(second.model, asked)))
-    titles = first.visit.name, second.visit.name
+    titles = first.name, second.name
     if titles[0] == titles[1]:
         titles = "First picture", "Second picture"
     drawn = ""
     for title, each in zip(titles, (first, second), strict=True):
-        tested = confirmed(each.visit.models.folder(each.visit.name), each.stage)
+        tested = confirmed(each.folder, each.stage)
         caption = f"{' '.join(said(each))} {each.words} at {each.stage}."
         caption += f" Peak {number(peak(each.attribution).item())} {UNIT}. {tested}"
-        drawn += with_photo(captioned(draw_map(each)[0], title, caption), style=each.prediction.photo)
+        drawn += with_photo(captioned(draw_map(each), title, caption), style=each.prediction.photo)
     agreement = paragraph(_agreement(first, second))
     return f'{agreement}{slider("Heat", first.question.opacity)}<div class="two">{drawn}</div>'
 

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
 from PIL import Image
 from torch import Tensor
@@ -44,7 +45,7 @@ class Paths:
     # By method and stage Pearson's r between the map of the region and that of everything else; empty where the region
     # is the whole picture.
     dependence: dict[str, dict[str, float]]
-    # What each path through cvlab's own U-Net added to the score, signed; empty for other networks.
+    # What each path through a U-Net added to the score, signed; empty for other networks.
     contributions: dict[str, float]
 
 
@@ -126,15 +127,13 @@ def evidence_for(images: Tensor, model: Model, question: Question, true_mask: Te
 
 def paths_of(images: Tensor, model: Model, evidence: Evidence, against: bool) -> Paths:
     """How far a segmenter's maps depend on the region, and what each path through it added; two more passes."""
-    dependence = {}
+    dependence, parts = {}, {}
+    score_in = partial(settled_score, evidence.class_idx, evidence.other, negative=against)
     if not evidence.region.all():
-        elsewhere = settled_score(evidence.class_idx, evidence.other, ~evidence.region, against)
-        found = region_dependence(model, images, evidence.maps, elsewhere)
+        found = region_dependence(model, images, evidence.maps, score_in(~evidence.region))
         dependence = {method: {stage: r.item() for stage, r in each.items()} for method, each in found.items()}
-    parts = {}
     if hasattr(model, "cuts"):
-        score = settled_score(evidence.class_idx, evidence.other, evidence.region, against)
-        parts = contributions(model, images, score)
+        parts = contributions(model, images, score_in(evidence.region))
     return Paths(dependence, {name: value.item() for name, value in parts.items()})
 
 

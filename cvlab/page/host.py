@@ -9,13 +9,11 @@ import os
 import re
 import shutil
 import socket
-import sys
 import tempfile
 import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path, PurePath
-from urllib.request import getproxies_environment
 
 import httpx
 
@@ -46,13 +44,9 @@ def _read_proxies() -> None:
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(hosts)
     try:
         httpx.Client().close()
-    except ImportError:  # without the package for SOCKS not even a request to this machine is possible
-        for name, value in list(os.environ.items()):
-            if name.lower().endswith("_proxy") and value.startswith("socks"):
-                del os.environ[name]
-        if not {"https", "all"} & getproxies_environment().keys():
-            os.environ["HF_HUB_OFFLINE"] = "1"  # what is meant to go through a proxy must not go past it
-        print("The page starts without the SOCKS proxy: `pip install socksio` adds what it takes.", file=sys.stderr)
+    except ImportError as error:  # without the package for SOCKS not even a request to this machine is possible
+        named = [each for each, url in os.environ.items() if url.lower().startswith(("socks5://", "socks5h://"))]
+        raise ValueError(f"{named[0]} names a SOCKS proxy: `pip install socksio` for it, or unset it.") from error
     except (ValueError, httpx.InvalidURL) as error:
         names = "http_proxy, https_proxy, all_proxy or NO_PROXY"
         raise ValueError(f"{names} cannot be read ({error}): write http://host:port, or unset it.") from error

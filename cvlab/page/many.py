@@ -28,9 +28,7 @@ from cvlab.trust.familiarity import FOREIGN
 
 PHOTO_SIDE = 480  # pixels of a photo in the gallery
 MOST_SHOWN = 60  # pictures in the gallery; the table holds all
-# The columns of the table and their widths in pixels.
-ROWS = {"no.": 60, "file": 180, "prediction": 130, "share": 90, "peak": 90, "what to know": 260}
-ROWS |= {"familiar": 90, "set": 140}
+WIDTHS = (90, 180, 130, 90, 90, 260, 90, 140)  # of the table's columns, in pixels
 ORDERS = {
     "number": lambda row: row.number,
     "prediction": lambda row: (row.prediction or "", -row.share),
@@ -42,7 +40,7 @@ ORDERS = {
 
 
 class Row(NamedTuple):
-    """The table's row for one picture."""
+    """The table's row for one picture; the fields name its columns."""
 
     number: int  # from 1
     file: str  # name of the picture
@@ -75,20 +73,19 @@ def explain_files(
         raise ValueError("Choose pictures, or a zip of pictures.")
     stage = question.stage if question.stage in model.stages else default_stage(model)
     asked, pictures = Question(stage=stage, method=question.method), list_pictures(files)
-    rows, shown, figures = [], [], []
+    rows, shown = [], []
     for number, picture in enumerate(pictures, start=1):
         row, figure = explain_picture(model, picture, asked, number)
         rows.append(row)
         if figure and len(shown) < MOST_SHOWN:
-            shown.append(row)
-            figures.append(figure)
+            shown.append((row, figure))
         progress((number, len(pictures)))
     table = folder / "table.csv"
     write_bytes(table, to_csv(rows).encode("utf-8-sig"))
     cells = [[round(cell, 4) if isinstance(cell, float) else cell for cell in row] for row in rows]
-    orders = {name: sorted(range(len(shown)), key=lambda i, key=key: key(shown[i])) for name, key in ORDERS.items()}
+    orders = {name: sorted(range(len(shown)), key=lambda i, key=key: key(shown[i][0])) for name, key in ORDERS.items()}
     more = f" The first {MOST_SHOWN} are shown; the table holds all." if len(shown) == MOST_SHOWN else ""
-    drawn = sorted_by(orders) + slider("Heat", question.opacity) + in_grid(figures) if shown else ""
+    drawn = sorted_by(orders) + slider("Heat", question.opacity) + in_grid([each for _, each in shown]) if shown else ""
     known = [row.familiar for row in rows if row.familiar is not None]
     foreign = f" Unlike anything it was trained on: {sum(each < FOREIGN for each in known)}." if known else ""
     return paragraph(f"{len(rows)} pictures.{foreign}{more}") + drawn, cells, str(table)
@@ -113,7 +110,7 @@ def explain_picture(model: Model, picture: Picture, question: Question, number: 
         warning = f"No pixel reaches the threshold of {model.threshold:g}: the model finds nothing here."
     sentence, largest = " ".join(filter(None, [warning, *prediction.notes])), peak(attribution).item()
     label, box = f"{picture.label}: evidence for {name or 'nothing'}", seen_part(model, prediction.size)
-    drawn = heated(attribution, model.stages[question.stage], box, label, COLORMAPS[0], None, False)
+    drawn = heated(attribution, model.stages[question.stage], box, label, COLORMAPS[0], False)
     figure = captioned(drawn, f"{number}: {name or 'nothing found'}", f"{share:.1%}, peak {largest:.3g}")
     named = " or ".join(prediction.names or ())
     row = Row(number, picture.label, name, share, largest, sentence, prediction.familiar, named)

@@ -12,7 +12,6 @@ from cvlab.checkpoint import CheckpointError, hub
 from cvlab.checkpoint.config import opened
 from cvlab.explain import heatmap, peak
 from cvlab.page.compare import compare
-from cvlab.page.heat import METHOD_NAMES, UNIT, draw_map
 from cvlab.page.host import sentence_of
 from cvlab.page.html import bars, code_block, figure, folded, in_grid, number, paragraph, quoted, scale_bar
 from cvlab.page.picture import CONTOURS, captioned, slider, with_photo
@@ -20,7 +19,7 @@ from cvlab.page.question import to_query
 from cvlab.page.record import record_panel
 from cvlab.page.snippet import as_python
 from cvlab.page.unet import contributions, errors, region_picker, stages, three_stages
-from cvlab.page.visit import Answer
+from cvlab.page.visit import METHOD_NAMES, UNIT, Answer, draw_map
 from cvlab.page.words import place, said, shares_of_evidence
 from cvlab.render import to_picture
 from cvlab.transforms import ImageError, open_image
@@ -77,7 +76,7 @@ def look(answer: Answer) -> str:
     if answer.question.colormap == CONTOURS:
         lines = "Lines at 20, 40, 60 and 80% of the maximum; the thickest is the highest."
     unseen = " Dark frame: not seen by the model." if answer.box[2:] != (1, 1) else ""
-    shown = captioned(draw_map(answer)[0], "", f"{lines}{unseen}", slider("Heat", answer.question.opacity))
+    shown = captioned(draw_map(answer), "", f"{lines}{unseen}", slider("Heat", answer.question.opacity))
     return with_photo(shown, "main")
 
 
@@ -109,11 +108,11 @@ def facts(answer: Answer) -> str:
 
 def most_like(answer: Answer) -> str:
     """The pictures of training that are most like the photo: their classes, and thumbnails where some are kept."""
-    rows, visit = answer.prediction.alike, answer.visit
+    rows = answer.prediction.alike
     if not rows:
         return ""
     told = ", ".join(f"{quoted(name)} ({likeness:.2f})" for _, name, likeness in rows)
-    drawn, path = [], visit.models.folder(visit.name) / hub.THUMBNAILS
+    drawn, path = [], answer.folder / hub.THUMBNAILS
     with suppress(CheckpointError, ImageError), opened(path, hub.MAX_TEXT_BYTES) as file:
         sheet = open_image(file)
         for i, name, _ in rows:
@@ -125,14 +124,13 @@ def most_like(answer: Answer) -> str:
 def grad_cam(answer: Answer) -> str:
     """The map that is asked for, large, and on demand its scale, peak and stage, and what the model sees."""
     question, attribution, prediction = answer.question, answer.attribution, answer.prediction
-    drawn, top = draw_map(answer)
     lies = place(attribution, answer.read_at) or "nowhere"
-    large = captioned(drawn, answer.words, f"lies {lies}.", slider("Heat", question.opacity))
+    large = captioned(draw_map(answer), answer.words, f"lies {lies}.", slider("Heat", question.opacity))
     shown = with_photo(large, "main") + paragraph(answer.warning(attribution))
     height, width = attribution.shape[-2:]
-    largest, score = number(peak(attribution).item()), number(answer.evidence.score)
+    top, score = peak(attribution).item(), number(answer.evidence.score)
     figures = f"{METHOD_NAMES[question.method]} at {answer.stage}, {width} x {height} positions. "
-    figures += f"Peak {largest} of a score of {score} {UNIT}."
+    figures += f"Peak {number(top)} of a score of {score} {UNIT}."
     pixels = prediction.images.shape[-1]
     seen = figure(to_picture(prediction.images), "What the model sees", f"{pixels} x {pixels} pixels.")
     return shown + folded(
@@ -168,23 +166,22 @@ def reasons(answer: Answer) -> str:
 
 def link(answer: Answer) -> str:
     """A link to the model and the question."""
-    href = html.escape(to_query(answer.visit.name, answer.question))
+    href = html.escape(to_query(answer.name, answer.question))
     return f'<a class="question-link" href="{href}">Link to this model and these settings</a> (without the photo)'
 
 
 def code(answer: Answer) -> str:
     """Python that computes the map again."""
-    visit = answer.visit
     _ = answer.prediction  # without a photo there is nothing to compute
-    lines = as_python(visit.models.public_name(visit.name), Path(visit.photo).name, answer.model, answer.question)
+    source = answer.visits.models.public_name(answer.name)
+    lines = as_python(source, Path(answer.photo).name, answer.model, answer.question)
     return paragraph(SAME_MAP) + code_block(lines)
 
 
 def record(answer: Answer) -> str:
     """The scores, training and card in the folder of the model."""
-    visit = answer.visit
-    _ = visit.model  # opening it checks what stands in its folder
-    return record_panel(visit.models.folder(visit.name))
+    _ = answer.model  # opening it checks what stands in its folder
+    return record_panel(answer.folder)
 
 
 PANELS: dict[str, Callable[..., str]] = {

@@ -64,10 +64,10 @@ def hottest_edge(attribution: Tensor, box: Box, stage: Stage | None = None) -> s
     return outline(heat[0, 0].numpy(), least * (1 - 1e-6), box)
 
 
-def heat_layer(attribution: Tensor, colormap: str, maximum: float | None = None, stage: Stage | None = None) -> str:
-    """The positive part of a map, divided by its maximum or by `maximum`: a PNG, see-through where there is none."""
+def heat_layer(attribution: Tensor, colormap: str, stage: Stage | None = None) -> str:
+    """The positive part of a map, divided by its maximum: a PNG, see-through where there is none."""
     side = max(HEAT_SIDE, *attribution.shape[-2:])
-    heat = relative_heat(attribution, (side, side), maximum, stage)
+    heat = relative_heat(attribution, (side, side), stage)
     if max(attribution.shape[-2:]) > FINEST:
         heat = F.adaptive_max_pool2d(torch.from_numpy(heat)[None], FINEST)[0].numpy()
     levels = Image.fromarray(np.uint8(np.round(255 * heat)))
@@ -145,17 +145,15 @@ def legend(classes: Sequence[tuple[str, str, str]]) -> str:
     return f'<div class="legend" role="group" aria-label="Outlines that are shown">{boxes}</div>'
 
 
-def heated(
-    attribution: Tensor, stage: Stage | None, box: Box, label: str, colormap: str, maximum: float | None, spot: bool
-) -> str:
+def heated(attribution: Tensor, stage: Stage | None, box: Box, label: str, colormap: str, spot: bool) -> str:
     """A heatmap over the part of the photo that the model saw, and with `spot` the edge of its hottest tenth.
 
     Without it a ring stands around the largest value of a fine map, whose heat may be a single pixel.
     """
     if colormap != CONTOURS:
         mark = hottest_edge(attribution, box, stage) if spot else _ring(attribution, box, stage)
-        return layers(label, box, heat_layer(attribution, colormap, maximum, stage), cased("edge", mark))
-    levels = relative_heat(attribution, (HEAT_SIDE, HEAT_SIDE), maximum, stage)
+        return layers(label, box, heat_layer(attribution, colormap, stage), cased("edge", mark))
+    levels = relative_heat(attribution, (HEAT_SIDE, HEAT_SIDE), stage)
     drawn = [line for level in LINES for line in cased(f"level l{level * 5:.0f}", outline(levels, level, box))]
     return layers(label, box, lines=drawn)
 

@@ -42,7 +42,6 @@ class Question:
     threshold: float = 0.0  # of the mask; 0 is the model's own
     colormap: str = COLORMAPS[0]  # of the heatmap over the photo
     opacity: float = 0.7  # of the heatmap
-    common_scale: bool = False  # draw all maps that can be compared on one scale
 
     def __post_init__(self) -> None:
         """Raises a ValueError for values that no widget of the page has: programs and links may send anything."""

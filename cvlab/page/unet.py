@@ -12,12 +12,11 @@ from cvlab.explain import peak
 from cvlab.explain.paths import dependence_sentence
 from cvlab.metrics import class_counts, class_ious, segmentation_scores
 from cvlab.models import mask_levels
-from cvlab.page.heat import METHOD_NAMES, UNIT, draw_map
 from cvlab.page.host import sentence_of
-from cvlab.page.html import folded, number, paragraph, quoted, scale_bar, table
+from cvlab.page.html import folded, number, paragraph, quoted, table
 from cvlab.page.picture import around, captioned, cased, hottest_edge, layers, legend, outline, slider, with_photo
 from cvlab.page.question import class_indices, mask_of, parse_points
-from cvlab.page.visit import Answer
+from cvlab.page.visit import METHOD_NAMES, UNIT, Answer, draw_map
 from cvlab.page.words import percent, shares_of_evidence
 from cvlab.transforms import resize_logits, whole_mask
 
@@ -78,7 +77,7 @@ def stages(answer: Answer) -> str:
     """The three stages that say most; on demand Grad-CAM beside HiResCAM at every stage, with their figures."""
     if not answer.segments:
         return paragraph(CLASSIFIER)
-    evidence, question, paths = answer.evidence, answer.question, answer.paths
+    evidence, paths = answer.evidence, answer.paths
     if not paths:
         return paragraph(WORKING)
     drawn = []
@@ -86,15 +85,13 @@ def stages(answer: Answer) -> str:
         two, sentences = [], []
         for method, maps in evidence.maps.items():
             attribution, name = maps[stage], METHOD_NAMES[method]
-            picture, top = draw_map(answer, stage, method, spot=False)
             caption = f"peak {number(peak(attribution).item())} {UNIT}"
             known = [answer.warning(attribution)]
             if paths.dependence:
                 r = paths.dependence[method][stage]
                 caption += f", r\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{r:.2f}"
                 known.append(dependence_sentence(r))
-            bar = scale_bar(top, "", question.colormap) if question.common_scale else ""
-            two.append(captioned(picture, name, caption, bar))
+            two.append(captioned(draw_map(answer, stage, method, spot=False), name, caption))
             sentences += [f"{name}: {each}" for each in known if each]
         head = f"<h3>{html.escape(stage)}, {first.shape[-1]} x {first.shape[-2]}</h3>"
         drawn.append(f'<div class="pair">{head}{"".join(two)}{paragraph(" ".join(sentences))}</div>')
@@ -123,7 +120,7 @@ def three_stages(answer: Answer) -> str:
         most = max(lies, key=lies.get, default="")
         says = f"{lies[most]:.0%} of the evidence lies {most}." if lies else "No evidence here."
         alike = " It would look the same for any part." if dependence_sentence(r.get(stage, 0.0)) else ""
-        shown = captioned(draw_map(answer, stage, spot=False)[0], stage, says + alike)
+        shown = captioned(draw_map(answer, stage, spot=False), stage, says + alike)
         drawn.append(f"<div><h3>{title}</h3>{shown}</div>")
     return with_photo("".join(drawn), "three") + slider("Heat", answer.question.opacity)
 
@@ -161,7 +158,7 @@ def errors(answer: Answer) -> str:
         asked = answer.again(replace(question, region=region, against=against))
         try:
             caption = f"{asked.words} at {asked.stage}, peak {number(peak(asked.attribution).item())} {UNIT}."
-            drawn += captioned(draw_map(asked)[0], title, caption)
+            drawn += captioned(draw_map(asked), title, caption)
         except ValueError as error:  # there is no such error
             drawn += captioned(layers(title), title, sentence_of(error))
     listed = ", ".join(f"{name} {scores[name]:.3f}" for name in ("iou", "dice", "precision", "recall"))

@@ -1,10 +1,9 @@
-"""A visitor's photo before a model, and the answers to what is asked about it. Each value is computed once."""
+"""The answers to what visitors ask about a photo and a model. Each value is computed once."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from typing import Any
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
 
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from cvlab.page.cache import Cache
 from cvlab.page.evidence import Evidence, Paths, Prediction, evidence_for, open_mask, paths_of, predict_photo
 from cvlab.page.html import quoted
 from cvlab.page.models import Models
+from cvlab.page.picture import heated
 from cvlab.page.question import Question, region_words
 from cvlab.transforms import Box, open_image, seen_part, whole_mask
 from cvlab.trust import Judgement, judge
@@ -23,22 +23,24 @@ MAX_BYTES = 512 * 2**20  # of what is cached about photos
 SMALL = 2**12  # bytes of a value that is a few numbers
 QUIET, FORGOTTEN = 10, 3600  # seconds after a question until its visitor is not thought to wait, or to be there
 FORWARDS, SECONDS = 45, 3  # of a verdict; one that takes longer is given on request
+METHOD_NAMES = {"grad_cam": "Grad-CAM", "hires_cam": "HiResCAM"}
+UNIT = "logits"
 
 
 class Visits:
-    """The visits of a page, and the cache that they share."""
+    """Who asks what on a page, its models, and the cache that all answers share."""
 
     def __init__(self, models: Models) -> None:
         self.models = models
-        self._cache = Cache(MAX_BYTES, lambda value: getattr(value, "nbytes", SMALL))
+        self.cache = Cache(MAX_BYTES, lambda value: getattr(value, "nbytes", SMALL))
         self._asked: dict[str, tuple[float, tuple | None]] = {}
 
-    def get(self, photo: str | None, name: str) -> "Visit":
-        """An uploaded photo before a model by its name in `Models`.
+    def ask(self, photo: str | None, name: str, question: Question, mask: str | None = None) -> "Answer":
+        """The answer about an uploaded photo of a model by its name in `Models`; `mask` is the path of the true mask.
 
         Gradio names the folder of an upload by a hash of the content: the path is the key of what is cached about it.
         """
-        return Visit(photo, name, self.models, self._cache)
+        return Answer(self, photo, name, question, mask)
 
     def note(self, session: str, key: tuple | None) -> None:
         """Notes the `Answer.key` of what a visitor asks; None for what cannot be answered."""
@@ -55,20 +57,34 @@ class Visits:
         return any(now - at < QUIET for each, (at, _) in list(self._asked.items()) if each != session)
 
 
-class Visit:
-    """One photo before one model. Nothing is opened or computed before it is looked at.
+@dataclass(eq=False)
+class Answer:
+    """The answer to one question about a photo: what every panel of the page is drawn from.
 
-    The values are in the cache and the model is in `Models`. A visit only refers to them, so that both can be dropped.
-    Reading `model` or `prediction` raises a ValueError or OSError where there is no such model or photo.
+    Nothing is opened or computed before it is looked at. The values are in the cache and the model is in `Models`. An
+    answer only refers to them, so that both can be dropped. Reading `model` or `prediction` raises a ValueError or
+    OSError where there is no such model or photo.
     """
 
-    def __init__(self, photo: str | None, name: str, models: Models, cache: Cache) -> None:
-        self.photo, self.name, self.models, self._cache = photo, name, models, cache
+    visits: Visits
+    photo: str | None
+    name: str
+    given: Question
+    mask: str | None = None
+
+    def again(self, question: Question) -> "Answer":
+        """The answer to another question about the same photo."""
+        return replace(self, given=question)
 
     @cached_property
     def model(self) -> Model:
         """The model, in eval mode."""
-        return self.models[self.name]
+        return self.visits.models[self.name]
+
+    @property
+    def folder(self) -> Path:
+        """The folder with the model's files."""
+        return self.visits.models.folder(self.name)
 
     @cached_property
     def prediction(self) -> Prediction:
@@ -76,42 +92,8 @@ class Visit:
         model = self.model
         if self.photo is None:
             raise ValueError("Drop a photo, or choose an example.")
-        return self.once(("prediction",), lambda: predict_photo(open_image(self.photo), model))
-
-    def ask(self, question: Question, mask: str | None = None) -> "Answer":
-        """The answer to a question; `mask` is the path of the true mask."""
-        return Answer(self, question, mask)
-
-    def once(self, key: tuple, make: Callable[[], Any]) -> Any:
-        """A value of this visit, computed by `make` where it is not in the cache."""
-        return self._cache.get((self.photo, self.name, *key), make)
-
-    def known(self, key: tuple) -> Any | None:
-        """A value of this visit if it is in the cache, else None."""
-        return self._cache.known((self.photo, self.name, *key))
-
-
-@dataclass(eq=False)
-class Answer:
-    """The answer to one question about one visit: what every panel of the page is drawn from."""
-
-    visit: Visit
-    given: Question
-    mask: str | None
-
-    def again(self, question: Question) -> "Answer":
-        """The answer to another question about the same photo."""
-        return self.visit.ask(question, self.mask)
-
-    @property
-    def model(self) -> Model:
-        """The model, in eval mode."""
-        return self.visit.model
-
-    @property
-    def prediction(self) -> Prediction:
-        """What the model sees in the photo."""
-        return self.visit.prediction
+        key = "prediction", self.photo, self.name
+        return self.visits.cache.get(key, lambda: predict_photo(open_image(self.photo), model))
 
     @property
     def segments(self) -> bool:
@@ -133,20 +115,17 @@ class Answer:
             return self.prediction.evidence
 
         def make() -> Evidence:
-            true = whole_mask(self.true_mask, self.model.image_size) if self._needs_mask and self.mask else None
+            true = whole_mask(self.true_mask, self.model.image_size) if self._key[-1] else None
             return evidence_for(self.prediction.images, self.model, self.question, true)
 
-        return self.visit.once(("evidence", *self._key), make)
-
-    @property
-    def _needs_mask(self) -> bool:
-        return self.question.region.startswith("false")
+        return self.visits.cache.get(("evidence", *self._key), make)
 
     @property
     def _key(self) -> tuple:
         """What decides the maps: of a classifier also the stage, of its errors also the true mask."""
         stage = "" if self.segments else self.question.stage
-        return (*self.question.asked, stage, self.mask if self._needs_mask else None)
+        mask = self.mask if self.question.region.startswith("false") else None
+        return (self.photo, self.name, *self.question.asked, stage, mask)
 
     @cached_property
     def true_mask(self) -> Tensor:
@@ -154,7 +133,7 @@ class Answer:
         if not self.segments:
             raise ValueError("This model is a classifier: there is no mask to compare.")
         make = partial(open_mask, self.mask, self.model, self.prediction.size)
-        return self.visit.once(("mask", self.mask), make)
+        return self.visits.cache.get(("mask", self.mask, self.photo, self.name), make)
 
     @property
     def stage(self) -> str:
@@ -204,27 +183,36 @@ class Answer:
     @property
     def key(self) -> tuple:
         """What decides the verdict."""
-        return (self.visit.photo, self.visit.name, *self._key, self.question.method, self.question.stage)
+        return (*self._key, self.question.method, self.question.stage)
 
     @property
     def verdict(self) -> Judgement | None:
         """Whether the map can be believed, if `work_out_verdict` was called before."""
-        return self.visit.known(("verdict", *self.key))
+        return self.visits.cache.known(("verdict", *self.key))
 
     def work_out_verdict(self) -> None:
         """Takes 44 forwards; `verdict` is known afterwards. Does nothing where the map is not `testable`."""
         if self.testable:
             images, evidence = self.prediction.images, self.evidence
             make = partial(judge, self.model, images, self.attribution, evidence.class_idx, evidence.region, self.stage)
-            self.visit.once(("verdict", *self.key), make)
+            self.visits.cache.get(("verdict", *self.key), make)
 
     @property
     def paths(self) -> Paths | None:
         """How a segmenter came to the answer, if `work_out_paths` was called before."""
-        return self.visit.known(("paths", *self._key))
+        return self.visits.cache.known(("paths", *self._key))
 
     def work_out_paths(self) -> None:
         """Takes two passes more; `paths` is known afterwards. Does nothing for a classifier."""
         if self.segments:
             make = partial(paths_of, self.prediction.images, self.model, self.evidence, self.question.against)
-            self.visit.once(("paths", *self._key), make)
+            self.visits.cache.get(("paths", *self._key), make)
+
+
+@lru_cache(maxsize=1)  # two tabs show it
+def draw_map(answer: Answer, stage: str = "", method: str = "", spot: bool = True) -> str:
+    """A map over the photo, by default the map that is asked for."""
+    stage, method = stage or answer.stage, method or answer.question.method
+    label = f"Heatmap: {answer.words} at {stage} by {METHOD_NAMES[method]}, over the photo"
+    attribution, read_at = answer.evidence.maps[method][stage], answer.model.stages[stage]
+    return heated(attribution, read_at, answer.box, label, answer.question.colormap, spot)

@@ -23,7 +23,7 @@ EDGE = 1 / 40  # of the side: so near is along the edge of a region
 
 
 def said(answer: Answer) -> tuple[str, str]:
-    """What the model thinks and looked at; the usual question if it has no answer. Errors as of `Visit.prediction`."""
+    """What the model thinks and looked at; the usual question if it has no answer. Errors as of `Answer.prediction`."""
     prediction = answer.prediction
     try:
         attribution = answer.attribution
