@@ -303,7 +303,7 @@ def escaped(text: str) -> str:
 def _front_matter(name: str, folder: Path) -> str:
     """The entries at the top of the card that the Hub reads."""
     config, metrics = read_config(folder / "config.json"), _read_json(folder / "metrics.json")
-    tag, metric = f"image-{config['task']}", MAIN_METRIC[config["task"]]
+    tag, metric = f"image-{config['task']}", "mean_iou" if "mean_iou" in metrics else MAIN_METRIC[config["task"]]
     data = config.get("data", {}).get("name", "unknown")
     results = None
     if metric in metrics:

@@ -23,8 +23,8 @@ def row(folder: Path) -> str:
     metrics, manifest = (json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "manifest"))
     config = json.loads((folder / "config.json").read_text())["cvlab"]
     data = config["data"]["name"]
-    name = "accuracy" if config["task"] == "classification" else "iou"
-    score = metrics[name]
+    name = "accuracy" if config["task"] == "classification" else "mean_iou" if "mean_iou" in metrics else "iou"
+    score, name = metrics[name], name.replace("_", " ")
     trainings = [manifest, *filter(None, [manifest.get("started_from")])]
     epochs, minutes = (sum(each[key] for each in trainings) for key in ("epochs", "minutes"))
     return (
