@@ -1,14 +1,18 @@
 """cvlab.data.public: torchvision's loaders, on small copies of its layouts, become folders that cvlab reads."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from photos import PHOTOS, needs_photos
+from PIL import Image, ImageFilter
+from runs import here
 from scipy.io import savemat
 from torchvision.datasets import Flowers102
 
+from cvlab import checkpoint
 from cvlab.data.parts import classification_parts, segmentation_parts
 from cvlab.data.public import LISTINGS, folder_of
 
@@ -90,6 +94,29 @@ def test_the_masks_of_the_pets_are_the_animal_with_its_outline(root: Path) -> No
     assert found.class_names == ["background", "foreground"]
     _, mask = found.open_sample(found.samples["val"][0])
     assert np.array_equal(mask, [trimap == 2, trimap == 1])  # the outline is in neither
+
+
+@needs_photos("horses")
+def test_the_recipe_pets_learns_from_real_photos_without_their_outlines(root: Path, tmp_path: Path) -> None:
+    pets = root / "oxford-iiit-pet"
+    (pets / "annotations" / "trimaps").mkdir(parents=True)
+    (pets / "images").mkdir()
+    taken = sorted((PHOTOS / "horses" / "images").iterdir())[:24]
+    for path in taken:
+        mask = Image.open(PHOTOS / "horses" / "masks" / f"{path.stem}.png").convert("L").point(lambda v: 255 * (v > 0))
+        inner, outer = (np.asarray(mask.filter(kind(5))) > 0 for kind in (ImageFilter.MinFilter, ImageFilter.MaxFilter))
+        trimap = np.where(inner, 1, np.where(outer, 3, 2)).astype(np.uint8)
+        Image.fromarray(trimap).save(pets / "annotations" / "trimaps" / f"{path.stem}.png")
+        Image.open(path).save(pets / "images" / f"{path.stem}.jpg")
+    for part, chosen in (("trainval", taken[:20]), ("test", taken[20:])):
+        (pets / "annotations" / f"{part}.txt").write_text("".join(f"{path.stem} 1 1 1\n" for path in chosen))
+    words = ["--no-pretrained", "--image-size", 64, "--batch-size", 4, "--epochs", 1, "--precision", "fp32"]
+    here("segmenter", "--recipe", "pets", *words, "--out", tmp_path / "run")
+    here("evaluate", tmp_path / "run", "--data", "torchvision:oxfordiiitpet-segmentation")
+    assert checkpoint.load(tmp_path / "run").class_names == ["background", "foreground"]
+    assert {"boundary_iou", "pixel_accuracy", "iou"} <= json.loads(
+        (tmp_path / "run" / "metrics.json").read_text()
+    ).keys()
 
 
 def test_voc_has_its_classes_and_a_line_that_is_not_scored(root: Path) -> None:

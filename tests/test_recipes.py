@@ -36,15 +36,15 @@ def test_a_recipe_takes_two_steps(name: str, photos: dict, tmp_path: Path) -> No
         pytest.skip(f"of {recipe['script']}.py, tested there")
     few = ["--batch-size", 4] + ["--per-class", 3, 1] * ("per_class" in recipe["options"])
     few += ["--image-size", 48] * ("padding" in recipe["options"])  # without it less is left of a small image
+    few += ["--no-pretrained"] * ("backbone" in recipe["options"])
     data = photos[recipe["script"]]
     here(recipe["script"], "--recipe", name, *SMALL, *few, "--data", data, "--out", tmp_path)
     (line,) = history(tmp_path)
     assert math.isfinite(line["train_loss"] + line["val_loss"])
     assert read(tmp_path / "manifest.json")["recipe"] == name
     config = checkpoint.load(tmp_path).config
-    assert config["network"] == recipe["options"].get(
-        "network", {"classifier": "convnet"}.get(recipe["script"], "unet")
-    )
+    usual = {"classifier": "convnet"}.get(recipe["script"], "smp" if "backbone" in recipe["options"] else "unet")
+    assert config["network"] == recipe["options"].get("network", usual)
     asked = {key: value for key, value in recipe["options"].items() if key in config["arguments"]}
     assert asked.items() <= config["arguments"].items()
 
