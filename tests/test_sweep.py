@@ -285,9 +285,9 @@ def test_the_scripts_take_every_run_of_a_recipe(tmp_path: Path, name: str, numbe
     [
         (["clasifier", "--over", "lr=1,2"], "nearest is classifier"),
         (["SCRIPT"], "--over"),
-        (["segmenter", "--over", "widht=1,2"], "nearest is width"),
-        (["classifier", "--over", "lr=1,2", "--", "--no-agument"], "nearest is augment"),
-        (["segmenter", "--over", "crop_pct=0.8,1"], "no option crop_pct"),
+        (["segmenter", "--over", "widht=1,2"], "nearest is --width"),
+        (["classifier", "--over", "lr=1,2", "--", "--no-agument"], "nearest is --no-augment"),
+        (["segmenter", "--over", "crop_pct=0.8,1"], "no --crop-pct"),
         (["segmenter", "--over", "depth=2,2.5"], r"--depth: .*2\.5"),
         (["segmenter", "--over", "width=0.5..16", "--trials", "2"], r"--width: .*0\.5"),
         (["segmenter", "--over", "loss=bce,bse"], "--loss: .*bse"),

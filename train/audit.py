@@ -168,7 +168,7 @@ def without_marks(photo: Image.Image, model: Model, marks: list[Mark]) -> Image.
         else:
             _, square = mark.removed(to_float(view))
             hidden = F.interpolate(square.float(), seen.shape[-2:]).bool()
-        photo.paste(render.to_picture(hide(seen, hidden) if hidden.any() else seen), (x, y))
+        photo.paste(render.to_picture(hide(seen, hidden)), (x, y))
     return photo if marks else None
 
 

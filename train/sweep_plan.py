@@ -85,22 +85,15 @@ def read_range(name: str, values: str) -> tuple[float, float, bool] | None:
 
 
 def check_words(script: Path, words: list[str]) -> None:
-    """Parses the words of a run as its script would; a script of another folder has no parser here, its runs tell."""
-    if script.stem not in SCRIPTS or script.resolve().parent != Path(__file__).resolve().parent:
-        return
-    parser = importlib.import_module(script.stem).parser()
-    parser.exit_on_error = False  # it raises instead
-    try:
-        known, unknown = parser.parse_known_args(words)
-        if not unknown:
-            parser.parse_args(words)  # checks the recipe too
-    except argparse.ArgumentError as error:
-        raise ValueError(f"{script.name}: {error}.") from error
-    if unknown and unknown[0].startswith("--"):
-        name = option_name(unknown[0])
-        raise ValueError(f"{script.name} has no option {name}{cli.nearest(name, vars(known))} See its --help.")
-    if unknown:
-        raise ValueError(f"{script.name} does not take the word {unknown[0]} in: {' '.join(words)}")
+    """Parses the words of a run as its script does; a script of another folder has no parser here, its runs tell."""
+
+    def refuse(message: str) -> None:
+        raise ValueError(f"{script.name} {shlex.join(words)}: {message}")
+
+    if script.stem in SCRIPTS and script.resolve().parent == Path(__file__).resolve().parent:
+        parser = importlib.import_module(script.stem).parser()
+        parser.error = refuse  # where argparse would end the process
+        parser.parse_args(words)
 
 
 def option_name(word: str) -> str:

@@ -54,12 +54,10 @@ def prove(model: Model, mark: Mark, views: Tensor, labels: Tensor, tried: int) -
         views, labels: (N, 3, S, S) uint8 and (N,), not trained on.
         tried: how many marks are proved in all: the bounds are of 95% for all of them together (Bonferroni).
     """
-    own, has = labels == mark.class_idx, mark.has(views)
-    bare = ~own if isinstance(mark, WholePicture) else ~own & ~has
-    marked, bare = (own & has).nonzero().flatten(), bare.nonzero().flatten()
+    own, has, whole = labels == mark.class_idx, mark.has(views), isinstance(mark, WholePicture)
+    marked, bare = (each.nonzero().flatten() for each in (own & has, ~own if whole else ~own & ~has))
     shuffled = torch.randperm(len(bare), generator=torch.Generator().manual_seed(0))
     marked, bare = marked[:MOST], bare[shuffled[:MOST]].sort().values
-    whole = isinstance(mark, WholePicture)
     removed = None if whole else _effect(model, mark, views[marked], without, -1, tried)
     added = _effect(model, mark, views[bare], type(mark).added, 1, tried)
     effects = [each for each in (removed, added) if each]
@@ -76,8 +74,7 @@ def prove(model: Model, mark: Mark, views: Tensor, labels: Tensor, tried: int) -
 
 def without(mark: Mark, images: Tensor, **control: bool) -> Tensor:
     """Pictures (N, 3, S, S) in [0, 1] with a mark taken out; `control` as in `Patch.removed`."""
-    restored, hidden = mark.removed(images, **control)
-    return hide(restored, hidden) if hidden.any() else restored
+    return hide(*mark.removed(images, **control))
 
 
 def _effect(

@@ -193,11 +193,11 @@ def _check_class_names(names: list, path: Path) -> None:
 def _check_numbers(block: dict, path: Path) -> None:
     if not 1 <= block["image_size"] <= MAX_IMAGE_SIZE:
         raise CheckpointError(f"{path}: image_size {block['image_size']!s:.20} is not between 1 and {MAX_IMAGE_SIZE}.")
-    for key in ("mean", "std"):
+    for key, count in (("mean", 3), ("std", 3), ("limits", 2)):  # of channels; of the verdict on a heatmap
         # Python's JSON reads NaN and Infinity: both fail the comparison.
-        numbers = [value for value in block[key] if isinstance(value, int | float) and abs(value) < 1000]
-        if not len(numbers) == len(block[key]) == 3:
-            raise CheckpointError(f"{path}: {key} must be three numbers below 1000, one per channel.")
+        numbers = block.get(key, [0] * count)
+        if len(numbers) != count or not all(isinstance(each, int | float) and abs(each) < 1000 for each in numbers):
+            raise CheckpointError(f"{path}: {key} must be {count} numbers below 1000.")
     if not 0 < block["crop_pct"] <= 1 or not 0 < block["threshold"] < 1 or min(block["std"]) <= 0:
         raise CheckpointError(f"{path}: crop_pct, threshold or std is outside its range.")
     if not 0.05 <= block.get("temperature", 1.0) <= 20:
@@ -205,10 +205,6 @@ def _check_numbers(block: dict, path: Path) -> None:
     for key in ("set_threshold", "core_threshold", "rim_threshold"):
         if not 0 <= block.get(key, 0) <= 1:
             raise CheckpointError(f"{path}: {key} {block[key]!s:.20} is not between 0 and 1.")
-    limits = block.get("limits", [1, 0])  # of the verdict on a heatmap
-    if len(limits) != 2 or not all(isinstance(each, int | float) and abs(each) < 1000 for each in limits):
-        raise CheckpointError(f"{path}: limits must be two numbers.")
-    if block["interpolation"] not in INTERPOLATIONS:
-        raise CheckpointError(f"{path}: the interpolation {block['interpolation'][:60]!a} is not known.")
-    if block["crop_mode"] not in CROP_MODES:
-        raise CheckpointError(f"{path}: the crop_mode {block['crop_mode'][:60]!a} is none of {', '.join(CROP_MODES)}.")
+    for key, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
+        if block[key] not in known:
+            raise CheckpointError(f"{path}: the {key} {block[key][:60]!a} is none of {', '.join(known)}.")
