@@ -30,7 +30,7 @@ from cvlab.explain import (
     predicted_score,
     region_score,
 )
-from cvlab.models import Stage, build
+from cvlab.models import Stage, build, mask_levels
 from cvlab.trust import judge
 from cvlab.trust.diagnosis import diagnose
 
@@ -94,7 +94,8 @@ def assert_close(found, expected, tolerance=1e-5):
 def half_masked(model, images):
     """A segmenter with a threshold at which it finds something, whatever it has learnt."""
     if model.task == "segmentation":
-        model.threshold = predict(model, images)[:, 0].sigmoid().median().item()
+        levels = mask_levels(model, predict(model, images))
+        model.threshold = levels[:, getattr(model, "first_object", 0)].median().item()
     return model
 
 
