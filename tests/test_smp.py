@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from captum.attr import LayerGradCam
 from safetensors.torch import save_file
 
 from cvlab import checkpoint
@@ -81,6 +82,19 @@ def test_a_fused_copy_has_the_same_maps(encoder):
     expected, found = (explain(m, images, region_score(region)).maps["grad_cam"] for m in (model, fused(model)))
     for stage, attribution in expected.items():
         assert (found[stage] - attribution).abs().max() <= 1e-3 * attribution.abs().max(), stage
+
+
+def test_an_encoder_whose_features_timm_takes_by_hooks_is_explained_at_the_skips():
+    """Its encoder stages are the skips, whose gradient has the part through the skip alone: there as a view."""
+    torch.manual_seed(0)
+    model = as_trained(build("smp", ["a"], 64, {"encoder": "tu-legacy_xception", "decoder_channels": [8, 8, 8, 8, 8]}))
+    images, score = images_of(), region_score(torch.ones(64, 64, dtype=torch.bool))
+    found = explain(model, images, score).maps["grad_cam"]
+    assert [model.stages[f"encoder{i}"].module for i in range(2, 6)] == [*model.skips][:4]
+    for name, stage in model.stages.items():
+        stage.module.register_forward_hook(lambda module, inputs, output: output[...])
+        expected = LayerGradCam(lambda images: score(model(images)), stage.module).attribute(images)
+        assert (found[name] - expected).abs().max() <= 1e-5 * expected.abs().max(), name
 
 
 @pytest.mark.parametrize("depth", [3, 4])

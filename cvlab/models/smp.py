@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from segmentation_models_pytorch import Unet
 from segmentation_models_pytorch.encoders import encoders, get_encoder
-from timm.models import get_pretrained_cfg, is_model, is_model_pretrained
+from timm.models import FeatureHookNet, get_pretrained_cfg, is_model, is_model_pretrained
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -134,6 +134,8 @@ def feature_sources(encoder: nn.Module, images: Tensor) -> dict[int, str]:
         encoder leaves out (smp fills them with features of 0 channels) are not in it.
     """
     features, outputs = module_outputs(encoder, images)
+    # timm's own hooks took the features: what a later hook returns in a module's place would not reach the decoder.
+    by_hooks = isinstance(getattr(encoder, "model", None), FeatureHookNet)
     found = {}
     for level, feature in enumerate(features[1:], start=1):
         # An output of an earlier version was changed in place afterwards, by a ReLU for example.
@@ -141,7 +143,7 @@ def feature_sources(encoder: nn.Module, images: Tensor) -> dict[int, str]:
         # The first such module, or the block that it ends. Later ones are identities of deeper layers.
         ended = (name for name in same if f"{same[0]}.".startswith(f"{name}."))
         if feature.shape[1]:
-            found[level] = min(ended, key=len, default="")
+            found[level] = "" if by_hooks else min(ended, key=len, default="")
     return found
 
 
