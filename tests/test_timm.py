@@ -19,7 +19,7 @@ from cvlab.checkpoint import CheckpointError
 from cvlab.explain import class_score, explain, grad_cam
 from cvlab.explain.many import describe, explain_predictions
 from cvlab.models import build, check_size
-from cvlab.models.timm import default_view, from_timm_config, imagenet_names, unique
+from cvlab.models.timm import WholeConv2d, default_view, from_timm_config, imagenet_names, unique
 from cvlab.transforms import open_image, view
 from cvlab.trust.diagnosis import diagnose
 from cvlab.trust.hiding import Hiding
@@ -82,6 +82,19 @@ def test_maps_are_captums(architecture):
     last = list(model.stages)[-1]
     _, attribution = grad_cam(model, images, 1, last)
     assert (attribution - captum_map(model, images, last, 1)).abs().max() <= 1e-5 * attribution.abs().max()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_convolution_over_its_whole_input_is_a_matrix_product(layout):
+    torch.manual_seed(0)
+    product = WholeConv2d(4, 5, 3).to(memory_format=layout)
+    for side in (3, 6):  # of the larger one it is a convolution as ever
+        x = torch.rand(2, 4, side, side).to(memory_format=layout)
+        assert torch.allclose(product(x), torch.nn.Conv2d.forward(product, x), atol=1e-6)
+    with torch.device("meta"):
+        vgg = build("timm", ["a", "b"], 224, {"architecture": "vgg11"}).backbone
+        assert type(vgg.pre_logits.fc1) is WholeConv2d
+        assert set(vgg.state_dict()) == set(timm.create_model("vgg11").state_dict())
 
 
 @pytest.mark.parametrize("architecture", [a for a in FAMILIES if a not in ("levit_128s", "pit_ti_224")])
