@@ -35,7 +35,7 @@ def save(model: Model, folder: str | Path, **facts: object) -> None:
     """Writes config.json and model.safetensors, each whole or not at all.
 
     timm opens a saved network of timm without cvlab, as "local-dir:FOLDER" or, once published, as "hf-hub:user/name":
-    the config also has timm's own entries, and tensors have timm's names. So it is with U-Nets of smp.
+    the config also has timm's own entries, and tensors have timm's names. smp opens U-Nets on its own encoders alike.
 
     Args:
         model: made by `cvlab.models.build` or `load`.
