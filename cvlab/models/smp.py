@@ -69,7 +69,8 @@ class SmpUNet(Model):
         """The encoder's stages are the modules that return its features; where none does, the skips to the decoder.
 
         The gradient at such a module has two parts, through the skip and through the deeper layers. At a skip, which is
-        used for most networks of (N, h, w, C), of tokens, or with hooks of timm, it has the first part only. At the bottleneck both are one.
+        used for most networks of (N, h, w, C), of tokens, or with hooks of timm, it has the first part only. At the
+        bottleneck both are one.
         """
         depth = len(self.skips)
         found = {}
