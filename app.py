@@ -33,7 +33,7 @@ import gradio as gr
 
 from cvlab.memory import share_arenas
 from cvlab.models import Model
-from cvlab.page.api import ONE_AT_A_TIME, Page, add_api, fetch_with_progress
+from cvlab.page.api import ONE_AT_A_TIME, Page, add_api, fetch_with_progress, tiles_with_progress
 from cvlab.page.examples import example_files
 from cvlab.page.host import sentence_of
 from cvlab.page.html import paragraph
@@ -63,7 +63,7 @@ MARK = """<h1><a href="./" aria-label="cvlab, to the start"><svg viewBox="0 0 32
 
 def build_page(models: Models) -> gr.Blocks:
     """The Blocks page, not launched."""
-    visits = Visits(models)
+    visits = Visits(models, tiles_with_progress)
     with Page(title="cvlab", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
         wire(page, layout(list(models.offered)), visits)
         add_api(visits)

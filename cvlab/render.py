@@ -16,10 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from cvlab.explain import default_stage, explain, grad_cam, heatmap, predict, predicted_masks, predicted_score
+from cvlab.explain.many import predict_photos
 from cvlab.files import write_bytes
 from cvlab.models import Model, Stage
 from cvlab.plots import as_picture
-from cvlab.transforms import to_float, whole_mask
+from cvlab.transforms import resize_mask, seen_mask, to_float
 
 SPREADS = ("six", "ten", "classes")
 COLORMAP = "inferno"  # perceptually uniform, safe for the colour-blind, black for zero
@@ -142,13 +143,12 @@ def grad_cam_rows(
     return grid(drawn, captions, 6)
 
 
-def mask_triples(model: Model, views: Tensor, masks: Sequence[Tensor], ious: Sequence[float]) -> Image.Image:
-    """Each image, its true mask and the predicted one, with the iou of the image."""
+def mask_triples(model: Model, photos: Sequence[Tensor], masks: Sequence[Tensor], ious: Sequence[float]) -> Image.Image:
+    """Each photo, of `read_photos`, its true mask and the predicted one, with the iou of the photo."""
     drawn, titles = [], []
-    for view, mask, iou in zip(views, masks, ious, strict=True):
-        images = to_float(view)[None]
-        photo, pair = to_picture(images), [whole_mask(mask, model.image_size)]
-        pair.append(predicted_masks(model, predict(model, images))[0])
+    for view, logits, mask, iou in zip(photos, predict_photos(model, photos), masks, ious, strict=True):
+        photo = to_picture(to_float(view)[None])
+        pair = [resize_mask(mask, logits.shape[-2:]), predicted_masks(model, logits)[0]]
         drawn += [photo, *(mask_overlay(photo, each[model.first_object :].any(0).numpy()) for each in pair)]
         titles += ["image", "true mask", f"predicted, iou {iou:.3f}"]
     return grid(drawn, titles, 6)
@@ -187,7 +187,7 @@ def training_frame(model: Model, views: Tensor, title: str, masks: Sequence[Tens
             titles.append(model.class_names[logits.argmax()])
             continue
         photo, mask = to_picture(images), predicted_masks(model, predict(model, images))[0].cpu()
-        pair = [each[model.first_object :] for each in (whole_mask(masks[i], model.image_size), mask)]
+        pair = [each[model.first_object :] for each in (seen_mask(masks[i], model), mask)]
         drawn += [photo, *(mask_overlay(photo, each.any(0).numpy()) for each in pair)]
         found = pair[1].any()
         drawn.append(overlay(images, grad_cam(model, images)[1], stage=last) if found else photo)

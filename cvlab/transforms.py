@@ -13,6 +13,8 @@ from pillow_heif import register_heif_opener
 from torch import Tensor
 
 from cvlab.models import Model
+from cvlab.models.model import TILES
+from cvlab.tiles import middle
 
 register_heif_opener()
 
@@ -112,19 +114,29 @@ def view(image: Image.Image, model: Model) -> Tensor:
 
 
 def square_view(image: Image.Image, model: Model) -> Image.Image:
-    """The same as a picture: the centre for a classifier (`centre_view`), all for a segmenter (`whole_view`)."""
+    """The same as a picture: the centre for a classifier (`centre_view`), all for a segmenter (`whole_view`).
+
+    Of a segmenter that sees tiles it is the middle of `large_view`.
+    """
     if model.task == "classification":
         return centre_view(image, model.image_size, model.crop_pct, model.interpolation, model.crop_mode)
-    return whole_view(image, model.image_size)
+    if model.crop_mode != TILES:
+        return whole_view(image, model.image_size)
+    large, side = large_view(image, model.image_size), model.image_size
+    left, top = (large.width - side) // 2, (large.height - side) // 2
+    return large.crop((left, top, left + side, top + side))
 
 
 def seen_part(model: Model, size: Sequence[int]) -> Box:
-    """Where the view of a model lies in a photo of `size` (height, width): the middle for a classifier, else all."""
-    if model.task != "classification":
+    """Where the view of a model lies in a photo of `size` (height, width): see `square_view`."""
+    if model.crop_mode == TILES:
+        down, across = (min(1.0, model.image_size / side) for side in size)
+    elif model.task != "classification":
         return 0, 0, 1, 1
-    resized = math.floor(model.image_size / model.crop_pct)
-    sides = size if model.crop_mode == "squash" else (min(size), min(size))
-    down, across = (side / whole * model.image_size / resized for side, whole in zip(sides, size, strict=True))
+    else:
+        resized = math.floor(model.image_size / model.crop_pct)
+        sides = size if model.crop_mode == "squash" else (min(size), min(size))
+        down, across = (side / whole * model.image_size / resized for side, whole in zip(sides, size, strict=True))
     return (1 - across) / 2, (1 - down) / 2, across, down
 
 
@@ -167,9 +179,32 @@ def whole_view(image: Image.Image, image_size: int) -> Image.Image:
     return image.resize((image_size, image_size), Image.Resampling.BILINEAR)
 
 
+def large_view(image: Image.Image, image_size: int) -> Image.Image:
+    """The photo as it is, to be seen in tiles; a side that is shorter than a tile is stretched to it, bilinear."""
+    size = max(image.width, image_size), max(image.height, image_size)
+    return image if size == image.size else image.resize(size, Image.Resampling.BILINEAR)
+
+
 def whole_mask(mask: Tensor, image_size: int) -> Tensor:
     """Masks (C, H, W) bool squashed to a square by nearest neighbour, because bilinear masks grow or shrink."""
-    return F.interpolate(mask[None].to(torch.uint8), (image_size, image_size), mode="nearest-exact")[0].bool()
+    return resize_mask(mask, (image_size, image_size))
+
+
+def large_mask(mask: Tensor, image_size: int) -> Tensor:
+    """Masks (C, H, W) bool as `large_view` shows their photo."""
+    return resize_mask(mask, [max(side, image_size) for side in mask.shape[1:]])
+
+
+def seen_mask(mask: Tensor, model: Model) -> Tensor:
+    """Masks (C, H, W) bool of a photo as `square_view` shows it to a segmenter, (C, S, S)."""
+    if model.crop_mode == TILES:
+        return middle(large_mask(mask, model.image_size), model.image_size)
+    return whole_mask(mask, model.image_size)
+
+
+def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """Masks (C, H, W) bool at another `size` (H, W), by nearest neighbour."""
+    return F.interpolate(mask[None].to(torch.uint8), tuple(size), mode="nearest-exact")[0].bool()
 
 
 def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:

@@ -2,7 +2,6 @@
 
 import random
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -12,10 +11,10 @@ from torchvision.utils import make_grid
 
 from cvlab import checkpoint
 from cvlab.checkpoint import hub
-from cvlab.data.evaluation import MOST, foreign_views, read_views
+from cvlab.data.evaluation import MOST, foreign_views, read_photos, read_views
 from cvlab.data.parts import Parts
 from cvlab.explain import predicted_masks
-from cvlab.explain.many import predict_views
+from cvlab.explain.many import predict_photos, predict_views
 from cvlab.files import whole_file
 from cvlab.metrics import class_counts, fit_temperature
 from cvlab.models import Model, probabilities
@@ -33,7 +32,8 @@ def calibrate(folder: str | Path, parts: Parts, others: Path | None = None, thum
     `others` are photos of anything else. Small pictures of train are kept if `thumbnails`.
     """
     model = checkpoint.load(folder)
-    views, labels = read_views(parts, "val", model)
+    read = read_views if model.task == "classification" else read_photos
+    views, labels = read(parts, "val", model)
     before = model.temperature
     model.temperature = model.config["temperature"] = fit_temperature(*answers(model, views, labels))
     model.threshold = 1 / (1 + (1 / model.threshold - 1) ** (before / model.temperature))  # masks stay as they are
@@ -87,11 +87,11 @@ def object_counts(model: Model, logits: Tensor, masks: Tensor) -> Tensor:
     return class_counts(predicted_masks(model, logits)[:, first:], masks[:, first:], scored)
 
 
-def mask_counts(model: Model, views: Tensor, masks: list[Tensor], thresholds: list[float]) -> list[Tensor]:
+def mask_counts(model: Model, photos: list[Tensor], masks: list[Tensor], thresholds: list[float]) -> list[Tensor]:
     """`class_counts` (N, C, 4) at the masks' own size for each threshold, in rising order; classes may overlap."""
     levels, counts = torch.tensor(thresholds), []
-    for logits, mask in zip(chain.from_iterable(predict_views(model, views)), masks, strict=True):
-        resized = resize_logits(logits[None], mask.shape[-2:])
+    for logits, mask in zip(predict_photos(model, photos), masks, strict=True):
+        resized = resize_logits(logits, mask.shape[-2:])
         # How many thresholds each pixel exceeds: so one pass over the pixels serves all of them.
         exceeded, by_class = torch.bucketize(probabilities(model, resized)[0], levels), []
         for ranks, true in zip(exceeded, mask, strict=True):
@@ -102,13 +102,13 @@ def mask_counts(model: Model, views: Tensor, masks: list[Tensor], thresholds: li
     return list(torch.stack(counts).unbind(2))
 
 
-def answers(model: Model, views: Tensor, labels: list) -> tuple[Tensor, Tensor]:
-    """Logits and truth for `fit_temperature`: of pictures (N, 3, S, S) uint8, or of a sample of each one's pixels."""
+def answers(model: Model, views: Tensor | list[Tensor], labels: list) -> tuple[Tensor, Tensor]:
+    """Logits and truth for `fit_temperature`: of `read_views`, or of a sample of each one's pixels of `read_photos`."""
     if model.task == "classification":
         return torch.cat([*predict_views(model, views)]), torch.tensor(labels)
     drawn, pairs = torch.Generator().manual_seed(0), []
-    for logits, mask in zip(chain.from_iterable(predict_views(model, views)), labels, strict=True):
-        resized = resize_logits(logits[None], mask.shape[-2:])
+    for logits, mask in zip(predict_photos(model, views), labels, strict=True):
+        resized = resize_logits(logits, mask.shape[-2:])
         if model.exclusive:
             scores, truth = resized[0].flatten(1)[:, mask.any(0).flatten()].T, mask.byte().argmax(0)[mask.any(0)]
         else:

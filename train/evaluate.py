@@ -31,11 +31,13 @@ from torch import Tensor
 
 from cvlab import checkpoint, metrics, plots, render
 from cvlab.checkpoint import card
-from cvlab.data.evaluation import is_own_test_part, note_test_read, parts_of, read_views
+from cvlab.data.evaluation import is_own_test_part, note_test_read, parts_of, read_photos, read_views
 from cvlab.data.parts import SHAPES, Parts
 from cvlab.explain.many import predict_views
 from cvlab.files import to_json, write_text
 from cvlab.models import Model, probabilities
+from cvlab.models.model import TILES
+from cvlab.tiles import middle
 from cvlab.transforms import open_image, square_view, to_uint8
 
 # What metrics.json holds, and by file name the functions that draw the pictures of the report.
@@ -48,6 +50,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="data folder, or torchvision:NAME; by default synthetic scenes")
     parser.add_argument("--part", choices=("test", "val", "train", "all"), default="test")
     parser.add_argument("--compare", metavar="CHECKPOINT", help="a second model, on the same pictures")
+    tiles = "predict photos at their own resolution in overlapping tiles; by default as it was trained"
+    parser.add_argument("--tiles", action=argparse.BooleanOptionalAction, help=tiles)
     parser.add_argument("--explain", choices=render.SPREADS, default="six", help="which: in order, or at random")
     parser.add_argument("--seed", type=int, default=0, help="of the random choice of pictures to explain")
     parser.add_argument("--unknown", type=Path, nargs="+", default=[], metavar="DIR", help="photos of anything else")
@@ -67,6 +71,10 @@ def main() -> None:
     if args.calibrate:
         model = calibrate(args.checkpoint, parts_of(model, args.data, "val")[0], args.others, args.thumbnails)
     other = checkpoint.load(args.compare) if args.compare else None
+    if args.tiles is not None:
+        if model.task == "classification":
+            raise ValueError("--tiles is for segmenters: a classifier sees one square of a photo.")
+        model.crop_mode = TILES if args.tiles else "center"
     folder = Path(args.checkpoint)
     out = args.out or (folder if folder.is_dir() else "runs/hub" / folder)  # USER/NAME would hide the Hub's model
     report, figures = out / "report", out / "metrics.json"
@@ -151,17 +159,18 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
 
 def evaluate_segmenter(model: Model, other: Model | None, parts: Parts, args: argparse.Namespace) -> Evaluation:
     """Scores over all pixels at the photos' own resolution, and the best threshold on val: returned as above."""
-    views, masks = read_views(parts, args.part, model)
+    views, masks = read_photos(parts, args.part, model)
     by_class, edges, confusions, losses = measure.pixel_counts(model, views, masks)
     counts, names = by_class.sum(1), model.class_names[model.first_object :]
     scores, intervals = metrics.segmentation_scores(counts), metrics.bootstrap_intervals(counts)
     found = {"part": args.part, "n": len(masks), "threshold": model.threshold, "loss": measure.mean_loss(losses)}
+    found |= {"tiles": True} if model.crop_mode == TILES else {}
     found |= {name: metrics.interval(value, intervals[name]) for name, value in scores.items()}
     found["boundary_iou"] = metrics.class_scores(edges, names)["mean_iou"]
     if len(names) > 1:
         found |= metrics.class_scores(by_class, names)
     if other:
-        theirs = measure.pixel_counts(other, read_views(parts, args.part, other)[0], masks)[0]
+        theirs = measure.pixel_counts(other, read_photos(parts, args.part, other)[0], masks)[0]
         score = "mean iou" if len(names) > 1 else "iou"
         measure.add_comparison(found, args.compare, score, by_class, theirs, metrics.mean_iou)
     measure.add_calibration(found, model, *answers(model, views, masks))
@@ -175,7 +184,7 @@ def evaluate_segmenter(model: Model, other: Model | None, parts: Parts, args: ar
         measure.add_outlines(found, model, views, masks)
         if args.part in ("test", "val") and parts.samples["val"]:
             thresholds = [round(0.05 * step, 2) for step in range(1, 20)]
-            found_on_val = mask_counts(model, *read_views(parts, "val", model), thresholds)
+            found_on_val = mask_counts(model, *read_photos(parts, "val", model), thresholds)
             ious = [metrics.mean_iou(each) for each in found_on_val]
             found["threshold_curve_on_val"] = dict(zip(map(str, thresholds), ious, strict=True))
             curve = {"iou on val": (thresholds, ious)}
@@ -183,12 +192,12 @@ def evaluate_segmenter(model: Model, other: Model | None, parts: Parts, args: ar
     per_image = np.array([metrics.mean_iou(each[None]) for each in by_class])
     order = np.argsort(per_image, kind="stable").tolist()
     for name, chosen in (("worst", order[:4]), ("best", order[::-1][:4])):
-        shown = views[chosen], [masks[i] for i in chosen], per_image[chosen]
+        shown = [views[i] for i in chosen], [masks[i] for i in chosen], per_image[chosen]
         pictures[f"photos/{name}.png"] = partial(render.mask_triples, model, *shown)
     chosen = range(0, len(views), -(-len(views) // 5))
     if args.explain == "ten":
         chosen = render.spread(torch.zeros(len(views)), "ten", args.seed)
-    explained = opened(args.images, model)[0] if args.images else views[chosen]
+    explained = opened(args.images, model)[0] if args.images else [middle(views[i], model.image_size) for i in chosen]
     pictures["photos/stages.png"] = lambda: explanations(model, explained, [], args)
     return found, pictures
 

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from cvlab.checkpoint import annotate, card
 from cvlab.data.evaluation import foreign_views, read_views
 from cvlab.data.parts import Parts
 from cvlab.explain import predicted_masks
-from cvlab.explain.many import predict_views
+from cvlab.explain.many import predict_photos
 from cvlab.files import read_json, to_json, write_text
 from cvlab.learning.losses import segmentation_loss
 from cvlab.metrics import boundary
@@ -36,16 +35,16 @@ def mean_loss(losses: Tensor) -> dict:
     return metrics.interval(value, bounds)
 
 
-def pixel_counts(model: Model, views: Tensor, masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What N pictures, as the model sees them, say of a segmenter at the own size of their masks (C, H, W).
+def pixel_counts(model: Model, photos: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What N photos, of `read_photos`, say of a segmenter at the own size of their masks (C, H, W).
 
     Returns:
         `object_counts` (N, C, 4); the same of the masks' boundaries; where classes exclude each other the confusion
         matrix of each picture's pixels (N, C, C), else an empty tensor; its loss (N,), the cross-entropy of a pixel.
     """
     criterion, found = segmentation_loss("ce" if model.exclusive else "bce", model.exclusive), []
-    for logits, mask in zip(chain.from_iterable(predict_views(model, views)), masks, strict=True):
-        resized, mask = resize_logits(logits[None], mask.shape[-2:]), mask[None]
+    for logits, mask in zip(predict_photos(model, photos), masks, strict=True):
+        resized, mask = resize_logits(logits, mask.shape[-2:]), mask[None]
         first, scored = model.first_object, mask.any(1, keepdim=True) if model.exclusive else None
         pair = (boundary(each)[:, first:] for each in (predicted_masks(model, resized), mask))
         confusion = torch.empty(0)
@@ -85,11 +84,11 @@ def share_of(true: Tensor) -> dict:
     return metrics.interval(true.double().mean().item(), metrics.wilson_interval(int(true.sum()), len(true)))
 
 
-def add_outlines(found: dict, model: Model, views: Tensor, masks: list[Tensor]) -> None:
+def add_outlines(found: dict, model: Model, photos: list[Tensor], masks: list[Tensor]) -> None:
     """Adds the share of the sure core that is object, and of the object that the rim holds, as means over pictures."""
     for name, key, wrong in (("core_precision", "core_threshold", 1), ("rim_recall", "rim_threshold", 2)):
         if key in model.config:
-            (counts,) = mask_counts(model, views, masks, [model.config[key]])
+            (counts,) = mask_counts(model, photos, masks, [model.config[key]])
             tp, *errors = counts.sum(1).double().unbind(1)
             total = tp + errors[wrong - 1]
             found[name] = mean_loss(torch.where(total > 0, tp / total, 1.0))

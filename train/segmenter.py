@@ -29,6 +29,7 @@ from cvlab.learning import frozen, optim
 from cvlab.learning.losses import EXCLUSIVE_LOSSES, SEGMENTATION_LOSSES, pixel_weights, segmentation_loss
 from cvlab.metrics import mean_iou, segmentation_scores
 from cvlab.models import smp
+from cvlab.models.model import TILES
 from cvlab.transforms import resize_logits
 
 ALL_LEVELS = 5  # of an encoder
@@ -50,7 +51,9 @@ def parser() -> cli.Parser:
     add("--depth", type=int, default=3, help="levels above the bottleneck")
     add("--batch-norm", action=switch, default=True, help="after every convolution")
     add("--dropout", type=float, default=0.0)
-    add("--resize", choices=("squash",), default="squash", help="a U-Net always sees the whole photo, squashed")
+    add("--resize", choices=("squash",), default="squash", help="a U-Net sees the whole photo, squashed; see --crop")
+    crop = "train on random squares of the photos at their own resolution; photos are then predicted in tiles"
+    add("--crop", action=switch, default=False, help=crop)
     add("--zoom", nargs=2, type=float, default=[0.714, 1.4], metavar=("LOW", "HIGH"), help=zoom)
     group = options.add_argument_group(
         "pretrained encoder", "In place of --width, --depth, --batch-norm and --dropout."
@@ -98,13 +101,14 @@ def main() -> None:
     parts = segmentation_parts(args.data, args.split_seed, args.class_names, size, exclusive=exclusive)
     cache = Cache(args.out)
     augmentation = {"augment": args.augment, "zoom": args.zoom, "jitter": args.color_jitter, "erase": args.erase}
-    train_set, val_set, val_masks = sets.segmentation_sets(parts, size, cache, args.seed, **augmentation)
+    train_set, val_set, val_masks = sets.segmentation_sets(parts, size, cache, args.seed, args.crop, **augmentation)
     train_loader, val_loader = sets.loaders(train_set, val_set, args.batch_size)
     print(sets.summary(parts, cache))
 
     # Model, loss, optimizer, schedule.
     if args.normalize or "mean" not in view:
         view["mean"], view["std"] = sets.normalization(args.normalize or "data", train_set.images)
+    view["crop_mode"] = TILES if args.crop else "center"
     model = models.build(network, parts.class_names, arguments=arguments, exclusive=parts.exclusive, **view)
     start_from(args.start_from, model)
     if args.backbone and args.pretrained and not args.start_from:
@@ -125,7 +129,7 @@ def main() -> None:
         model, optimizer, scheduler, train_loader, val_loader
     )
     kept = accelerator.unwrap_model(model)
-    frame = partial(render.training_frame, kept, torch.stack(val_set.images[:2]), masks=val_masks)
+    frame = partial(render.training_frame, kept, val_set.images.middles(2), masks=val_masks)
     run = Run(args, accelerator, state, parts, counts=4 * (len(parts.class_names) - parts.exclusive))
 
     for epoch in run.epochs(train_loader, args.epochs):
@@ -147,13 +151,11 @@ def main() -> None:
         model.eval()
         val_loss, val_counts = 0.0, []
         with torch.no_grad():
-            for images, indices in val_loader:
-                logits, indices = accelerator.gather_for_metrics((model(images).float(), indices))
-                for square, index in zip(logits.cpu(), indices.tolist(), strict=True):
-                    mask = val_masks[index][None]
-                    resized = resize_logits(square[None], mask.shape[-2:])
-                    val_loss += criterion(resized, mask).item()
-                    val_counts.append(object_counts(kept, resized, mask))
+            tiles = (accelerator.gather_for_metrics(model(images).float()).cpu() for images, _ in val_loader)
+            for logits, mask in zip(val_set.images.join(tiles), val_masks, strict=True):
+                resized = resize_logits(logits, mask.shape[-2:])
+                val_loss += criterion(resized, mask[None]).item()
+                val_counts.append(object_counts(kept, resized, mask[None]))
         val_scores = scores_of("val", torch.cat(val_counts))
         if args.schedule == "plateau":
             scheduler.step(val_loss)
@@ -163,7 +165,7 @@ def main() -> None:
             frame=frame,
             lr=scheduler.get_last_lr()[0],
             train_loss=train_loss,
-            val_loss=val_loss / len(val_set),
+            val_loss=val_loss / len(val_masks),
             **scores_of("train", torch.tensor(train_counts).view(1, -1, 4)),
             **val_scores,
         )

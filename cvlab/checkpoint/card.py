@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from cvlab.checkpoint.config import opened, read_config
 from cvlab.checkpoint.hub import MAX_TEXT_BYTES
 from cvlab.files import write_text
+from cvlab.models.model import TILES
 
 MAIN_METRIC = {"classification": "accuracy", "segmentation": "iou"}
 TASKS = {"classification": "classification", "segmentation": "segmentation, one sigmoid output for each class"}
@@ -33,11 +34,11 @@ LIMITS = {
         "model found evidence for a class, not that this evidence is right."
     ),
     "segmentation": (
-        "It sees the whole photo squashed to a square: small things in a large photo are lost. Its scores hold for "
-        "photos like those it was trained on. A heatmap shows where the model found evidence for the mask; at the last "
-        "decoder stage it only repeats the prediction."
+        "Its scores hold for photos like those it was trained on. A heatmap shows where the model found evidence for "
+        "the mask; at the last decoder stage it only repeats the prediction."
     ),
 }
+SQUASHED = "It sees the whole photo squashed to a square: small things in a large photo are lost."
 RECORDED = ("epochs", "minutes", "hardware", "peak_memory_mb", "precision", "seed", "finished")  # in manifest.json
 BY_CLASS = ("classes", "iou_by_class")  # entries of metrics.json whose keys are names of classes
 USE = """\
@@ -115,7 +116,7 @@ def _model(folder: Path) -> Section:
         resized = "squashed" if config["crop_mode"] == "squash" else "shorter side resized"
         geometry = f"{resized} to {int(side / config['crop_pct'])} pixels, centre crop of {side}"
     else:
-        geometry = f"squashed to {side} x {side} pixels"
+        geometry = f"{'tiles of' if config['crop_mode'] == TILES else 'squashed to'} {side} x {side} pixels"
     facts = [
         ("task", TASKS[config["task"]]),
         ("network", config["network"]),
@@ -137,7 +138,8 @@ def _scores(folder: Path) -> Section:
 def scores(metrics: dict) -> Section:
     """What metrics.json holds."""
     threshold = f", at threshold {metrics['threshold']:g}" if "threshold" in metrics else ""
-    sentences = [f"Measured on {metrics['n']} pictures of the part “{metrics['part']}”{threshold}."]
+    tiles = ", in overlapping tiles" if metrics.get("tiles") else ""
+    sentences = [f"Measured on {metrics['n']} pictures of the part “{metrics['part']}”{threshold}{tiles}."]
     if "expected_calibration_error" in metrics:
         sentences.append(f"Expected calibration error: {metrics['expected_calibration_error']:.4f}.")
     if "temperature" in metrics:
@@ -244,12 +246,14 @@ def _pictures(folder: Path) -> Section:
 
 
 def _limits(folder: Path) -> Section:
-    task, measured = read_config(folder / "config.json")["task"], _read_json(folder / "metrics.json")
+    config, measured = read_config(folder / "config.json"), _read_json(folder / "metrics.json")
+    task = config["task"]
     refused = {name.removeprefix("refused "): each["value"] for name, each in measured.items() if "refused " in name}
     missed = [name for name, share in refused.items() if name != "own" and share < 0.8]
     told = task != "classification" or (folder / "familiarity.safetensors").is_file()
+    squashed = [SQUASHED] if task == "segmentation" and config["crop_mode"] != TILES else []
     note = f"It cannot tell photos of none of its classes{': ' if missed else ''}{', '.join(missed)}."
-    return Section("Limits", sentences=[LIMITS[task], *([note] if missed or not told else [])])
+    return Section("Limits", sentences=[*squashed, LIMITS[task], *([note] if missed or not told else [])])
 
 
 SECTIONS: tuple[Callable[[Path], Section], ...] = (_model, _scores, _trust, audit, _data, _training, _pictures, _limits)

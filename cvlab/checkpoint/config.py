@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cvlab.files import LFS_POINTER, NOT_FETCHED
-from cvlab.models.model import MAX_CLASSES, name_fault
+from cvlab.models.model import MAX_CLASSES, TILES, name_fault
 
 FORMAT = 1
 REQUIRED = {
@@ -45,7 +45,7 @@ OPTIONAL = {"interpolation": str, "crop_mode": str, "exclusive": bool, "stages":
 OPTIONAL |= {"set_threshold": float, "core_threshold": float, "rim_threshold": float}  # cvlab/trust/conformal.py
 OPTIONAL |= {"temperature": float, "limits": list, "data": dict, "options": dict, "precision": str, "versions": dict}
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
-CROP_MODES = ("center", "squash")
+CROP_MODES = ("center", "squash", TILES)
 MAX_CONFIG_BYTES = 4 * 2**20
 MAX_IMAGE_SIZE = 4096
 MAX_ARGUMENT = 8192  # channels, mostly
@@ -130,6 +130,8 @@ def read_config(path: Path) -> dict:
     _check_class_names(block["class_names"], path)
     if block["task"] == "classification" and len(block["class_names"]) == 1:
         raise CheckpointError(f"{path}: with a single class every probability would be 1. A classifier needs two.")
+    if block["crop_mode"] == TILES and block["task"] == "classification":
+        raise CheckpointError(f"{path}: the crop_mode “tiles” is for segmenters.")
     if block["exclusive"] and (block["task"] == "classification" or len(block["class_names"]) == 1):
         raise CheckpointError(f"{path}: “exclusive” is for segmenters of a background and at least one class.")
     _check_numbers(block, path)

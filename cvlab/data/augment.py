@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor
 
+from cvlab.tiles import window
 from cvlab.transforms import to_float
 
-UNIFORMS_PER_IMAGE = 10
+UNIFORMS_PER_IMAGE = 12
 
 
 def uniforms(seed: int, epoch: int, indices: Sequence[int]) -> Tensor:
@@ -105,6 +106,12 @@ def train_pairs(
     moved = F.grid_sample(to_float(images), grid, padding_mode="reflection", align_corners=False)
     moved_masks = F.grid_sample(masks.float(), grid, mode="nearest", padding_mode="reflection", align_corners=False)
     return erased(change_colours(moved, u[:, 6:], jitter), u[:, 9], erase), moved_masks > 0.5
+
+
+def random_square(photo: Tensor, side: int, u: Tensor) -> Tensor:
+    """A square (..., S, S) anywhere in a photo or mask (..., H, W); the last two of its `uniforms` say where."""
+    top, left = ((u[-2:] * (torch.tensor(photo.shape[-2:]) - side + 1)).long()).tolist()
+    return window(photo, top, left, side)
 
 
 def mirrored(images: Tensor, u: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from cvlab.data.folders import existing, pictures_in
 from cvlab.data.parts import PARTS, SHAPES, Parts, classification_parts, segmentation_parts
 from cvlab.files import write_text
 from cvlab.models import Model
-from cvlab.transforms import open_image, square_view, to_uint8
+from cvlab.models.model import TILES
+from cvlab.transforms import large_view, open_image, square_view, to_uint8, whole_view
 
 MOST = 2000  # pictures that say what a model's photos look like, or what others do
 
@@ -53,6 +54,15 @@ def read_views(parts: Parts, part: str, model: Model) -> tuple[Tensor, list]:
     """The pictures of a part as the model sees them, (N, 3, S, S) uint8, and their labels or masks."""
     views, labels = parts.read(part, lambda image: to_uint8(square_view(image, model)))
     return torch.stack(views), labels
+
+
+def read_photos(parts: Parts, part: str, model: Model) -> tuple[list[Tensor], list[Tensor]]:
+    """All that a segmenter sees of the photos of a part, (3, H, W) uint8 each, and their masks.
+
+    That is one view (3, S, S) of each, or for a segmenter that sees tiles the `large_view`.
+    """
+    seen = large_view if model.crop_mode == TILES else whole_view
+    return parts.read(part, lambda image: to_uint8(seen(image, model.image_size)))
 
 
 def foreign_views(folder: Path, model: Model) -> Tensor:

@@ -15,10 +15,11 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cvlab.data.augment import mirrored, train_pairs, train_views, uniforms
+from cvlab.data.augment import mirrored, random_square, train_pairs, train_views, uniforms
 from cvlab.data.cache import Cache
 from cvlab.data.parts import SHAPES, Parts
-from cvlab.transforms import centre_view, resized, to_float, to_uint8, whole_mask, whole_view
+from cvlab.tiles import Tiles
+from cvlab.transforms import centre_view, large_mask, large_view, resized, to_float, to_uint8, whole_mask, whole_view
 
 AUGMENTATIONS = ("none", "minimal", "full")
 NORMALIZATIONS = ("imagenet", "data")
@@ -67,20 +68,32 @@ class AugmentedImages(EvaluationSet):
 
 
 class AugmentedPairs(EvaluationSet):
-    """N images (3, S, S) uint8 and, as labels, masks (C, S, S) bool, augmented alike; `epoch` as in AugmentedImages.
+    """N images (3, h, w) uint8 and, as labels, masks (C, h, w) bool, augmented alike; `epoch` as in AugmentedImages.
 
-    `augment` is one of `AUGMENTATIONS`; `how` are further arguments of `train_pairs`.
+    Args:
+        augment: one of `AUGMENTATIONS`; `how` are further arguments of `train_pairs`.
+        crop: take a random square of so many pixels of each; by default all are squares of one size.
     """
 
     def __init__(
-        self, images: Sequence[Tensor], masks: Sequence[Tensor], seed: int, augment: str = "full", **how: object
+        self,
+        images: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        seed: int,
+        augment: str = "full",
+        crop: int | None = None,
+        **how: object,
     ) -> None:
         super().__init__(images, masks)
-        self.seed, self.augment, self.how, self.epoch = seed, augment, how, 0
+        self.seed, self.augment, self.crop, self.how, self.epoch = seed, augment, crop, how, 0
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        images, masks = (torch.stack([each[i] for i in indices]) for each in (self.images, self.labels))
-        u = uniforms(self.seed, self.epoch, indices).to(images.device)
+        u = uniforms(self.seed, self.epoch, indices)
+        pairs = [(self.images[i], self.labels[i]) for i in indices]
+        if self.crop:
+            pairs = [[random_square(each, self.crop, row) for each in pair] for pair, row in zip(pairs, u, strict=True)]
+        images, masks = map(torch.stack, zip(*pairs, strict=True))
+        u = u.to(images.device)
         if self.augment == "full":
             return train_pairs(images, masks, u, **self.how)
         if self.augment == "minimal":
@@ -112,18 +125,20 @@ def classification_sets(
 
 
 def segmentation_sets(
-    parts: Parts, image_size: int, cache: Cache, seed: int, **augmentation: object
+    parts: Parts, image_size: int, cache: Cache, seed: int, crop: bool = False, **augmentation: object
 ) -> tuple[AugmentedPairs, EvaluationSet, list[Tensor]]:
-    """Reads train and val of a segmentation folder: photos and training masks as squares of `image_size`.
+    """Reads train and val of a segmentation folder: photos squashed to `image_size`, or with `crop` as they are.
 
-    `augmentation` are arguments of AugmentedPairs. Returns training pairs; val photos whose labels are indices; the val
-    masks (C, H, W) at the photos' own resolution, at which they are scored.
+    `augmentation` are arguments of AugmentedPairs. Returns training pairs; the `Tiles` of val, with their indices as
+    labels; the val masks (C, H, W) at the photos' own resolution, at which they are scored.
     """
-    square, small = partial(whole_view, image_size=image_size), partial(whole_mask, image_size=image_size)
-    images, masks = parts.read("train", lambda image: to_uint8(square(image)), small, cache=cache)
-    views, val_masks = parts.read("val", lambda image: to_uint8(square(image)), cache=cache)
-    train_set = AugmentedPairs(images, masks, seed, **augmentation)
-    return train_set, EvaluationSet(views, torch.arange(len(views))), val_masks
+    views = (large_view, large_mask) if crop else (whole_view, whole_mask)
+    seen, seen_mask = (partial(each, image_size=image_size) for each in views)
+    images, masks = parts.read("train", lambda image: to_uint8(seen(image)), seen_mask, cache=cache)
+    photos, val_masks = parts.read("val", lambda image: to_uint8(seen(image)), cache=cache)
+    tiles = Tiles(photos, image_size)
+    train_set = AugmentedPairs(images, masks, seed, crop=image_size if crop else None, **augmentation)
+    return train_set, EvaluationSet(tiles, torch.arange(len(tiles))), val_masks
 
 
 def summary(parts: Parts, cache: Cache) -> str:

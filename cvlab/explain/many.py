@@ -1,6 +1,7 @@
 """Predictions for many pictures, their maps and what they say in words, and how alike two maps are."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from tqdm import tqdm
 from cvlab.explain.maps import Explanation, correlation, explain, peak, predict
 from cvlab.explain.scores import predicted_classes, predicted_masks, predicted_score, region_score, takes_wrapped
 from cvlab.models import Model
+from cvlab.tiles import Tiles
 
 BATCH_SIZE = 32  # fixed, so that a model's scores are always the same
 
@@ -18,6 +20,21 @@ def predict_views(model: Model, views: Tensor) -> Iterator[Tensor]:
     """The logits for many views (N, 3, S, S) uint8: batches of (n, C) or (n, C, S, S), with a progress bar."""
     for batch in tqdm(views.split(BATCH_SIZE), "predicting", leave=False):
         yield predict(model, batch / 255)
+
+
+def predict_photos(
+    model: Model, photos: Sequence[Tensor], progress: Callable[[Sequence], Iterable] | None = None
+) -> Iterator[Tensor]:
+    """The logits of a segmenter for each photo, (1, C, H, W), by overlapping tiles.
+
+    Args:
+        photos: (3, H, W) uint8 each, not smaller than the model's view; one of that size is predicted in one piece.
+        progress: goes through the batches and shows how many are done; by default a progress bar.
+    """
+    tiles = Tiles(photos, model.image_size)
+    progress = progress or partial(tqdm, desc="predicting", leave=False)
+    batches = progress([range(len(tiles))[start : start + BATCH_SIZE] for start in range(0, len(tiles), BATCH_SIZE)])
+    return tiles.join(predict(model, torch.stack([tiles[i] for i in batch]) / 255) for batch in batches)
 
 
 @takes_wrapped

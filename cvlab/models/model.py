@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 MAX_CLASSES = 50_000  # of a classifier; the largest ImageNet has 21,843
 MAX_NAME = 300  # characters of a class name
+TILES = "tiles"  # a segmenter's `crop_mode`
 BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they change the reading direction
 
 
@@ -107,7 +108,9 @@ class Model(nn.Module):
     class_names: list[str]  # one per class, in the order of the logits
     image_size: int  # S, side of the square view that the model sees, pixels
     crop_pct: float  # a classifier's view is the centre crop of a photo whose shorter side is image_size / crop_pct
-    crop_mode: str  # "center", or "squash": then both sides are image_size / crop_pct, whatever the photo's shape
+    # "center", or "squash": then both sides are image_size / crop_pct, whatever the photo's shape. A segmenter's is
+    # TILES where it sees photos as they are, piece by piece, else it sees the whole photo squashed.
+    crop_mode: str
     interpolation: str  # how photos are resized, as in its training: Pillow's name in lower case
     threshold: float  # a segmenter's mask is where `mask_levels` exceed it
     config: dict  # what is needed to build it again; config.json holds it under "cvlab"

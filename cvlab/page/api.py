@@ -5,6 +5,7 @@ Names and parameters of the endpoints are part of the contract with those progra
 
 import contextvars
 import secrets
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import gradio as gr
@@ -48,6 +49,14 @@ def fetch_with_progress(model_id: str) -> Path:
         here.copy().run(progress, (arrived, expected), desc=f"Fetching {model_id}", unit="bytes")
 
     return hub.pull(model_id, show)
+
+
+def tiles_with_progress(batches: Sequence) -> Iterator:
+    """Batches of a photo's tiles one by one, counted on the page of the visitor who waits for them."""
+    progress = gr.Progress()
+    for i, batch in enumerate(batches):
+        progress((i, len(batches)), desc="Predicting the photo in tiles", unit="batches")
+        yield batch
 
 
 def saved(picture: Image.Image) -> str:
@@ -98,7 +107,7 @@ def add_api(visits: Visits) -> None:
     ) -> tuple[str, str, str, float]:
         """Original, heatmap, overlay and peak; by default for the predicted class at the deepest stage."""
         answer = visits.ask(image, model, Question(class_name=class_name, stage=stage))
-        attribution, images = answer.attribution, answer.prediction.images
+        attribution, images = answer.attribution, answer.evidence.images
         heat = heatmap_picture(attribution, images.shape[-2:], stage=answer.read_at)
         three = to_picture(images), heat, overlay(images, attribution, stage=answer.read_at)
         return *(saved(enlarged(picture)) for picture in three), peak(attribution).item()
@@ -124,14 +133,14 @@ def add_api(visits: Visits) -> None:
         answer = visits.ask(image, model, Question())
         if not answer.segments:
             raise ValueError(CLASSIFIER)
-        images, maps = answer.prediction.images, answer.evidence.maps["grad_cam"]
+        images, maps = answer.evidence.images, answer.evidence.maps["grad_cam"]
         pictures = []
         for name, attribution in maps.items():
             height, width = attribution.shape[-2:]
             caption = f"{name}: {width} x {height}, peak {peak(attribution).item():.3g}. {answer.warning(attribution)}"
             drawn = overlay(images, attribution, stage=answer.model.stages[name])
             pictures.append((saved(enlarged(drawn)), caption))
-        mask = mask_of(answer.question, answer.model, answer.prediction.logits)
+        mask = mask_of(answer.question, answer.model, answer.evidence.logits)
         return saved(enlarged(mask_overlay(to_picture(images), mask.numpy()))), pictures
 
     def judge(

@@ -1,7 +1,9 @@
 """What the page computes for a photo: the prediction, the maps that explain it, and how they depend on the question."""
 
+import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from PIL import Image
@@ -9,15 +11,20 @@ from torch import Tensor
 
 from cvlab.data.masks import read_mask
 from cvlab.explain import METHODS, default_stage, explain, predict, predicted_masks
+from cvlab.explain.many import predict_photos
 from cvlab.explain.paths import contributions, region_dependence
 from cvlab.models import Model, probabilities
-from cvlab.page.picture import MAX_SIDE
-from cvlab.page.question import Question, score_of, settled, settled_score
+from cvlab.models.model import TILES
+from cvlab.page.picture import MAX_SIDE, WHOLE
+from cvlab.page.question import Question, parse_points, region_of, score_of, settled, settled_score
 from cvlab.render import picture_url
-from cvlab.transforms import view
+from cvlab.tiles import Tiles, starts, weights, window
+from cvlab.transforms import Box, large_view, resize_logits, resize_mask, seen_part, to_uint8, view
 from cvlab.trust import familiarity
 from cvlab.trust.conformal import class_set
 from cvlab.trust.familiarity import features, nearest
+
+MOST_TILES, MOST_LOGITS = 400, 64 * 2**20  # of a photo
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,9 @@ class Evidence:
     score: float  # what was explained
     maps: dict[str, dict[str, Tensor]]  # maps[method][stage], signed (1, 1, h, w)
     class_idx: int  # the class that was asked about
+    images: Tensor  # the view that was explained, (1, 3, S, S) in [0, 1]
+    box: Box  # where it lies in the photo
+    points: str  # those of the question, in pixels of the view
     other: int | None = None  # the class that it was compared with
     region: Tensor | None = None  # of a segmenter, (H, W) bool
 
@@ -54,7 +64,8 @@ class Prediction:
     """What a model sees in a photo."""
 
     images: Tensor  # the view of the model, (1, 3, S, S) in [0, 1]
-    logits: Tensor  # (1, C) or (1, C, S, S)
+    logits: Tensor  # (1, C), or (1, C, K, K) of the whole photo, where K is S, or of tiles up to MAX_SIDE
+    large: Tensor | None  # the photo where it is seen in several tiles, (3, H, W) uint8
     shares: dict[str, float]  # by class a probability, or of each object the share of the view in its mask
     photo: str  # made smaller, as CSS for the layers over it
     size: tuple[int, int]  # of the photo as it was opened, (height, width)
@@ -70,27 +81,41 @@ class Prediction:
     def nbytes(self) -> int:
         """Memory of nearly all of it."""
         maps = self.evidence.nbytes if self.evidence else 0
-        return len(self.photo) + maps + self.images.nbytes + self.logits.nbytes
+        large = 0 if self.large is None else self.large.nbytes
+        return len(self.photo) + maps + self.images.nbytes + self.logits.nbytes + large
 
 
 def predict_photo(
-    image: Image.Image, model: Model, question: Question | None = None, side: int = MAX_SIDE
+    image: Image.Image,
+    model: Model,
+    question: Question | None = None,
+    side: int = MAX_SIDE,
+    progress: Callable[[Sequence], Iterable] = iter,
 ) -> Prediction:
-    """The prediction for a photo and the evidence for it, in one forward and one backward pass.
+    """The prediction for a photo and the evidence for it, in one forward and one backward pass; of tiles in more.
 
     Args:
         image: it is made smaller in place, as a copy of a large one takes 240 MB.
         question: what the evidence answers, by default `Question()`.
         side: pixels of the photo that is kept.
+        progress: of tiles, see `predict_photos`.
     """
-    images, begun = view(image, model), time.perf_counter()
+    size, notes, asked = (image.height, image.width), image.info.get("notes", []), question or Question()
+    images, large, logits = view(image, model), None, None
+    if model.crop_mode == TILES and max(size) > model.image_size:
+        large = to_uint8(few_tiles(image, model, notes))
+        (whole,) = predict_photos(model, [large], progress)
+        logits = resize_logits(whole, 2 * [min(MAX_SIDE, max(whole.shape[-2:]))])
+    begun = time.perf_counter()
     try:
-        evidence = evidence_for(images, model, question or Question())
-        logits = evidence.logits
+        if large is None:
+            evidence = evidence_for(images, model, asked, box=seen_part(model, size))
+        else:
+            evidence = evidence_in_tile(large, logits, model, asked)
+        logits = evidence.logits if logits is None else logits
     except ValueError:  # no pixel was found, so there is nothing to explain
-        evidence, logits = None, predict(model, images)
+        evidence, logits = None, predict(model, images) if logits is None else logits
     seconds = time.perf_counter() - begun
-    size, notes = (image.height, image.width), image.info.get("notes", [])
     if model.task == "classification":
         values = probabilities(model, logits)[0]
     else:
@@ -106,34 +131,79 @@ def predict_photo(
     names = None
     if model.task == "classification" and "set_threshold" in model.config:
         names = [model.class_names[i] for i in class_set(values.tolist(), model.config["set_threshold"])]
-    return Prediction(images, logits, shares, style, size, seconds, notes, evidence, known, names, alike)
+    return Prediction(images, logits, large, shares, style, size, seconds, notes, evidence, known, names, alike)
 
 
-def evidence_for(images: Tensor, model: Model, question: Question, true_mask: Tensor | None = None) -> Evidence:
+def few_tiles(image: Image.Image, model: Model, notes: list[str]) -> Image.Image:
+    """The `large_view` of a photo. One that takes too many tiles or logits is made smaller first, as `notes` say."""
+    side, large = model.image_size, large_view(image, model.image_size)
+
+    def allowed() -> float:
+        """The share of the pixels that can be looked at."""
+        tiles, logits = math.prod(len(starts(length, side)) for length in large.size), math.prod(large.size)
+        return min(MOST_TILES / tiles, MOST_LOGITS / (logits * len(model.class_names)))
+
+    while (share := allowed()) < 1:
+        large = large_view(large.resize([math.floor(length * share**0.5) for length in large.size]), side)
+    if large.width < image.width or large.height < image.height:
+        notes.append(f"Looked at in tiles of {side} pixels, at {large.width} x {large.height} pixels.")
+    return large
+
+
+def evidence_in_tile(
+    large: Tensor, logits: Tensor, model: Model, question: Question, true_mask: Tensor | None = None
+) -> Evidence:
+    """The evidence in the tile that holds most of what a question is about, as far from its edges as possible.
+
+    Args:
+        large: the photo, (3, H, W) uint8.
+        logits: of the whole photo, (1, C, K, K).
+        true_mask: as in `evidence_for`, at K x K pixels.
+    """
+    side, (height, width), tiles = model.image_size, large.shape[1:], Tiles([large], model.image_size)
+    region = resize_mask(region_of(question, model, logits, true_mask)[None], (height, width))[0]
+    middle = weights(side)
+    _, top, left = max(tiles.places, key=lambda place: (window(region, *place[1:], side) * middle).sum().item())
+    if true_mask is not None:
+        true_mask = window(resize_mask(true_mask, (height, width)), top, left, side)
+    if question.region in ("part", "pixel", "box"):
+        by_x, by_y = width / logits.shape[-1], height / logits.shape[-1]
+        points = [(int((x + 0.5) * by_x) - left, int((y + 0.5) * by_y) - top) for x, y in parse_points(question.points)]
+        inside = [[min(max(place, 0), side - 1) for place in point] for point in points]
+        question = replace(question, points=" ".join(f"{x},{y}" for x, y in inside))
+    images, box = window(large, top, left, side)[None] / 255, (left / width, top / height, side / width, side / height)
+    return evidence_for(images, model, question, true_mask, box)
+
+
+def evidence_for(
+    images: Tensor, model: Model, question: Question, true_mask: Tensor | None = None, box: Box = WHOLE
+) -> Evidence:
     """The maps of a question: of a classifier at its stage, of a segmenter at every stage; Grad-CAM and HiResCAM.
 
     Args:
         images: one image, (1, 3, S, S) in [0, 1].
         true_mask: that of `open_mask` at the view's size, for false positives and false negatives.
+        box: where the image lies in the photo.
 
     Raises:
         ValueError: a class or stage that the model does not have, or a region without a pixel.
     """
     stages = [question.stage or default_stage(model)] if model.task == "classification" else None
     found = explain(model, images, score_of(question, model, true_mask), stages, tuple(METHODS))
-    asked = settled(question, model, found.logits, true_mask)
-    return Evidence(found.logits, found.scores.item(), found.maps, *asked)
+    class_idx, other, region = settled(question, model, found.logits, true_mask)
+    seen = images, box, question.points
+    return Evidence(found.logits, found.scores.item(), found.maps, class_idx, *seen, other, region)
 
 
-def paths_of(images: Tensor, model: Model, evidence: Evidence, against: bool) -> Paths:
+def paths_of(model: Model, evidence: Evidence, against: bool) -> Paths:
     """How far a segmenter's maps depend on the region, and what each path through it added; two more passes."""
     dependence, parts = {}, {}
     score_in = partial(settled_score, evidence.class_idx, evidence.other, negative=against)
     if not evidence.region.all():
-        found = region_dependence(model, images, evidence.maps, score_in(~evidence.region))
+        found = region_dependence(model, evidence.images, evidence.maps, score_in(~evidence.region))
         dependence = {method: {stage: r.item() for stage, r in each.items()} for method, each in found.items()}
     if hasattr(model, "cuts"):
-        parts = contributions(model, images, score_in(evidence.region))
+        parts = contributions(model, evidence.images, score_in(evidence.region))
     return Paths(dependence, {name: value.item() for name, value in parts.items()})
 
 

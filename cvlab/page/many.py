@@ -18,11 +18,11 @@ from cvlab.files import write_bytes
 from cvlab.models import Model
 from cvlab.page.evidence import predict_photo
 from cvlab.page.html import in_grid, paragraph, sorted_by
-from cvlab.page.picture import captioned, heated, slider, with_photo
+from cvlab.page.picture import WHOLE, captioned, heated, slider, with_photo
 from cvlab.page.question import COLORMAPS, Question
 from cvlab.page.unzip import Picture, list_pictures
 from cvlab.page.words import upper
-from cvlab.transforms import ImageError, seen_part
+from cvlab.transforms import ImageError
 from cvlab.trust.diagnosis import diagnose
 from cvlab.trust.familiarity import FOREIGN
 
@@ -109,7 +109,7 @@ def explain_picture(model: Model, picture: Picture, question: Question, number: 
         name, share, attribution = None, 0.0, torch.zeros(1, 1, 1, 1)
         warning = f"No pixel reaches the threshold of {model.threshold:g}: the model finds nothing here."
     sentence, largest = " ".join(filter(None, [warning, *prediction.notes])), peak(attribution).item()
-    label, box = f"{picture.label}: evidence for {name or 'nothing'}", seen_part(model, prediction.size)
+    label, box = f"{picture.label}: evidence for {name or 'nothing'}", evidence.box if evidence else WHOLE
     drawn = heated(attribution, model.stages[question.stage], box, label, COLORMAPS[0], False)
     figure = captioned(drawn, f"{number}: {name or 'nothing found'}", f"{share:.1%}, peak {largest:.3g}")
     named = " or ".join(prediction.names or ())

@@ -6,6 +6,7 @@ Those of segmenters alone are in cvlab/page/unet.py.
 import html
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from cvlab.checkpoint import CheckpointError, hub
@@ -123,7 +124,7 @@ def most_like(answer: Answer) -> str:
 
 def grad_cam(answer: Answer) -> str:
     """The map that is asked for, large, and on demand its scale, peak and stage, and what the model sees."""
-    question, attribution, prediction = answer.question, answer.attribution, answer.prediction
+    question, attribution = answer.question, answer.attribution
     lies = place(attribution, answer.read_at) or "nowhere"
     large = captioned(draw_map(answer), answer.words, f"lies {lies}.", slider("Heat", question.opacity))
     shown = with_photo(large, "main") + paragraph(answer.warning(attribution))
@@ -131,8 +132,9 @@ def grad_cam(answer: Answer) -> str:
     top, score = peak(attribution).item(), number(answer.evidence.score)
     figures = f"{METHOD_NAMES[question.method]} at {answer.stage}, {width} x {height} positions. "
     figures += f"Peak {number(top)} of a score of {score} {UNIT}."
-    pixels = prediction.images.shape[-1]
-    seen = figure(to_picture(prediction.images), "What the model sees", f"{pixels} x {pixels} pixels.")
+    images = answer.evidence.images
+    pixels = images.shape[-1]
+    seen = figure(to_picture(images), "What the model sees", f"{pixels} x {pixels} pixels.")
     return shown + folded(
         "Details", scale_bar(top, UNIT, question.colormap) + paragraph(figures) + in_grid([seen]), "why"
     )
@@ -156,7 +158,7 @@ def reasons(answer: Answer) -> str:
     first, *others = (check.sentence for check in verdict.checks.values())
     hidden = ""
     if others:  # else the map marks no place
-        images = answer.prediction.images
+        images = answer.evidence.images
         spot = hottest_part(heatmap(answer.attribution, images.shape[-2:], answer.read_at), SHARES[0])
         picture = to_picture(hide(images, spot[None, None]))
         hidden = in_grid([figure(picture, "The spot hidden", "As the model saw it.")])
@@ -174,7 +176,11 @@ def code(answer: Answer) -> str:
     """Python that computes the map again."""
     _ = answer.prediction  # without a photo there is nothing to compute
     source = answer.visits.models.public_name(answer.name)
-    lines = as_python(source, Path(answer.photo).name, answer.model, answer.question)
+    question, tile = answer.question, None
+    if (large := answer.prediction.large) is not None:
+        question, (height, width) = replace(question, points=answer.evidence.points), large.shape[1:]
+        tile = width, height, round(answer.box[0] * width), round(answer.box[1] * height)
+    lines = as_python(source, Path(answer.photo).name, answer.model, question, tile=tile)
     return paragraph(SAME_MAP) + code_block(lines)
 
 

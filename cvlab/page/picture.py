@@ -26,6 +26,7 @@ from cvlab.transforms import Box
 from cvlab.trust import hottest_part
 
 MAX_SIDE = 1024  # pixels of a photo
+WHOLE: Box = (0, 0, 1, 1)
 HEAT_SIDE = 128  # pixels of a layer of heat
 FINEST = 64  # positions of a map that are drawn apart; of finer ones each shows the largest of those that it covers
 LINES = (0.2, 0.4, 0.6, 0.8)  # of the maximum, where a heatmap is drawn as lines

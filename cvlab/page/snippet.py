@@ -8,25 +8,42 @@ from cvlab.models import Model
 from cvlab.page.question import Question, parse_points
 
 
-def as_python(source: str, photo: str, model: Model, question: Question, true_mask: str = "mask.png") -> str:
+def as_python(
+    source: str,
+    photo: str,
+    model: Model,
+    question: Question,
+    true_mask: str = "mask.png",
+    tile: tuple[int, int, int, int] | None = None,
+) -> str:
     """Lines that leave the map of a question, signed, in `attribution` and save it over the photo.
 
     Args:
         source: the model's folder or its name on the Hub, as the reader of the lines knows it: no path of a server.
         photo, true_mask: names of files.
         model: that of `source`.
+        tile: width and height of a photo that is seen in tiles, and the left and top of the one that is explained.
 
     Raises:
         ValueError: the question needs a place in the picture and has none.
     """
     decisive, imported, opened, given = ["class_name", "rather_than", "against"], "", "", ""
+    names = ["open_image", "view"]  # imported from cvlab.transforms
     if model.task == "segmentation":
         decisive += ["region", "threshold"]
         if question.region.startswith("false"):
             imported, given = "from cvlab.page.evidence import open_mask\n", ", whole_mask(mask, model.image_size)"
             opened = f"mask = open_mask({true_mask!r}, model, (image.height, image.width))\n"
+            names.append("whole_mask")
         elif question.region != "mask" and parse_points(question.points):
             decisive.append("points")
+    if tile:
+        width, height, left, top = tile
+        right, bottom = left + model.image_size, top + model.image_size
+        if opened:
+            opened += f"mask = resize_mask(mask, ({height}, {width}))[:, {top}:{bottom}, {left}:{right}]\n"
+            names.append("resize_mask")
+        opened += f"image = image.resize(({width}, {height}), 2).crop(({left}, {top}, {right}, {bottom}))  # bilinear\n"
     asked = ", ".join(f"{name}={value!r}" for name, value in question.chosen.items() if name in decisive)
     method, stage = repr(question.method), repr(question.stage or default_stage(model))
     return f"""\
@@ -34,12 +51,12 @@ from cvlab import checkpoint
 from cvlab.explain import explain
 {imported}from cvlab.page.question import Question, score_of
 from cvlab.render import overlay
-from cvlab.transforms import open_image, view{", whole_mask" if opened else ""}
+from cvlab.transforms import {", ".join(sorted(names))}
 
 model = checkpoint.load({source!r})
 image = open_image({photo!r})
-images = view(image, model)
-{opened}question = Question({asked})
+{opened}images = view(image, model)
+question = Question({asked})
 score = score_of(question, model{given})
 attribution = explain(model, images, score, [{stage}], [{method}]).maps[{method}][{stage}]
 overlay(images, attribution, stage=model.stages[{stage}]).save('overlay.png')

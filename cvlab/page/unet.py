@@ -14,7 +14,18 @@ from cvlab.metrics import class_counts, class_ious, segmentation_scores
 from cvlab.models import mask_levels
 from cvlab.page.host import sentence_of
 from cvlab.page.html import folded, number, paragraph, quoted, table
-from cvlab.page.picture import around, captioned, cased, hottest_edge, layers, legend, outline, slider, with_photo
+from cvlab.page.picture import (
+    WHOLE,
+    around,
+    captioned,
+    cased,
+    hottest_edge,
+    layers,
+    legend,
+    outline,
+    slider,
+    with_photo,
+)
 from cvlab.page.question import class_indices, mask_of, parse_points
 from cvlab.page.visit import METHOD_NAMES, UNIT, Answer, draw_map
 from cvlab.page.words import percent, shares_of_evidence
@@ -41,30 +52,31 @@ def region_picker(answer: Answer) -> str:
     if not answer.segments:
         return ""
     model, prediction, question = answer.model, answer.prediction, answer.question
-    pixels = prediction.images.shape[-1]
+    pixels = prediction.logits.shape[-1]
     chosen, _ = class_indices(question, model, prediction.logits)
     threshold, names = question.threshold or model.threshold, model.class_names[model.first_object :]
     levels = mask_levels(model, prediction.logits)[0].numpy()
     objects = levels[model.first_object :]
-    edge = outline(objects.max(0), threshold, answer.box)
+    edge = outline(objects.max(0), threshold, WHOLE)
     lines = [("dim", around(edge) if edge else "")]
     bounds = [model.config.get(f"{name}_threshold") for name in ("core", "rim")]
     unsure = None not in bounds and not question.threshold
     if unsure:
-        core, rim = (outline(levels[chosen], bound, answer.box) for bound in bounds)
+        core, rim = (outline(levels[chosen], bound, WHOLE) for bound in bounds)
         lines.append(("rim", rim + core))  # what lies between the two
     classes = []
     for i, name in enumerate(names):
         if share := (objects[i] > threshold).mean():
             line = f"of{i} c{i % COLOURS}{' again' if i >= COLOURS else ''}" if len(names) > 1 else "edge"
-            lines += cased(line, outline(objects[i], threshold, answer.box))
+            lines += cased(line, outline(objects[i], threshold, WHOLE))
             classes.append((line, name, percent(share)))
     says = "Not found. Click or drag to ask about a place."
     at = pixels // 2, pixels // 2
     with suppress(ValueError):  # the other panels say it; the picture is there to choose another region in
         lines += cased("spot", hottest_edge(answer.attribution, answer.box, answer.read_at))
         band = " Pale band: from what is surely in it to what may be." if unsure else ""
-        says = f"Line: what was found. Dashed: where it looked most.{band} Click to ask about a part."
+        tile = " Explained in the tile around it." if answer.box != WHOLE else ""
+        says = f"Line: what was found. Dashed: where it looked most.{band}{tile} Click to ask about a part."
         if question.region != "mask":
             lines += cased("asked", outline(answer.evidence.region.numpy().astype(float), 0.5, answer.box))
             at = parse_points(question.points)[-1]
@@ -146,10 +158,10 @@ def errors(answer: Answer) -> str:
     predicted = mask_levels(model, resize_logits(prediction.logits, masks.shape[1:])) > threshold
     counts = class_counts(predicted, masks[None, 1 - first :], masks.any(0)[None, None])
     scores = segmentation_scores(counts[:, chosen])
-    small = whole_mask(masks, model.image_size)
+    small = whole_mask(masks, prediction.logits.shape[-1])
     found, true = mask_of(question, model, prediction.logits), small[1 + chosen - first]
     false, missed = found & small.any(0) & ~true, true & ~found
-    parts = [outline(part.numpy().astype(float), 0.5, answer.box) for part in (false, missed)]
+    parts = [outline(part.numpy().astype(float), 0.5, WHOLE) for part in (false, missed)]
     shares = f"{false.float().mean():.1%} of the picture is wrongly found, {missed.float().mean():.1%} is missed."
     shown = layers("The errors over the photo", lines=(("false", parts[0]), ("missed", parts[1])))
     drawn = captioned(shown, "Errors", f"Orange: wrongly found; blue, striped edge: missed. {shares}")

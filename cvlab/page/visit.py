@@ -1,6 +1,7 @@
 """The answers to what visitors ask about a photo and a model. Each value is computed once."""
 
 import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -10,7 +11,16 @@ from torch import Tensor
 from cvlab.explain import check_stages, default_stage
 from cvlab.models import Model, Stage
 from cvlab.page.cache import Cache
-from cvlab.page.evidence import Evidence, Paths, Prediction, evidence_for, open_mask, paths_of, predict_photo
+from cvlab.page.evidence import (
+    Evidence,
+    Paths,
+    Prediction,
+    evidence_for,
+    evidence_in_tile,
+    open_mask,
+    paths_of,
+    predict_photo,
+)
 from cvlab.page.html import quoted
 from cvlab.page.models import Models
 from cvlab.page.picture import heated
@@ -30,8 +40,8 @@ UNIT = "logits"
 class Visits:
     """Who asks what on a page, its models, and the cache that all answers share."""
 
-    def __init__(self, models: Models) -> None:
-        self.models = models
+    def __init__(self, models: Models, progress: Callable[[Sequence], Iterable] = iter) -> None:
+        self.models, self.progress = models, progress
         self.cache = Cache(MAX_BYTES, lambda value: getattr(value, "nbytes", SMALL))
         self._asked: dict[str, tuple[float, tuple | None]] = {}
 
@@ -93,7 +103,8 @@ class Answer:
         if self.photo is None:
             raise ValueError("Drop a photo, or choose an example.")
         key = "prediction", self.photo, self.name
-        return self.visits.cache.get(key, lambda: predict_photo(open_image(self.photo), model))
+        progress = self.visits.progress
+        return self.visits.cache.get(key, lambda: predict_photo(open_image(self.photo), model, progress=progress))
 
     @property
     def segments(self) -> bool:
@@ -115,8 +126,11 @@ class Answer:
             return self.prediction.evidence
 
         def make() -> Evidence:
-            true = whole_mask(self.true_mask, self.model.image_size) if self._key[-1] else None
-            return evidence_for(self.prediction.images, self.model, self.question, true)
+            prediction, model, question = self.prediction, self.model, self.question
+            true = whole_mask(self.true_mask, prediction.logits.shape[-1]) if self._key[-1] else None
+            if prediction.large is not None:
+                return evidence_in_tile(prediction.large, prediction.logits, model, question, true)
+            return evidence_for(prediction.images, model, question, true, seen_part(model, prediction.size))
 
         return self.visits.cache.get(("evidence", *self._key), make)
 
@@ -167,8 +181,8 @@ class Answer:
 
     @property
     def box(self) -> Box:
-        """The part of the photo that the model saw."""
-        return seen_part(self.model, self.prediction.size)
+        """The part of the photo that the maps are of."""
+        return self.evidence.box
 
     @property
     def testable(self) -> bool:
@@ -193,8 +207,8 @@ class Answer:
     def work_out_verdict(self) -> None:
         """Takes 44 forwards; `verdict` is known afterwards. Does nothing where the map is not `testable`."""
         if self.testable:
-            images, evidence = self.prediction.images, self.evidence
-            make = partial(judge, self.model, images, self.attribution, evidence.class_idx, evidence.region, self.stage)
+            evidence, of = self.evidence, (self.evidence.class_idx, self.evidence.region, self.stage)
+            make = partial(judge, self.model, evidence.images, self.attribution, *of)
             self.visits.cache.get(("verdict", *self.key), make)
 
     @property
@@ -205,7 +219,7 @@ class Answer:
     def work_out_paths(self) -> None:
         """Takes two passes more; `paths` is known afterwards. Does nothing for a classifier."""
         if self.segments:
-            make = partial(paths_of, self.prediction.images, self.model, self.evidence, self.question.against)
+            make = partial(paths_of, self.model, self.evidence, self.question.against)
             self.visits.cache.get(("paths", *self._key), make)
 
 
