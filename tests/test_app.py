@@ -163,7 +163,6 @@ def test_grad_cam_defaults_to_the_predicted_class(client: Client, scene: Path) -
         ("/predict", {"model": str(ROOT / "checkpoints" / CLASSIFIER)}),
         ("/grad_cam", {"model": CLASSIFIER, "class_name": "dog"}),
         ("/grad_cam", {"model": CLASSIFIER, "stage": "stage99"}),
-        ("/grad_cam_array", {"model": CLASSIFIER, "method": "magic"}),
         ("/stages", {"model": CLASSIFIER}),
     ],
 )
@@ -206,17 +205,6 @@ def test_exif_rotation_is_applied(client: Client, tmp_path: Path) -> None:
         for name in ("upright.png", "side.png")
     ]
     assert answers[0] == answers[1]
-
-
-def test_grad_cam_array_is_the_raw_map(client: Client, scene: Path) -> None:
-    given = client.predict(
-        image=handle_file(scene), model=CLASSIFIER, class_name="star", stage="stage3", api_name="/grad_cam_array"
-    )
-    model = checkpoint.load(ROOT / "checkpoints" / CLASSIFIER)
-    logits, attribution = grad_cam(model, view(open_image(scene), model), model.class_names.index("star"), "stage3")
-    assert np.allclose(given["map"], attribution[0, 0], rtol=0, atol=1e-5 * attribution.abs().max().item())
-    assert given["score"] == pytest.approx(logits[0, model.class_names.index("star")].item(), abs=1e-4)
-    assert (given["class_name"], given["stage"], given["method"]) == ("star", "stage3", "grad_cam")
 
 
 def test_judge_gives_the_librarys_verdict(client: Client, scene: Path) -> None:
