@@ -137,9 +137,7 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
             at.compared = html(paragraph("Choose a second model, a second picture, or both."))
         with gr.Tab("Many pictures"):
             with gr.Row():
-                at.files = gr.UploadButton(
-                    "Choose pictures, or a zip of them", file_count="multiple", variant="primary", elem_id="many"
-                )
+                at.files = gr.UploadButton("Choose pictures", file_count="multiple", variant="primary", elem_id="many")
                 at.again = gr.Button("Again, with the model and stage that are chosen now")
             at.gallery = html()
             table = {"headers": list(Row._fields), "column_widths": [f"{width}px" for width in WIDTHS]}

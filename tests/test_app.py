@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -590,22 +589,20 @@ def test_the_report_tells_what_the_folder_holds(page: Page) -> None:
 
 
 def test_many_pictures_become_a_gallery_and_a_table(page: Page, scene: Path, tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
-        archive.write(scene, "a.png")
-        archive.writestr("b.txt", "not a picture")
+    (tmp_path / "b.txt").write_text("not a picture")
     names = [f"{letter}.png" for letter in "cdefg"]
     for i, name in enumerate(names):
         shapes.scene(4015 + i, 128).image.save(tmp_path / name)
     tab(page, "Many pictures")
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Choose pictures").click()
-    chooser.value.set_files([tmp_path / "pictures.zip", *(tmp_path / name for name in names)])
+    chooser.value.set_files([scene, *(tmp_path / name for name in ("b.txt", *names))])
     expect(page.get_by_text("7 pictures.", exact=True)).to_be_visible()
     expect(figures(page)).to_have_count(6)
     with page.expect_download() as download:
         page.locator("a[download='table.csv']").click()
     rows = list(csv.DictReader(Path(download.value.path()).read_text("utf-8-sig").splitlines()))
-    assert [row["file"] for row in rows] == ["a.png", "b.txt", *names]
+    assert [row["file"] for row in rows] == [scene.name, "b.txt", *names]
     found = [row for row in rows if row["prediction"]]
     page.get_by_label("Sorted by").select_option("share, the least first")
     by_share = [row["number"] for row in sorted(found, key=lambda row: float(row["share"]))]
