@@ -1,6 +1,5 @@
 """What the page computes for a photo: the prediction, the maps that explain it, and how they depend on the question."""
 
-import time
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -58,7 +57,6 @@ class Prediction:
     shares: dict[str, float]  # by class a probability, or of each object the share of the view in its mask
     photo: str  # made smaller, as CSS for the layers over it
     size: tuple[int, int]  # of the photo as it was opened, (height, width)
-    seconds: float  # that the pass took
     notes: list[str] = field(default_factory=list)  # what was done to open the photo
     evidence: Evidence | None = None  # None where nothing was found
     familiar: float | None = None  # `cvlab.trust.familiarity`; None for a model without statistics
@@ -83,13 +81,12 @@ def predict_photo(
         question: what the evidence answers, by default `Question()`.
         side: pixels of the photo that is kept.
     """
-    images, begun = view(image, model), time.perf_counter()
+    images = view(image, model)
     try:
         evidence = evidence_for(images, model, question or Question())
         logits = evidence.logits
     except ValueError:  # no pixel was found, so there is nothing to explain
         evidence, logits = None, predict(model, images)
-    seconds = time.perf_counter() - begun
     size, notes = (image.height, image.width), image.info.get("notes", [])
     if model.task == "classification":
         values = probabilities(model, logits)[0]
@@ -106,7 +103,7 @@ def predict_photo(
     names = None
     if model.task == "classification" and "set_threshold" in model.config:
         names = [model.class_names[i] for i in class_set(values.tolist(), model.config["set_threshold"])]
-    return Prediction(images, logits, shares, style, size, seconds, notes, evidence, known, names, alike)
+    return Prediction(images, logits, shares, style, size, notes, evidence, known, names, alike)
 
 
 def evidence_for(images: Tensor, model: Model, question: Question, true_mask: Tensor | None = None) -> Evidence:

@@ -78,13 +78,9 @@ element.addEventListener('change', event => {
   gallery.append(...event.target.value.split(',').map(i => gallery.asDrawn[i]));
 });
 
-// Buttons: to ask for the verdict; to copy the text that follows (outside https only the older way works).
+// A button that copies the text that follows (outside https only the older way works).
 element.addEventListener('click', async event => {
-  const ask = event.target.closest('.ask'), button = event.target.closest('.copy');
-  if (ask) {
-    ask.textContent = 'Checking …';
-    trigger('select');
-  }
+  const button = event.target.closest('.copy');
   if (!button) return;
   const text = button.nextElementSibling;
   try { await navigator.clipboard.writeText(text.textContent); } catch {
