@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cvlab.explain.maps import Explanation, correlation, explain, peak, predict
-from cvlab.explain.scores import predicted_classes, predicted_masks, predicted_score, region_score, takes_wrapped
+from cvlab.explain.scores import predicted_classes, predicted_masks, predicted_score, region_score
 from cvlab.models import Model
 
 BATCH_SIZE = 32  # fixed, so that a model's scores are always the same
@@ -20,7 +20,6 @@ def predict_views(model: Model, views: Tensor) -> Iterator[Tensor]:
         yield predict(model, batch / 255)
 
 
-@takes_wrapped
 def explain_predictions(
     model: Model, images: Tensor, stages: Sequence[str] | None = None, methods: Sequence[str] = ("grad_cam",)
 ) -> Explanation:
@@ -41,7 +40,6 @@ def explain_predictions(
     return explain(model, images, score, stages, methods)
 
 
-@takes_wrapped
 def describe(model: Model, explanation: Explanation) -> list[dict]:
     """A dict for each picture: prediction, score, peak, and of a segmenter the share of the view that the mask covers.
 
