@@ -50,7 +50,7 @@ KEPT = ("method", "opacity", "colormap")  # of the settings, when another photo 
 PICKED = ("class_name", "rather_than", "region", "points")  # what a click in the picture sets
 METHOD_CHOICES = [(name, key) for key, name in METHOD_NAMES.items()]
 REGION_CHOICES = [(label, region) for region, (label, _) in REGIONS.items()]
-COLORMAP_HINTS = {"jet": " (as in older reports)", "contours": " (lines in place of colour)"}
+COLORMAP_HINTS = {"jet": " (as in older reports)"}
 COLORMAP_CHOICES = [(name + COLORMAP_HINTS.get(name, ""), name) for name in COLORMAPS]
 
 # System fonts, as the default theme asks a font server; the colours are in page.css.

@@ -358,8 +358,6 @@ def test_what_is_asked_changes_the_map_and_how_it_is_drawn_the_picture(page: Pag
     drawn = page.get_by_alt_text(re.compile("^Heatmap")).filter(visible=True)
     expect(drawn).not_to_have_attribute("src", seen[-1])
     assert len(set(seen)) == len(seen)
-    choose(page, "Colour map", "contours (lines in place of colour)")
-    expect(page.locator("path.level").filter(visible=True).first).to_be_visible()
     page.get_by_label("Show the evidence against it instead").uncheck()
     page.get_by_role("button", name="Colours").click()
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from cvlab.explain import METHODS, Score, against, class_score, default_stage, predicted_classes, region_score, regions
 from cvlab.models import Model, mask_levels
 from cvlab.page.html import quoted
-from cvlab.page.picture import CONTOURS
 
 REGIONS = {  # which pixels a segmenter is asked about: how that is offered, and how it stands in a sentence
     "mask": ("the whole mask", "the whole mask"),
@@ -22,7 +21,7 @@ REGIONS = {  # which pixels a segmenter is asked about: how that is offered, and
     "false positives": ("what was wrongly found (needs the true mask)", "what was wrongly found"),
     "false negatives": ("what was missed (needs the true mask)", "what was missed"),
 }
-COLORMAPS = ("inferno", "cividis", "gray", "jet", CONTOURS)  # all but jet read the same to the colour-blind
+COLORMAPS = ("inferno", "cividis", "gray", "jet")  # all but jet read the same to the colour-blind
 
 
 @dataclass(frozen=True)
