@@ -39,7 +39,7 @@ from cvlab.page.host import sentence_of
 from cvlab.page.html import paragraph
 from cvlab.page.many import WIDTHS, Row, explain_files
 from cvlab.page.models import Models, offered_models
-from cvlab.page.panels import CHECKED, FOLLOWING, ON_REQUEST, REDRAWN, draw
+from cvlab.page.panels import CHECKED, FOLLOWING, REDRAWN, draw
 from cvlab.page.question import COLORMAPS, REGIONS, Question, from_query, picked, settings_of
 from cvlab.page.upload import MAX_UPLOAD_MB, UPLOADS, photo_input
 from cvlab.page.visit import METHOD_NAMES, Answer, Visits
@@ -50,7 +50,7 @@ KEPT = ("method", "opacity", "colormap")  # of the settings, when another photo 
 PICKED = ("class_name", "rather_than", "region", "points")  # what a click in the picture sets
 METHOD_CHOICES = [(name, key) for key, name in METHOD_NAMES.items()]
 REGION_CHOICES = [(label, region) for region, (label, _) in REGIONS.items()]
-COLORMAP_HINTS = {"jet": " (as in older reports)", "contours": " (lines in place of colour)"}
+COLORMAP_HINTS = {"jet": " (as in older reports)"}
 COLORMAP_CHOICES = [(name + COLORMAP_HINTS.get(name, ""), name) for name in COLORMAPS]
 
 # System fonts, as the default theme asks a font server; the colours are in page.css.
@@ -137,9 +137,7 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
             at.compared = html(paragraph("Choose a second model, a second picture, or both."))
         with gr.Tab("Many pictures"):
             with gr.Row():
-                at.files = gr.UploadButton(
-                    "Choose pictures, or a zip of them", file_count="multiple", variant="primary", elem_id="many"
-                )
+                at.files = gr.UploadButton("Choose pictures", file_count="multiple", variant="primary", elem_id="many")
                 at.again = gr.Button("Again, with the model and stage that are chosen now")
             at.gallery = html()
             table = {"headers": list(Row._fields), "column_widths": [f"{width}px" for width in WIDTHS]}
@@ -225,14 +223,6 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
         return {at.three: gr.skip()}
 
     def check(request: gr.Request, *inputs: object) -> dict:
-        answer = answer_of(*inputs)
-        with suppress(ValueError, OSError):
-            busy = visits.others_ask(request.session_hash) or not answer.quick
-            if busy and answer.testable and not answer.verdict:
-                return {at.chip: ON_REQUEST}
-        return check_now(request, *inputs)
-
-    def check_now(request: gr.Request, *inputs: object) -> dict:
         answer, last = answer_of(*inputs), partial(visits.is_last, request.session_hash)
         with suppress(ValueError, OSError):
             if last(answer.key):
@@ -268,7 +258,6 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     following, checked, drawn = ([getattr(at, name) for name in names] for names in (FOLLOWING, CHECKED, REDRAWN))
     for each in answers:  # what takes more passes follows
         each.then(follow, asked, following, **quietly).then(check, asked, checked, **ONE_AT_A_TIME, **quietly)
-    at.chip.select(check_now, asked, checked, **ONE_AT_A_TIME, **quietly)
     when([at.colormap.input], drawing(*REDRAWN), asked, drawn)  # the check stays as it is
     # In the browser alone: what was chosen or taken becomes the photo.
     at.upload.upload(None, at.upload, at.photo, js="file => file", api_visibility="private")

@@ -23,7 +23,7 @@ PHOTOS = 4  # so that eight visitors at once ask for the same pictures
 ASKED = [  # by client in turn; each photo meets each
     ("predict", [CLASSIFIER]),
     ("grad_cam", [CLASSIFIER, "star", "stage3"]),
-    ("grad_cam_array", [SEGMENTER, "", "decoder2", "hires_cam"]),
+    ("grad_cam", [SEGMENTER, "", "decoder2"]),
     ("stages", [SEGMENTER]),
 ]
 

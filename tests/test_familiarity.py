@@ -29,7 +29,6 @@ from cvlab.page.many import explain_picture, to_csv
 from cvlab.page.models import Models
 from cvlab.page.panels import draw
 from cvlab.page.question import Question
-from cvlab.page.unzip import Picture
 from cvlab.page.visit import Visits
 from cvlab.page.words import said
 from cvlab.transforms import open_image, view
@@ -196,8 +195,8 @@ def test_the_page_says_what_is_unlike_its_photos(run: tuple[Path, Path, Path]) -
     model, photo, own = checkpoint.load(out), others / "0.png", next(iter(sorted((data / "red").iterdir())))
     assert predict_photo(open_image(photo), model).familiar == 0
     assert predict_photo(open_image(own), small()).familiar is None
-    pictures, stage = [Picture("green", photo), Picture("red", own)], default_stage(model)
-    rows = [explain_picture(model, each, Question(stage=stage), i)[0] for i, each in enumerate(pictures)]
+    stage = default_stage(model)
+    rows = [explain_picture(model, each, Question(stage=stage), i)[0] for i, each in enumerate((photo, own))]
     assert [row.familiar for row in rows] == pytest.approx([0, familiarity(model, view(open_image(own), model)).item()])
     header, first, _ = csv.reader(io.StringIO(to_csv(rows)))
     assert dict(zip(header, first, strict=True))["familiar"] == "0.0"

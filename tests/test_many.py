@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,9 @@ from torch import nn
 from cvlab.data import shapes
 from cvlab.explain import default_stage, explain, peak, predict, predicted_masks, predicted_score
 from cvlab.page import many
-from cvlab.page.many import PHOTO_SIDE, Row, explain_files, explain_picture, to_csv
+from cvlab.page.many import PHOTO_SIDE, Row, clean, explain_files, explain_picture, to_csv
 from cvlab.page.picture import heat_layer
 from cvlab.page.question import COLORMAPS, Question
-from cvlab.page.unzip import Picture, list_pictures
 from cvlab.transforms import open_image, view
 
 NUMBER = 20
@@ -45,8 +45,8 @@ def embedded(html: str, kind: str) -> list[Image.Image]:
 @pytest.mark.parametrize("method", ["grad_cam", "hires_cam"])
 def test_each_row_is_what_the_picture_alone_gets(model: nn.Module, folder: Path, method: str) -> None:
     stage = list(model.stages)[1]
-    for i, picture in enumerate(list_pictures(sorted(folder.iterdir()))):
-        row, figure = explain_picture(model, picture, Question(stage=stage, method=method), i + 1)
+    for i, path in enumerate(sorted(folder.iterdir())):
+        row, figure = explain_picture(model, path, Question(stage=stage, method=method), i + 1)
         assert (row.number, row.file) == (i + 1, f"{i:02d}.png")
         if i in BAD:
             assert row.prediction is None
@@ -78,7 +78,7 @@ def test_each_row_is_what_the_picture_alone_gets(model: nn.Module, folder: Path,
 
 def test_a_photo_of_the_gallery_is_small(classifier: nn.Module, tmp_path: Path) -> None:
     shapes.scene(0, 24).image.resize((2 * PHOTO_SIDE, 30)).save(tmp_path / "wide.png")
-    _, figure = explain_picture(classifier, Picture("wide", tmp_path / "wide.png"), Question(stage="stage1"), 1)
+    _, figure = explain_picture(classifier, tmp_path / "wide.png", Question(stage="stage1"), 1)
     assert embedded(figure, "jpeg")[0].size == (PHOTO_SIDE, 15)
 
 
@@ -122,13 +122,34 @@ def test_text_that_is_no_formula_is_as_it_was() -> None:
 
 
 def test_a_job_of_bad_pictures_alone_still_has_its_rows(classifier: nn.Module, tmp_path: Path) -> None:
-    row, _ = explain_picture(classifier, Picture("a", sentence="no."), Question(stage="stage1"), 1)
-    assert row.sentence == "No."
-    gallery, cells, _ = explain_files(classifier, [tmp_path / "gone.png"], Question(), lambda _: None, tmp_path)
-    assert gallery == "<p>1 pictures.</p>"
-    assert cells[0][2] is None
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.writestr("a.png", b"")
+    bad = [tmp_path / "gone.png", tmp_path, tmp_path / "photos.zip"]
+    gallery, cells, _ = explain_files(classifier, bad, Question(), lambda _: None, tmp_path)
+    assert gallery == "<p>3 pictures.</p>"
+    assert [row[2] for row in cells] == [None] * 3
+    sentences = [row[5] for row in cells]
+    words = ["Gone.png cannot be read", "cannot be read", "unpack it"]
+    assert all(word in sentence for word, sentence in zip(words, sentences, strict=True))
     with pytest.raises(ValueError, match="Choose pictures"):
         explain_files(classifier, [], Question(), lambda _: None, tmp_path)
+
+
+def test_pictures_beyond_the_limit_are_counted_and_not_opened(
+    classifier: nn.Module, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many, "MOST_PICTURES", 2)
+    files = [*sorted(folder.iterdir())[:2], *3 * [tmp_path / "gone.png"]]
+    _, cells, _ = explain_files(classifier, files, Question(), lambda _: None, tmp_path)
+    assert [row[1] for row in cells] == ["00.png", "01.png", "the rest"]
+    assert cells[-1][5] == "Only the first 2 of 5 pictures are taken."
+
+
+def test_labels_can_be_seen_and_are_short() -> None:
+    assert clean("caf\u00e9.png") == "caf\u00e9.png"
+    assert clean("a\x00b\ud800\u202e") == "a?b??"
+    assert len(clean("x" * 10_000 + ".png")) == many.MAX_NAME
+    assert clean("x" * 10_000 + ".png").endswith("x.png")
 
 
 def test_at_a_stage_that_is_not_there_the_default_one_is_read(

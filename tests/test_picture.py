@@ -12,7 +12,7 @@ from torch import nn
 
 from cvlab.models import Grid, Stage
 from cvlab.page.html import bars
-from cvlab.page.picture import CONTOURS, heat_layer, heated, hottest_edge, outline
+from cvlab.page.picture import heat_layer, heated, hottest_edge, outline
 from cvlab.page.words import percent, place, shares_of_evidence
 from cvlab.render import heatmap_picture, overlay
 from cvlab.transforms import seen_part, view
@@ -106,10 +106,6 @@ def test_a_hot_cell_is_drawn_and_named_where_its_stage_looks() -> None:
         assert ((columns.mean() + 0.5) / side, (rows.mean() + 0.5) / side) == pytest.approx((x, y), abs=0.005)
     left, top, right, bottom = corners(hottest_edge(attribution, WHOLE, stage))
     assert ((left + right) / 2000, (top + bottom) / 2000) == pytest.approx((x, y), abs=0.005)
-    left, top, right, bottom = corners(
-        re.findall('class="level l4" d="([^"]+)"', heated(attribution, stage, WHOLE, "", CONTOURS, True))[0]
-    )
-    assert ((left + right) / 2000, (top + bottom) / 2000) == pytest.approx((x, y), abs=0.005)
     region = torch.zeros(256, 256, dtype=torch.bool)
     region[64:129, 128:193] = True
     assert shares_of_evidence(attribution, region, stage)["around it"] == 0
@@ -129,13 +125,6 @@ def test_a_single_hot_pixel_of_a_fine_map_is_seen_and_zero_stays_zero() -> None:
     )
     (ring,) = re.findall(r'class="edge" d="M(\d+) (\d+)a', heated(attribution, None, WHOLE, "", "gray", False))
     assert (int(ring[0]) + 25, int(ring[1])) == (round(1000 * 150.5 / 224), round(1000 * 30.5 / 224))
-
-
-def test_lines_in_place_of_colour_are_drawn_at_four_levels() -> None:
-    ramp = torch.linspace(0, 1, 20).expand(1, 1, 20, 20)
-    drawn = heated(ramp, None, WHOLE, "", CONTOURS, True)
-    lefts = [corners(path)[0] for path in re.findall(r'class="level l\d" d="([^"]+)"', drawn)]
-    assert lefts == pytest.approx([200, 400, 600, 800], abs=30)
 
 
 @pytest.mark.parametrize(

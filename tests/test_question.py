@@ -108,7 +108,6 @@ def test_a_click_means_what_is_under_it(segmenter: nn.Module, logits: Tensor) ->
     assert said(Question(), (1, 1), (4, 4), (9, 2)) == ("box", "1,1 9,2")
     assert said(Question(region="box"), (1, 1)) == ("box", "1,1")
     assert said(Question(region="box", points="1,1"), (9, 9)) == ("box", "1,1 9,9")  # two taps, as on a phone
-    assert said(Question(region="stroke", points="1,1"), (9, 9), (9, 12)) == ("stroke", "9,9 9,12")
 
 
 @pytest.fixture
@@ -163,7 +162,7 @@ def test_a_class_rather_than_the_background_is_the_difference_of_their_logits(
     assert score_of(Question(**asked), shapes_net)(of_shapes) == 4 - 2
 
 
-@pytest.mark.parametrize("text", ["", "here", "1", "1,2 x", "1;2", "1,2 " * 501])
+@pytest.mark.parametrize("text", ["", "here", "1", "1,2 x", "1;2"])
 def test_what_is_no_place_is_a_sentence(text: str) -> None:
     with pytest.raises(ValueError, match=r"\.$"):
         parse_points(text)

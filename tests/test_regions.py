@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cvlab.explain import against, explain, predict, region_score
-from cvlab.explain.regions import box, brush, component, false_negatives, false_positives, pixel, whole
+from cvlab.explain.regions import box, component, false_negatives, false_positives, pixel, whole
 
 
 def drawn(text):
@@ -53,15 +53,6 @@ def test_a_box_is_cut_at_the_edge():
     assert box((3, 4), (-5, -5), (9, 9)).all()
 
 
-def test_a_brush_stroke():
-    assert torch.equal(brush((3, 5), [(2, 1)], 1), drawn("..#.. .###. ..#.."))
-    assert torch.equal(brush((3, 5), [(2, 1)], 0.5), pixel((3, 5), 2, 1))
-    assert torch.equal(brush((3, 5), [(1, 0), (3, 0)], 0.5), drawn(".###. ..... ....."))
-    assert torch.equal(brush((3, 5), [(0, 0), (2, 2)], 0.5), drawn("#.... .#... ..#.."))
-    assert torch.equal(brush((3, 5), [(0, 0), (0, 2), (4, 2)], 0.5), drawn("#.... #.... #####"))
-    assert torch.equal(brush((3, 5), [(-9, 1), (9, 1)], 0), drawn("..... ##### ....."))
-
-
 def test_false_positives_and_negatives():
     predicted, true = drawn("##.. ##.. ...."), drawn(".... ###. ....")
     assert torch.equal(false_positives(predicted, true), drawn("##.. .... ...."))
@@ -78,8 +69,6 @@ def test_false_positives_and_negatives():
         lambda: pixel((4, 5), x=0, y=4),
         lambda: box((4, 5), (5, 0), (9, 3)),
         lambda: box((4, 5), (-3, -3), (-1, 3)),
-        lambda: brush((4, 5), [], 2),
-        lambda: brush((4, 5), [(20, 20), (30, 20)], 2),
         lambda: false_positives(MASK, MASK),
         lambda: false_negatives(MASK, MASK),
     ],

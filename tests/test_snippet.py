@@ -68,8 +68,6 @@ def test_a_classifiers_map_is_made_again(there: Path, classifier: nn.Module, ask
         {"threshold": 0.3},
         {"region": "pixel", "points": "1,1 3,12"},
         {"region": "box", "points": "2,3 9,8"},
-        {"region": "stroke", "points": "1,1 9,4 12,2"},
-        {"region": "stroke", "points": "5,5"},
         {"region": "false positives", "threshold": 0.3},
         {"region": "false negatives", "threshold": 0.6},
         {"rather_than": "horse", "against": True},

@@ -48,21 +48,6 @@ def box(size: Sequence[int], first: tuple[int, int], second: tuple[int, int]) ->
     return _with_pixels(region, "the box lies outside the picture")
 
 
-def brush(size: Sequence[int], points: Sequence[tuple[float, float]], radius: float) -> Tensor:
-    """A brush stroke: pixels whose centre is at most `radius` from the line through the points (x, y).
-
-    ValueError if there is no point, or the stroke lies outside the view.
-    """
-    region = torch.zeros(tuple(size), dtype=torch.bool)
-    y, x = torch.meshgrid(*(torch.arange(side) for side in size), indexing="ij")
-    ends = list(points[1:]) or list(points)  # a single point is a line to itself
-    for (x1, y1), (x2, y2) in zip(points, ends, strict=False):
-        length = (x2 - x1) ** 2 + (y2 - y1) ** 2
-        along = (((x - x1) * (x2 - x1) + (y - y1) * (y2 - y1)) / length).clamp(0, 1) if length else 0
-        region |= (x - x1 - along * (x2 - x1)) ** 2 + (y - y1 - along * (y2 - y1)) ** 2 <= radius**2
-    return _with_pixels(region, "the brush stroke touches no pixel of the picture")
-
-
 def false_positives(predicted: Tensor, true: Tensor) -> Tensor:
     """Pixels that were predicted and are not in the true mask, both (H, W) bool; ValueError if there are none."""
     return _with_pixels(predicted & ~true, "there is no false positive: the whole predicted mask is in the true mask")

@@ -112,22 +112,6 @@ def add_api(visits: Visits) -> None:
         three = to_picture(images), heat, overlay(images, attribution, stage=answer.read_at)
         return *(saved(enlarged(picture)) for picture in three), peak(attribution).item()
 
-    def grad_cam_array(
-        image: str, model: str, class_name: str | None = None, stage: str | None = None, method: str | None = None
-    ) -> dict:
-        """{class_name, stage, method, score, peak, map}: the raw, signed map, in rows, at the size of its stage."""
-        question = Question(class_name=class_name, stage=stage, method=method or "grad_cam")
-        answer = visits.ask(image, model, question)
-        attribution, evidence = answer.attribution, answer.evidence
-        return {
-            "class_name": answer.model.class_names[evidence.class_idx],
-            "stage": answer.stage,
-            "method": question.method,
-            "score": evidence.score,
-            "peak": peak(attribution).item(),
-            "map": attribution[0, 0].tolist(),
-        }
-
     def stages(image: str, model: str) -> tuple[str, list[tuple[str, str]]]:
         """The mask picture and a gallery of every stage, each with its name, resolution and peak."""
         answer = visits.ask(image, model, Question())
@@ -157,13 +141,11 @@ def add_api(visits: Visits) -> None:
     model = gr.Textbox(visible=False, label="a model by its name on the page, or on the Hub: user/name")
     class_name = gr.Textbox(visible=False, label="a class by its name; empty: the predicted one")
     stage = gr.Textbox(visible=False, label="a stage by its name; empty: the deepest one")
-    method = gr.Textbox(visible=False, label="grad_cam or hires_cam; empty: grad_cam")
     shown = [gr.Image(visible=False, format="png") for _ in range(4)]
     number, gallery, answer = gr.Number(visible=False), gr.Gallery(visible=False, format="png"), gr.JSON(visible=False)
     trigger = gr.Button(visible=False)
     trigger.click(predict, [image, model], answer, api_name="predict")
     trigger.click(grad_cam, [image, model, class_name, stage], [*shown[:3], number], api_name="grad_cam")
-    trigger.click(grad_cam_array, [image, model, class_name, stage, method], answer, api_name="grad_cam_array")
     told = [gr.Textbox(visible=False), gr.Textbox(visible=False), answer]
     trigger.click(judge, [image, model, class_name, stage], told, api_name="judge", **ONE_AT_A_TIME)
     trigger.click(stages, [image, model], [shown[3], gallery], api_name="stages")

@@ -7,6 +7,7 @@ picture that cannot be opened gets a row with the reason.
 import csv
 import io
 import unicodedata
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,15 +18,16 @@ from cvlab.explain import default_stage, peak
 from cvlab.files import write_bytes
 from cvlab.models import Model
 from cvlab.page.evidence import predict_photo
+from cvlab.page.host import sentence_of
 from cvlab.page.html import in_grid, paragraph, sorted_by
 from cvlab.page.picture import WHOLE, captioned, heated, slider, with_photo
 from cvlab.page.question import COLORMAPS, Question
-from cvlab.page.unzip import Picture, list_pictures
-from cvlab.page.words import upper
-from cvlab.transforms import ImageError
+from cvlab.transforms import ImageError, open_image
 from cvlab.trust.diagnosis import diagnose
 from cvlab.trust.familiarity import FOREIGN
 
+MOST_PICTURES = 1000
+MAX_NAME = 100  # characters of a label
 PHOTO_SIDE = 480  # pixels of a photo in the gallery
 MOST_SHOWN = 60  # pictures in the gallery; the table holds all
 WIDTHS = (90, 180, 130, 90, 90, 260, 90, 140)  # of the table's columns, in pixels
@@ -58,7 +60,7 @@ def explain_files(
     """Explains what a model predicts for many pictures.
 
     Args:
-        files: paths of pictures and zips.
+        files: paths of pictures; those after the first MOST_PICTURES are not opened.
         question: its method is used, and its stage where the model has it.
         progress: told (pictures done, of how many) after each.
         folder: gets table.csv.
@@ -70,16 +72,19 @@ def explain_files(
         ValueError, OSError: no files, or the table cannot be written.
     """
     if not files:
-        raise ValueError("Choose pictures, or a zip of pictures.")
+        raise ValueError("Choose pictures.")
     stage = question.stage if question.stage in model.stages else default_stage(model)
-    asked, pictures = Question(stage=stage, method=question.method), list_pictures(files)
+    asked, taken = Question(stage=stage, method=question.method), files[:MOST_PICTURES]
     rows, shown = [], []
-    for number, picture in enumerate(pictures, start=1):
-        row, figure = explain_picture(model, picture, asked, number)
+    for number, path in enumerate(taken, start=1):
+        row, figure = explain_picture(model, Path(path), asked, number)
         rows.append(row)
         if figure and len(shown) < MOST_SHOWN:
             shown.append((row, figure))
-        progress((number, len(pictures)))
+        progress((number, len(taken)))
+    if len(files) > len(taken):
+        rest = f"Only the first {len(taken)} of {len(files)} pictures are taken."
+        rows.append(Row(len(taken) + 1, "the rest", None, None, None, rest))
     table = folder / "table.csv"
     write_bytes(table, to_csv(rows).encode("utf-8-sig"))
     cells = [[round(cell, 4) if isinstance(cell, float) else cell for cell in row] for row in rows]
@@ -91,16 +96,20 @@ def explain_files(
     return paragraph(f"{len(rows)} pictures.{foreign}{more}") + drawn, cells, str(table)
 
 
-def explain_picture(model: Model, picture: Picture, question: Question, number: int) -> tuple[Row, str]:
+def explain_picture(model: Model, path: Path, question: Question, number: int) -> tuple[Row, str]:
     """The row of a picture, and its figure with the evidence for what is predicted; empty if it cannot be opened.
 
     Args:
         question: its stage, a key of model.stages, and its method are used.
     """
+    file = clean(path.name)
     try:
-        prediction = predict_photo(picture.open(), model, question, PHOTO_SIDE)
-    except ImageError as error:
-        return Row(number, picture.label, None, None, None, upper(str(error))), ""
+        with open(path, "rb") as content:
+            prediction = predict_photo(open_image(content), model, question, PHOTO_SIDE)
+    except (ImageError, OSError) as error:
+        zipped = "This is a zip, not a picture: unpack it and choose the pictures in it."
+        sentence = zipped if zipfile.is_zipfile(path) else sentence_of(error)
+        return Row(number, file, None, None, None, sentence), ""
     if evidence := prediction.evidence:
         name, attribution = model.class_names[evidence.class_idx], evidence.maps[question.method][question.stage]
         share = prediction.shares[name]
@@ -109,12 +118,18 @@ def explain_picture(model: Model, picture: Picture, question: Question, number: 
         name, share, attribution = None, 0.0, torch.zeros(1, 1, 1, 1)
         warning = f"No pixel reaches the threshold of {model.threshold:g}: the model finds nothing here."
     sentence, largest = " ".join(filter(None, [warning, *prediction.notes])), peak(attribution).item()
-    label, box = f"{picture.label}: evidence for {name or 'nothing'}", evidence.box if evidence else WHOLE
+    label, box = f"{file}: evidence for {name or 'nothing'}", evidence.box if evidence else WHOLE
     drawn = heated(attribution, model.stages[question.stage], box, label, COLORMAPS[0], False)
     figure = captioned(drawn, f"{number}: {name or 'nothing found'}", f"{share:.1%}, peak {largest:.3g}")
     named = " or ".join(prediction.names or ())
-    row = Row(number, picture.label, name, share, largest, sentence, prediction.familiar, named)
+    row = Row(number, file, name, share, largest, sentence, prediction.familiar, named)
     return row, with_photo(figure, style=prediction.photo)
+
+
+def clean(name: str) -> str:
+    """A file name as a label: invisible characters become ?, and long names lose their middle."""
+    name = "".join(character if character.isprintable() else "?" for character in name)
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME // 2]}...{name[3 - MAX_NAME // 2 :]}"
 
 
 def to_csv(rows: Sequence[Row]) -> str:

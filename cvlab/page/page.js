@@ -30,7 +30,7 @@ drawn();
 element.addEventListener('toggle', event => { opened[event.target.dataset.name] = event.target.open; }, true);
 
 // A click or a drag on a picker, or Enter at the cross that the arrow keys move, becomes the event "select".
-let points = null;
+let start = null;
 const pickerOf = event => event.target.closest('.picker');
 const place = (picker, event) => {
   const box = picker.getBoundingClientRect(), side = +picker.dataset.side;
@@ -43,15 +43,12 @@ const mark = picker => {
   cross.style.top = (+picker.dataset.y + 0.5) / side * 100 + '%';
 };
 element.addEventListener('pointerdown', event => {
-  if (pickerOf(event)) points = [place(pickerOf(event), event)];
+  if (pickerOf(event)) start = place(pickerOf(event), event);
 });
-element.addEventListener('pointermove', event => {
-  if (pickerOf(event) && points) points.push(place(pickerOf(event), event));
-});
-element.addEventListener('pointercancel', () => { points = null; });
+element.addEventListener('pointercancel', () => { start = null; });
 element.addEventListener('pointerup', event => {
-  if (pickerOf(event) && points) trigger('select', {points: [...points, place(pickerOf(event), event)]});
-  points = null;
+  if (pickerOf(event) && start) trigger('select', {points: [start, place(pickerOf(event), event)]});
+  start = null;
 });
 element.addEventListener('focusin', event => { if (pickerOf(event)) mark(pickerOf(event)); });
 element.addEventListener('keydown', event => {
@@ -78,13 +75,9 @@ element.addEventListener('change', event => {
   gallery.append(...event.target.value.split(',').map(i => gallery.asDrawn[i]));
 });
 
-// Buttons: to ask for the verdict; to copy the text that follows (outside https only the older way works).
+// A button that copies the text that follows (outside https only the older way works).
 element.addEventListener('click', async event => {
-  const ask = event.target.closest('.ask'), button = event.target.closest('.copy');
-  if (ask) {
-    ask.textContent = 'Checking …';
-    trigger('select');
-  }
+  const button = event.target.closest('.copy');
   if (!button) return;
   const text = button.nextElementSibling;
   try { await navigator.clipboard.writeText(text.textContent); } catch {

@@ -15,7 +15,7 @@ from cvlab.explain import heatmap, peak
 from cvlab.page.compare import compare
 from cvlab.page.host import sentence_of
 from cvlab.page.html import bars, code_block, figure, folded, in_grid, number, paragraph, quoted, scale_bar
-from cvlab.page.picture import CONTOURS, captioned, slider, with_photo
+from cvlab.page.picture import captioned, slider, with_photo
 from cvlab.page.question import to_query
 from cvlab.page.record import record_panel
 from cvlab.page.snippet import as_python
@@ -33,7 +33,6 @@ SAME_MAP = (
 )
 ICONS = {"believable": "M4 9l3 3 7-7", "doubtful": "M9 4v6M9 13.5v.5", "not believable": "M5 5l8 8M13 5l-8 8"}
 CHECKING = '<p class="chip">Checking the marked spot …</p>'
-ON_REQUEST = '<button class="chip ask">Check the marked spot</button>'
 REDRAWN = (  # what a question changes, the sentence first
     *("sentence", "chip", "look", "side", "three", "grad_cam"),
     *("picker", "stages", "contributions", "errors", "link", "code"),
@@ -73,11 +72,9 @@ def look(answer: Answer) -> str:
     """The answer in one picture: the outline of the mask, or the heat for the class that is asked about."""
     if answer.segments:
         return region_picker(answer)
-    lines = "White line: the hottest tenth."
-    if answer.question.colormap == CONTOURS:
-        lines = "Lines at 20, 40, 60 and 80% of the maximum; the thickest is the highest."
     unseen = " Dark frame: not seen by the model." if answer.box[2:] != (1, 1) else ""
-    shown = captioned(draw_map(answer), "", f"{lines}{unseen}", slider("Heat", answer.question.opacity))
+    lines = f"White line: the hottest tenth.{unseen}"
+    shown = captioned(draw_map(answer), "", lines, slider("Heat", answer.question.opacity))
     return with_photo(shown, "main")
 
 

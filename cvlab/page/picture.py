@@ -29,8 +29,6 @@ MAX_SIDE = 1024  # pixels of a photo
 WHOLE: Box = (0, 0, 1, 1)
 HEAT_SIDE = 128  # pixels of a layer of heat
 FINEST = 64  # positions of a map that are drawn apart; of finer ones each shows the largest of those that it covers
-LINES = (0.2, 0.4, 0.6, 0.8)  # of the maximum, where a heatmap is drawn as lines
-CONTOURS = "contours"  # stands for a colour map: lines in place of colour
 HOW = "Choose a place: click, drag, or move with the arrow keys and press Enter"
 NO_HEAT = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="  # one pixel, see-through
 
@@ -90,8 +88,6 @@ def _palette(colormap: str) -> np.ndarray:
 
 def color_bar(colormap: str) -> str:
     """The colours of a heatmap from zero to its top, as a background of CSS."""
-    if colormap == CONTOURS:
-        return "repeating-linear-gradient(90deg, currentColor 0 2px, transparent 2px 20%)"
     stops = (f"rgba({r} {g} {b} / {a / 255:.2f})" for r, g, b, a in _palette(colormap)[::32])
     return f"linear-gradient(90deg, {', '.join(stops)})"
 
@@ -151,12 +147,8 @@ def heated(attribution: Tensor, stage: Stage | None, box: Box, label: str, color
 
     Without it a ring stands around the largest value of a fine map, whose heat may be a single pixel.
     """
-    if colormap != CONTOURS:
-        mark = hottest_edge(attribution, box, stage) if spot else _ring(attribution, box, stage)
-        return layers(label, box, heat_layer(attribution, colormap, stage), cased("edge", mark))
-    levels = relative_heat(attribution, (HEAT_SIDE, HEAT_SIDE), stage)
-    drawn = [line for level in LINES for line in cased(f"level l{level * 5:.0f}", outline(levels, level, box))]
-    return layers(label, box, lines=drawn)
+    mark = hottest_edge(attribution, box, stage) if spot else _ring(attribution, box, stage)
+    return layers(label, box, heat_layer(attribution, colormap, stage), cased("edge", mark))
 
 
 def _ring(attribution: Tensor, box: Box, stage: Stage | None) -> str:

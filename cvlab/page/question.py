@@ -12,20 +12,16 @@ from torch import Tensor
 from cvlab.explain import METHODS, Score, against, class_score, default_stage, predicted_classes, region_score, regions
 from cvlab.models import Model, mask_levels
 from cvlab.page.html import quoted
-from cvlab.page.picture import CONTOURS
 
 REGIONS = {  # which pixels a segmenter is asked about: how that is offered, and how it stands in a sentence
     "mask": ("the whole mask", "the whole mask"),
     "part": ("the part of the mask that I click", "the part of the mask at {}"),
     "pixel": ("the pixel that I click", "the pixel at {}"),
     "box": ("a box", "the box"),
-    "stroke": ("a brush stroke", "the stroke"),
     "false positives": ("what was wrongly found (needs the true mask)", "what was wrongly found"),
     "false negatives": ("what was missed (needs the true mask)", "what was missed"),
 }
-COLORMAPS = ("inferno", "cividis", "gray", "jet", CONTOURS)  # all but jet read the same to the colour-blind
-MOST_POINTS = 500
-STROKE_RADIUS = 1 / 40  # of the view's side
+COLORMAPS = ("inferno", "cividis", "gray", "jet")  # all but jet read the same to the colour-blind
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,7 @@ class Question:
     stage: str = ""  # a key of model.stages
     method: str = "grad_cam"  # of METHODS
     region: str = "mask"  # of REGIONS; which pixels a segmenter is asked about
-    points: str = ""  # "x,y x,y ..." in pixels of the view, for part and pixel (the last), box (the last two), stroke
+    points: str = ""  # "x,y x,y ..." in pixels of the view, for part and pixel (the last), box (the last two)
     threshold: float = 0.0  # of the mask; 0 is the model's own
     colormap: str = COLORMAPS[0]  # of the heatmap over the photo
     opacity: float = 0.7  # of the heatmap
@@ -100,13 +96,11 @@ def parse_points(text: str) -> list[tuple[int, int]]:
     """The points of "x,y x,y ...".
 
     Raises:
-        ValueError: there is none, too many, or something else.
+        ValueError: there is none, or something else.
     """
     points = re.findall(r"(-?\d{1,5})\s*,\s*(-?\d{1,5})", text)
     if not points or re.sub(r"-?\d{1,5}\s*,\s*-?\d{1,5}", "", text).strip(" ;"):
         raise ValueError("Choose a place in the picture, or write it as x,y from the top left, for example 20,30.")
-    if len(points) > MOST_POINTS:
-        raise ValueError(f"A stroke has at most {MOST_POINTS} points.")
     return [(int(x), int(y)) for x, y in points]
 
 
@@ -178,11 +172,9 @@ def region_of(question: Question, model: Model, logits: Tensor, true_mask: Tenso
         return regions.component(mask, *points[-1])
     if question.region == "pixel":
         return regions.pixel(size, *points[-1])
-    if question.region == "box":
-        if len(points) < 2:
-            raise ValueError("A box has two corners: choose the other one too.")
-        return regions.box(size, *points[-2:])
-    return regions.brush(size, points, max(0.5, STROKE_RADIUS * size[0]))
+    if len(points) < 2:
+        raise ValueError("A box has two corners: choose the other one too.")
+    return regions.box(size, *points[-2:])
 
 
 def region_words(question: Question) -> str:
@@ -192,26 +184,24 @@ def region_words(question: Question) -> str:
 
 
 def picked(question: Question, model: Model, logits: Tensor, points: list) -> Question:
-    """The question after a click (one point) or a drag (several) in the picture.
+    """The question after a click (one point) or a drag (from the first point to the last) in the picture.
 
-    Where neither box nor stroke was chosen, a click on a mask asks about that part of it, a click elsewhere about the
-    pixel, and a drag about a box. A click on the mask of a class asks about this class; where masks overlap, about the
-    one with the highest level.
+    Where no box was chosen, a click on a mask asks about that part of it, a click elsewhere about the pixel, and a drag
+    about a box. A click on the mask of a class asks about this class; where masks overlap, about the one with the
+    highest level.
     """
     side, first = logits.shape[-1], model.first_object
-    points = [(min(max(int(x), 0), side - 1), min(max(int(y), 0), side - 1)) for x, y in points[:MOST_POINTS]]
-    dragged = len(points) > 1 and math.dist(points[0], points[-1]) > side / 50
+    points = [(min(max(int(x), 0), side - 1), min(max(int(y), 0), side - 1)) for x, y in (points[0], points[-1])]
+    dragged = math.dist(*points) > side / 50
     region = question.region
-    if region not in ("box", "stroke"):
+    if region != "box":
         level, index = mask_levels(model, logits.detach())[0, first:, points[0][1], points[0][0]].max(0)
         region = "box" if dragged else "part" if level > (question.threshold or model.threshold) else "pixel"
         if region == "part":
             name = model.class_names[first + index]
             rather_than = question.rather_than if question.rather_than != name else ""
             question = replace(question, class_name=name, rather_than=rather_than)
-    if not dragged:  # two taps make a box, more go on with a stroke
-        before = parse_points(question.points) if region in ("box", "stroke") and question.points else []
-        points = (before[-1:] if region == "box" else before) + points[:1]
-    elif region == "box":
-        points = [points[0], points[-1]]
+    if not dragged:  # two taps make a box
+        before = parse_points(question.points) if region == "box" and question.points else []
+        points = before[-1:] + points[:1]
     return replace(question, region=region, points=" ".join(f"{x},{y}" for x, y in points))

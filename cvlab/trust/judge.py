@@ -29,7 +29,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cvlab.explain import correlation
-from cvlab.explain.scores import takes_wrapped
 from cvlab.models import Model
 from cvlab.trust.hiding import Hiding
 
@@ -69,7 +68,6 @@ class Judgement(NamedTuple):
     checks: dict[str, Check]
 
 
-@takes_wrapped
 def judge(
     model: Model,
     images: Tensor,
