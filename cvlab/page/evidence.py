@@ -23,7 +23,8 @@ from cvlab.trust import familiarity
 from cvlab.trust.conformal import class_set
 from cvlab.trust.familiarity import features, nearest
 
-MOST_TILES, MOST_LOGITS = 400, 64 * 2**20  # of a photo
+MOST_PIXELS = 24 * 2**20  # of the tiles of a photo
+MOST_LOGITS = 64 * 2**20  # of a photo
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def few_tiles(image: Image.Image, model: Model, notes: list[str]) -> Image.Image
     def allowed() -> float:
         """The share of the pixels that can be looked at."""
         tiles, logits = math.prod(len(starts(length, side)) for length in large.size), math.prod(large.size)
-        return min(MOST_TILES / tiles, MOST_LOGITS / (logits * len(model.class_names)))
+        return min(MOST_PIXELS / (tiles * side**2), MOST_LOGITS / (logits * len(model.class_names)))
 
     while (share := allowed()) < 1:
         large = large_view(large.resize([math.floor(length * share**0.5) for length in large.size]), side)
