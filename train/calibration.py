@@ -6,20 +6,15 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from cvlab import checkpoint
-from cvlab.checkpoint import hub
 from cvlab.data.evaluation import MOST, foreign_views, read_views
 from cvlab.data.parts import Parts
 from cvlab.explain import predicted_masks
 from cvlab.explain.many import predict_views
-from cvlab.files import whole_file
 from cvlab.metrics import class_counts, fit_temperature
 from cvlab.models import Model, probabilities
-from cvlab.render import to_picture
 from cvlab.transforms import resize_logits
 from cvlab.trust import conformal
 from cvlab.trust.familiarity import PRETRAINED, fit_statistics
@@ -27,11 +22,8 @@ from cvlab.trust.familiarity import PRETRAINED, fit_statistics
 PIXELS = 10_000  # of each picture, drawn at random
 
 
-def calibrate(folder: str | Path, parts: Parts, others: Path | None = None, thumbnails: bool = False) -> Model:
-    """Fits on val what a model's folder tells about it, and writes it there.
-
-    `others` are photos of anything else. Small pictures of train are kept if `thumbnails`.
-    """
+def calibrate(folder: str | Path, parts: Parts, others: Path | None = None) -> Model:
+    """Fits on val what a model's folder tells about it, and writes it there. `others` are photos of anything else."""
     model = checkpoint.load(folder)
     views, labels = read_views(parts, "val", model)
     before = model.temperature
@@ -50,10 +42,6 @@ def calibrate(folder: str | Path, parts: Parts, others: Path | None = None, thum
         if value is not None:
             model.config[name] = value
     checkpoint.save(model, folder)
-    if thumbnails and model.statistics:
-        small = F.interpolate(own[: len(model.statistics["rows"])] / 255, hub.SIDE, mode="area")
-        with whole_file(Path(folder) / hub.THUMBNAILS) as writing:
-            to_picture(make_grid(small, hub.COLUMNS, padding=0)).save(writing, "JPEG")
     return model
 
 
