@@ -74,7 +74,7 @@ class Prediction:
     familiar: float | None = None  # `cvlab.trust.familiarity`; None for a model without statistics
     names: list[str] | None = None  # classes that hold the true one with 95%, the likeliest first; None if not promised
     # `cvlab.trust.familiarity.nearest`; empty for a model that keeps nothing for it.
-    alike: list[tuple[int, str, float]] = field(default_factory=list)
+    alike: list[tuple[str, float]] = field(default_factory=list)
 
     @property
     def nbytes(self) -> int:

@@ -31,8 +31,8 @@ def familiarity(model: Model, images: Tensor, found: Tensor | None = None) -> Te
         raise ValueError("no statistics of its photos are kept: train/evaluate.py --calibrate fits them") from error
 
 
-def nearest(model: Model, images: Tensor, found: Tensor | None = None, most: int = 3) -> list[tuple[int, str, float]]:
-    """The pictures of training that are most like one image (1, 3, S, S): row, class and cosine similarity of each.
+def nearest(model: Model, images: Tensor, found: Tensor | None = None, most: int = 3) -> list[tuple[str, float]]:
+    """The pictures of training that are most like one image (1, 3, S, S): class and cosine similarity of each.
 
     Compared are features along the main directions of those of training. Arguments and errors as of `familiarity`.
     """
@@ -41,7 +41,7 @@ def nearest(model: Model, images: Tensor, found: Tensor | None = None, most: int
         alike = _along(statistics, features(model, images) if found is None else found) @ statistics["rows"].float().T
         best = alike[0].topk(min(most, alike.shape[1]))
         names = [model.class_names[i] for i in statistics["labels"][best.indices].tolist()]
-        return list(zip(best.indices.tolist(), names, best.values.tolist(), strict=True))
+        return list(zip(names, best.values.tolist(), strict=True))
     except (LookupError, RuntimeError) as error:
         raise ValueError("nothing of its pictures of training is kept: --calibrate keeps it") from error
 
