@@ -381,10 +381,14 @@ def test_the_verdict_is_worked_out_once_and_speaks_of_the_spot(visits: Visits, p
         assert not any(draw(against, CHECKED)[panel] for panel in ("chip", "reasons"))
 
 
-def test_the_last_question_of_a_visitor_is_known(visits: Visits) -> None:
+def test_verdicts_are_given_on_request_while_others_ask(visits: Visits, monkeypatch: pytest.MonkeyPatch) -> None:
     visits.note("first", ("a",))
     visits.note("first", ("b",))
-    visits.note("second", None)
     assert visits.is_last("first", ("b",))
     assert not visits.is_last("first", ("a",))
-    assert not visits.is_last("second", ("b",))
+    assert not visits.others_ask("first")
+    assert visits.others_ask("second")
+    visits.note("second", None)
+    assert visits.others_ask("first")
+    monkeypatch.setattr("cvlab.page.visit.QUIET", 0)
+    assert not visits.others_ask("first")

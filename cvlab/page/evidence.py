@@ -1,6 +1,7 @@
 """What the page computes for a photo: the prediction, the maps that explain it, and how they depend on the question."""
 
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -69,6 +70,7 @@ class Prediction:
     shares: dict[str, float]  # by class a probability, or of each object the share of the view in its mask
     photo: str  # made smaller, as CSS for the layers over it
     size: tuple[int, int]  # of the photo as it was opened, (height, width)
+    seconds: float  # that the pass took
     notes: list[str] = field(default_factory=list)  # what was done to open the photo
     evidence: Evidence | None = None  # None where nothing was found
     familiar: float | None = None  # `cvlab.trust.familiarity`; None for a model without statistics
@@ -105,6 +107,7 @@ def predict_photo(
         large = to_uint8(few_tiles(image, model, notes))
         (whole,) = predict_photos(model, [large], progress)
         logits = resize_logits(whole, 2 * [min(MAX_SIDE, max(whole.shape[-2:]))])
+    begun = time.perf_counter()
     try:
         if large is None:
             evidence = evidence_for(images, model, asked, box=seen_part(model, size))
@@ -113,6 +116,7 @@ def predict_photo(
         logits = evidence.logits if logits is None else logits
     except ValueError:  # no pixel was found, so there is nothing to explain
         evidence, logits = None, predict(model, images) if logits is None else logits
+    seconds = time.perf_counter() - begun
     if model.task == "classification":
         values = probabilities(model, logits)[0]
     else:
@@ -128,7 +132,7 @@ def predict_photo(
     names = None
     if model.task == "classification" and "set_threshold" in model.config:
         names = [model.class_names[i] for i in class_set(values.tolist(), model.config["set_threshold"])]
-    return Prediction(images, logits, large, shares, style, size, notes, evidence, known, names, alike)
+    return Prediction(images, logits, large, shares, style, size, seconds, notes, evidence, known, names, alike)
 
 
 def few_tiles(image: Image.Image, model: Model, notes: list[str]) -> Image.Image:

@@ -67,9 +67,13 @@ element.addEventListener('keydown', event => {
   event.preventDefault();
 });
 
-// A button that copies the text that follows (outside https only the older way works).
+// Buttons: to ask for the verdict; to copy the text that follows (outside https only the older way works).
 element.addEventListener('click', async event => {
-  const button = event.target.closest('.copy');
+  const ask = event.target.closest('.ask'), button = event.target.closest('.copy');
+  if (ask) {
+    ask.textContent = 'Checking …';
+    trigger('select');
+  }
   if (!button) return;
   const text = button.nextElementSibling;
   try { await navigator.clipboard.writeText(text.textContent); } catch {

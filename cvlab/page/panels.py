@@ -30,6 +30,7 @@ SAME_MAP = (
 )
 ICONS = {"believable": "M4 9l3 3 7-7", "doubtful": "M9 4v6M9 13.5v.5", "not believable": "M5 5l8 8M13 5l-8 8"}
 CHECKING = '<p class="chip">Checking the marked spot …</p>'
+ON_REQUEST = '<button class="chip ask">Check the marked spot</button>'
 REDRAWN = (  # what a question changes, the sentence first
     *("sentence", "chip", "look", "side", "three", "grad_cam"),
     *("picker", "stages", "contributions", "errors", "link", "code"),
