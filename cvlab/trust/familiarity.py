@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from cvlab.explain.hooks import alone_with, forward
 from cvlab.explain.many import BATCH_SIZE
+from cvlab.explain.scores import takes_wrapped
 from cvlab.models import Model
 from cvlab.transforms import to_float
 
@@ -15,6 +16,7 @@ MOST_BYTES = 290_000  # of all statistics together
 FOREIGN = 0.05  # less familiar than this is called foreign: so are this share of the photos of val
 
 
+@takes_wrapped
 def familiarity(model: Model, images: Tensor, found: Tensor | None = None) -> Tensor:
     """The share of the photos of val that look at least as foreign as each image (N, 3, S, S) in [0, 1]: (N,).
 
@@ -31,6 +33,7 @@ def familiarity(model: Model, images: Tensor, found: Tensor | None = None) -> Te
         raise ValueError("no statistics of its photos are kept: train/evaluate.py --calibrate fits them") from error
 
 
+@takes_wrapped
 def nearest(model: Model, images: Tensor, found: Tensor | None = None, most: int = 3) -> list[tuple[str, float]]:
     """The pictures of training that are most like one image (1, 3, S, S): class and cosine similarity of each.
 
