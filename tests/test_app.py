@@ -25,7 +25,7 @@ import app
 from cvlab import checkpoint
 from cvlab.data import shapes
 from cvlab.explain import class_score, explain, grad_cam, peak, predict
-from cvlab.metrics import segmentation_counts, segmentation_scores
+from cvlab.metrics import class_counts, segmentation_scores
 from cvlab.models import build, probabilities
 from cvlab.page.models import Models, offered_models
 from cvlab.transforms import open_image, resize_logits, view
@@ -552,7 +552,7 @@ def test_a_true_mask_gives_iou_and_where_it_is_wrong(unet: Page, scene: Path, tm
     logits = torch.nn.functional.interpolate(
         predict(model, view(open_image(scene), model)), (256, 256), mode="bilinear"
     )
-    scores = segmentation_scores(segmentation_counts(logits > 0, torch.from_numpy(true)[None, None]))
+    scores = segmentation_scores(class_counts(logits > 0, torch.from_numpy(true)[None, None]).sum(1))
     expect(unet.get_by_text(f"iou {scores['iou']:.3f}").filter(visible=True)).to_be_visible()
     expect(unet.locator("figure", has_text="Why missed").filter(visible=True)).to_contain_text("Evidence against")
     choose(unet, "Ask about", "what was wrongly found (needs the true mask)")

@@ -14,10 +14,8 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from cvlab import checkpoint
-from cvlab.checkpoint.card import confirmed
 from cvlab.data import shapes
 from cvlab.explain import METHODS, explain, predict
-from cvlab.files import to_json
 from cvlab.models import build
 from cvlab.page.evidence import open_mask
 from cvlab.page.host import sentence_of
@@ -164,16 +162,6 @@ def test_statistics_that_do_not_fit_the_network_are_left_out(
     (tmp_path / "pets" / "familiarity.safetensors").write_bytes(to_safetensors(strange))
     models = Models({"pets": str(tmp_path / "pets")})
     assert not models["pets"].statistics
-
-
-def test_how_many_tested_maps_were_confirmed_is_read_from_the_folder(tmp_path: Path) -> None:
-    stages = {"stage1": {"confirmed": 2, "undecided": 3, "refuted": 4}}
-    (tmp_path / "trust.json").write_text(to_json({"stages": stages}))
-    assert confirmed(tmp_path, "stage1") == "Of 9 tested maps at stage1 2 were confirmed."
-    assert confirmed(tmp_path, "stage2") == confirmed(tmp_path / "none", "stage1") == ""
-    for strange in ("[]", '{"stages": 3}', '{"stages": {"stage1": {"confirmed": "<b>"}}}', "{"):
-        (tmp_path / "trust.json").write_text(strange)
-        assert confirmed(tmp_path, "stage1") == ""
 
 
 def test_an_error_becomes_a_sentence_and_keeps_the_names_in_it() -> None:

@@ -24,15 +24,8 @@ from cvlab.files import write_text
 
 NEEDED = ["config.json", "model.safetensors"]
 STATISTICS = "familiarity.safetensors"  # of photos of training
-FILES = [
-    *NEEDED,
-    "README.md",
-    "metrics.json",
-    "trust.json",
-    "history.jsonl",
-    "manifest.json",
-    STATISTICS,
-]  # at the root
+# At the root of a folder.
+FILES = [*NEEDED, "README.md", "metrics.json", "trust.json", "history.jsonl", "manifest.json", STATISTICS]
 MAX_WEIGHTS_BYTES = 2 * 2**30  # model.safetensors
 MAX_TEXT_BYTES = 4 * 2**20  # each of the others
 AROUND = " \t\n\"'“”\u2018\u2019`\u00a0\u200b\u200e\u200f\u2060\ufeff"  # characters that are copied along with a name
