@@ -17,6 +17,7 @@ SHARED = {
     "measure",
     "resume",
     "run",
+    "run_folder",
     "run_queue",
     "sweep_plan",
     "sweep_tables",

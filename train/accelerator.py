@@ -1,7 +1,6 @@
 """What surrounds a training loop: numeric precision, one or several processes, and a state that can be resumed."""
 
 import os
-import shutil
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -10,38 +9,35 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, broadcast_object_list
+from resume import SUMS, checksums
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from cvlab.files import beside, new_folder, to_json, write_text
+from cvlab.files import beside, new_folder, read_json, to_json, write_text
 from cvlab.models import Model
 
 
 def accelerator_for(
-    model: Model, batch: tuple[Tensor, Tensor], criterion: Callable[[Tensor, Tensor], Tensor], args: Namespace
+    model: Model, batch: tuple[Tensor, Tensor], criterion: Callable[..., Tensor], args: Namespace, state: Path | None
 ) -> Accelerator:
     """The Accelerator of a run. Several processes (`torchrun --nproc_per_node 2 train/...`) share each batch.
 
     Args:
         batch: images (N, 3, S, S) and targets, on which the precisions are timed.
         criterion: logits and targets to a loss.
-        args: of the command line. --precision auto is bf16 on a GPU that supports it, on a CPU the faster one;
-            state/precision.txt of the run records the choice, for --resume and for other processes.
+        args: of the command line. --precision auto is bf16 on a GPU that supports it, on a CPU the faster one.
+        state: that --resume continues from, with its precision.
     """
     # Without a GPU accelerate ignores torchrun unless it is told to use the CPU.
     cpu = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
-    precision, recorded, processes = args.precision, args.out / "state" / "precision.txt", PartialState(cpu=cpu)
-    with processes.main_process_first():
-        known = args.resume or not processes.is_main_process
-        if precision == "auto" and known and recorded.is_file():
-            precision = recorded.read_text().strip()
-        elif precision == "auto" and processes.device.type == "cuda":
-            precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-        elif precision == "auto":
-            precision = fastest_precision(model, batch[0], lambda logits: criterion(logits, batch[1]))
-        if processes.is_main_process:
-            write_text(recorded, precision + "\n")
+    processes = PartialState(cpu=cpu)
+    precision = read_json(state / "progress.json")["precision"] if state else args.precision
+    if precision == "auto" and processes.device.type == "cuda":
+        precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    elif precision == "auto" and processes.is_main_process:
+        precision = fastest_precision(model, batch[0], lambda logits: criterion(logits, batch[1]))
+    (precision,) = broadcast_object_list([precision])  # all do as the first one
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=args.seed)
     mixed = "no" if precision == "fp32" else "bf16"
     # Processes wait for the gradients of all parameters, and a frozen encoder gives none.
@@ -79,10 +75,7 @@ def with_common_statistics(accelerator: Accelerator, model: Model) -> nn.Module:
 
 
 def save_state(accelerator: Accelerator, path: Path, progress: dict) -> None:
-    """Saves weights, optimizer, schedule, random numbers and `progress` as a folder, whole or not at all.
-
-    Older states beside it are removed.
-    """
+    """Saves weights, optimizer, schedule, random numbers and `progress` as a folder, whole or not at all."""
     alone = accelerator.is_main_process
     with new_folder(path) if alone else nullcontext(beside(path)) as folder:
         accelerator.wait_for_everyone()
@@ -93,6 +86,4 @@ def save_state(accelerator: Accelerator, path: Path, progress: dict) -> None:
         accelerator.wait_for_everyone()
         if alone:
             write_text(folder / "progress.json", to_json(progress))
-    for other in path.parent.glob("step-*") if alone else ():
-        if other != path:
-            shutil.rmtree(other)
+            write_text(folder / SUMS, to_json(checksums(folder)))

@@ -1,23 +1,28 @@
-"""How a training carries on: --start-from the weights of another, or --resume, and what that may change.
+"""How a training carries on: --start-from the weights of another, or --resume from a saved state.
+
+RUN/state/step-N/ is the state after N steps. progress.json holds what a run notes, history and options too,
+and sha256.json the checksums of the files. A state that is damaged is left out, for the one before it.
 
 What a training computes follows from its options and its data. Both must be those of the beginning, or else config,
 manifest and card would tell of a training that was never done. Free are where the run lies, how long it has patience
 and the like (FREE), and under some schedules the number of epochs, which may grow.
 """
 
+import hashlib
 import json
 from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from cvlab import checkpoint
 from cvlab.data.parts import Parts
-from cvlab.files import read_json, to_json, write_text
+from cvlab.files import read_json
 from cvlab.models import Model, build, settings_in
 from cvlab.models.model import misfit, shapes_of
 
-RECORD = "state/made_with.json"  # in the run's folder: options, class_names, data
+SUMS = "sha256.json"  # in the folder of a state: file name to checksum
 FREE = ("out", "data", "resume", "overwrite", "push", "recipe", "list_recipes", "patience", "others", "thumbnails")
 FIXED_LENGTH = ("onecycle", "cosine")  # every rate of these schedules follows from the number of epochs
 
@@ -48,8 +53,8 @@ def options_of(args: Namespace) -> dict:
 
 def check_options(args: Namespace, state: Path) -> None:
     """Raises ValueError for options that --resume cannot change, with their old and new values."""
-    before, after = read_json(args.out / RECORD).get("options", {}), options_of(args)
-    phase = read_json(state / "progress.json")["phase"]
+    progress = read_json(state / "progress.json")
+    before, after, phase = progress["made_with"]["options"], options_of(args), progress["phase"]
     changed = {name for name in before.keys() & after.keys() if before[name] != after[name]}
     notes = []
     for name, number, schedule in (("epochs", 1, "schedule"), ("finetune_epochs", 2, "finetune_schedule")):
@@ -62,18 +67,58 @@ def check_options(args: Namespace, state: Path) -> None:
         values = [f"--{n.replace('_', '-')} was {before[n]} and is {after[n]}" for n in sorted(changed)]
         raise ValueError(
             f"--resume continues the run in {args.out} as it was begun: {'; '.join([*values, *notes])}. Give the old "
-            f"values, or begin another run: a new --out, with --start-from {args.out} if it is to go on from there."
+            f"values, or begin another run: --overwrite, or a new --out, with --start-from {args.out} to go on."
         )
 
 
-def record(args: Namespace, parts: Parts, resumed: bool, first: bool) -> dict:
-    """What config.json says about options and data, checked with --resume; the first of several processes writes it."""
+def record(args: Namespace, parts: Parts, state: Path | None) -> dict:
+    """Options, class_names and data of a run; ValueError if the data are not those of the state that it resumes."""
     made_with = {"options": options_of(args), "class_names": parts.class_names, "data": parts.facts}
-    if resumed and (before := read_json(args.out / RECORD)):
-        _check_data(before, made_with)
-    if first:
-        write_text(args.out / RECORD, to_json(made_with))
-    return {"options": made_with["options"], "data": parts.facts}
+    if state:
+        _check_data(read_json(state / "progress.json")["made_with"], made_with)
+    return made_with
+
+
+def saved_states(out: Path) -> list[Path]:
+    """The folders of the saved states of a run, oldest first."""
+    states = [path for path in out.glob("state/step-*") if path.name.removeprefix("step-").isdecimal()]
+    states = [path for path in states if path.is_dir() and any(path.iterdir())]
+    return sorted(states, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def newest_whole(out: Path) -> Path | None:
+    """The newest saved state whose files are as they were written; None without any state.
+
+    Raises:
+        ValueError: all states are damaged.
+    """
+    states = saved_states(out)
+    for state in reversed(states):
+        if not (damaged := damaged_files(state)):
+            return state
+        print(f"{state} is damaged ({', '.join(damaged)}, by {SUMS}): it is not used.", flush=True)
+    if states:
+        names = ", ".join(state.name for state in states)
+        raise ValueError(f"The saved states in {out} are damaged ({names}): begin anew, with --overwrite for --resume.")
+    return None
+
+
+def checksums(state: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a state, by name."""
+    sums = {}
+    for path in sorted(path for path in state.iterdir() if path.is_file()):
+        with open(path, "rb") as file:
+            sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
+
+
+def damaged_files(state: Path) -> list[str]:
+    """The files of a saved state that are not as SUMS says."""
+    with suppress(ValueError):
+        if written := read_json(state / SUMS):
+            found = checksums(state)
+            return [name for name in written if found.get(name) != written[name]]
+    return [SUMS]
 
 
 def _check_data(before: dict, after: dict) -> None:
