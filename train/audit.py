@@ -65,7 +65,6 @@ def main() -> None:
     parts, trained_on = parts_of(model, data, args.part)
     if data and not trained_on:
         print(f"The model was trained on other pictures: {data} was cut into parts anew.")
-    note_test_read(out, parts.name)
     views, labels, rows, files = {}, {}, {}, {}
     for part in PARTS:
         views[part], given = read_views(parts, part, model)
@@ -98,6 +97,7 @@ def main() -> None:
         "labels": [{"file": every[i][0], "label": every[i][1], "likely": names[likely]} for i, likely in odd],
         "telling": telling(facts_of(views["train"]), labels["train"]),
     }
+    note_test_read(out, parts.name)
     write_text(out / "audit.json", to_json(found, indent=1) + "\n")
     title, listed = f"{folder.name} on {args.part} of {parts.name}", [file for part in counted for file in files[part]]
     near = (torch.cat([rows[part] for part in counted]) @ rows["train"].T).argmax(1).tolist()

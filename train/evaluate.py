@@ -79,8 +79,6 @@ def main() -> None:
         print(f"Written: {folder / 'trust.json'} and {folder / 'README.md'}")
         return
     parts, trained_on = parts_of(model, args.data, args.part)
-    if args.part == "test":
-        note_test_read(out, parts.name)
     own = is_own_test_part(model, parts)
     if not (own and args.part == "test") and (args.out is None or (out / "config.json").is_file()):
         report = out / "report" / (args.part if own else f"{parts.name}-{args.part}")
@@ -88,6 +86,8 @@ def main() -> None:
 
     evaluate = evaluate_classifier if model.task == "classification" else evaluate_segmenter
     found, pictures = evaluate(model, other, parts, args)
+    if args.part == "test":
+        note_test_read(out, parts.name)
     title = f"{Path(args.checkpoint).name} on the part {args.part} of {parts.name}"
     told = card.scores(found)
     notes = [*told.sentences, *dict.fromkeys(parts.notes)]
