@@ -85,7 +85,7 @@ def here(script: str, *words: object) -> None:
         try:
             importlib.import_module(script).main()
         finally:
-            importlib.import_module("run_folder").release()  # as when a process ends
+            importlib.import_module("resume").release()  # as when a process ends
 
 
 def last_words(script: str, *words: object) -> str:
@@ -94,7 +94,7 @@ def last_words(script: str, *words: object) -> str:
         patch.setattr(sys, "argv", [f"train/{script}.py", *map(str, words)])
         with pytest.raises(SystemExit) as end:
             importlib.import_module("cli").run(importlib.import_module(script).main)
-    importlib.import_module("run_folder").release()
+    importlib.import_module("resume").release()
     return str(end.value)
 
 

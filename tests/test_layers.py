@@ -17,7 +17,6 @@ SHARED = {
     "measure",
     "resume",
     "run",
-    "run_folder",
     "run_queue",
     "sweep_plan",
     "sweep_tables",

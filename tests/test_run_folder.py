@@ -2,6 +2,8 @@
 
 import os
 import platform
+import re
+import resource
 import shutil
 import signal
 import time
@@ -11,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import resume
-import run_folder
 import runs
 from runs import here, history, kept, last, last_words, same, without_time
+
+from cvlab.files import write_bytes
 
 CONSTANT = ["--image-size", 32, "--precision", "fp32", "--widths", 8, 8, "--batch-size", 8, "--schedule", "constant"]
 
@@ -187,7 +190,7 @@ def another_process(out: Path) -> Iterator[int]:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        run_folder.hold(out)
+        resume.hold(out)
         os.write(writing, b"held")
         time.sleep(60)
         os._exit(0)
@@ -226,3 +229,73 @@ def test_a_reading_of_the_test_part_that_fails_is_not_noted(out: Path, words: li
     assert "--calibrate" in last_words("evaluate", out, "--data", words[1], "--unknown", tmp_path)
     assert not (out / "test_reads.jsonl").exists()
     assert len(history(out)) == 2
+
+
+# --- what the system refuses ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("file", "file"),
+        ("file/below/it", "file"),
+        ("a" * 300, "too long"),
+        ("there/" + "a" * 300, "too long"),
+        ("line\nend", "line end"),
+        ("line\r", "line end"),
+    ],
+)
+@pytest.mark.parametrize("script", ["classifier", "evaluate"])
+def test_an_out_that_cannot_be_is_a_sentence_before_any_work(
+    script: str, name: str, reason: str, trained: Path, words: list, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    command = [*words, "--epochs", 1] if script == "classifier" else [trained, "--data", tmp_path / "nothing"]
+    said = last_words(script, *command, "--out", tmp_path / name)
+    assert len(said.splitlines()) == 1
+    assert str(tmp_path) in said
+    assert reason in said
+    assert "--out" in said
+    assert "Errno" not in said
+    assert "Error:" not in said
+    assert contents(tmp_path) == {"file": b"mine"}
+
+
+@contextmanager
+def no_file_beyond(size: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_fills_leaves_the_last_whole_state(words: list, tmp_path: Path) -> None:
+    """The state of the optimizer is more than 350 kB, the pictures and the model are less."""
+    out = tmp_path / "run"
+    large = [*words, "--widths", 24, 48, "--optimizer", "adam", "--out", out, "--epochs"]
+    here("classifier", *large, 1)
+    before = contents(out / "state")
+    for step in (1, 100):  # stopped in mid-epoch; at the end of the epoch
+        with no_file_beyond(350_000), runs.ctrl_c_in_step(step):
+            said = last_words("classifier", *large, 2, "--resume")
+        assert str(out / "state") in said
+        assert re.search(r"needs 0\.[5-9]\d? MB", said)
+        assert "--resume" in said
+        assert contents(out / "state") == before
+    with no_file_beyond(50_000):
+        assert re.search(r"decoded pictures .* MB", last_words("classifier", *large, 2, "--resume"))
+    with no_file_beyond(0):
+        said = last_words("classifier", *large, 2, "--resume")
+        assert "Make room" in said
+        assert "Error" not in said
+    here("classifier", *large, 2, "--resume")
+    assert len(history(out)) == 2
+
+
+def test_a_file_that_does_not_fit_is_named_with_its_size(tmp_path: Path) -> None:
+    with no_file_beyond(1000), pytest.raises(OSError, match=r"2\.00 MB") as error:
+        write_bytes(tmp_path / "model", bytes(2_000_000))
+    assert error.value.filename == str(tmp_path / "model")
+    assert not list(tmp_path.iterdir())

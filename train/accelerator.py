@@ -13,6 +13,7 @@ from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwa
 from resume import SUMS, checksums
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from cvlab.files import beside, new_folder, read_json, to_json, write_text
 from cvlab.models import Model
@@ -77,13 +78,16 @@ def with_common_statistics(accelerator: Accelerator, model: Model) -> nn.Module:
 def save_state(accelerator: Accelerator, path: Path, progress: dict) -> None:
     """Saves weights, optimizer, schedule, random numbers and `progress` as a folder, whole or not at all."""
     alone = accelerator.is_main_process
-    with new_folder(path) if alone else nullcontext(beside(path)) as folder:
-        accelerator.wait_for_everyone()
-        try:
+    try:
+        with new_folder(path) if alone else nullcontext(beside(path)) as folder:
+            accelerator.wait_for_everyone()
             accelerator.save_state(str(folder))
-        except (RuntimeError, SafetensorError) as error:  # what torch and safetensors raise on a full disk
-            raise OSError(f"The state could not be written to {path}: is the disk full?") from error
-        accelerator.wait_for_everyone()
-        if alone:
-            write_text(folder / "progress.json", to_json(progress))
-            write_text(folder / SUMS, to_json(checksums(folder)))
+            accelerator.wait_for_everyone()
+            if alone:
+                write_text(folder / "progress.json", to_json(progress))
+                write_text(folder / SUMS, to_json(checksums(folder)))
+    except (OSError, RuntimeError, SafetensorError) as error:  # what torch and safetensors raise on a full disk
+        saved = [each.state_dict() for each in (*accelerator._models, *accelerator._optimizers)]
+        needed = sum(leaf.nbytes for leaf in tree_leaves(saved) if torch.is_tensor(leaf)) / 1e6
+        what = f"The state could not be written to {path}: it needs {needed:.2f} MB"
+        raise OSError(f"{what}. Make room; --resume then continues from the last state that is whole.") from error

@@ -37,7 +37,7 @@ from cvlab.checkpoint import card
 from cvlab.data.evaluation import note_test_read, parts_of, read_views
 from cvlab.data.parts import PARTS
 from cvlab.explain.many import predict_views
-from cvlab.files import new_folder, to_json, write_text
+from cvlab.files import make_folder, new_folder, to_json, write_text
 from cvlab.metrics import interval, wilson_interval
 from cvlab.models import Model
 from cvlab.transforms import ImageError, open_image, seen_part, square_view, to_float, to_uint8
@@ -62,6 +62,7 @@ def main() -> None:
         raise ValueError(f"{args.checkpoint} is a segmenter: the audit is for classifiers.")
     if args.clean and (args.clean.exists() or data is None):
         raise ValueError(f"--clean {args.clean} needs --data, and must not exist yet: choose another folder.")
+    make_folder(out)
     parts, trained_on = parts_of(model, data, args.part)
     if data and not trained_on:
         print(f"The model was trained on other pictures: {data} was cut into parts anew.")

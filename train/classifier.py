@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import broadcast, set_seed
 from accelerator import accelerator_for, with_common_statistics
-from resume import start_from
+from resume import open_run, start_from
 from run import Run
-from run_folder import open_run
 from timm.utils import ModelEmaV3
 
 from cvlab import models, render

@@ -34,7 +34,7 @@ from cvlab.checkpoint import card
 from cvlab.data.evaluation import is_own_test_part, note_test_read, parts_of, read_views
 from cvlab.data.parts import SHAPES, Parts
 from cvlab.explain.many import predict_views
-from cvlab.files import to_json, write_text
+from cvlab.files import make_folder, to_json, write_text
 from cvlab.models import Model, probabilities
 from cvlab.transforms import open_image, square_view, to_uint8
 
@@ -69,6 +69,7 @@ def main() -> None:
     other = checkpoint.load(args.compare) if args.compare else None
     folder = Path(args.checkpoint)
     out = args.out or (folder if folder.is_dir() else "runs/hub" / folder)  # USER/NAME would hide the Hub's model
+    make_folder(out)
     report, figures = out / "report", out / "metrics.json"
     if args.images and args.data is None:
         render.save_png(explanations(model, *opened(args.images, model), args), report / "photos" / "explained.png")

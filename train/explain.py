@@ -86,7 +86,8 @@ def main() -> None:
             for row, (name, line) in enumerate(zip(files, describe(model, explanation), strict=True))
         ]
         arrays = {f"{m}/{s}": maps[:, 0].numpy() for m, of in explanation.maps.items() for s, maps in of.items()}
-        write_arrays(paths[i], {"lines": np.array(lines), **arrays})
+        with whole_file(paths[i]) as writing, open(writing, "wb") as file:
+            np.savez(file, lines=np.array(lines), **arrays)
     write_manifest(args.out)
 
 
@@ -108,12 +109,6 @@ def write_manifest(out: Path) -> None:
         raise ValueError("No picture could be opened, so there is nothing to explain.")
     write_text(out / "manifest.jsonl", "".join(line + "\n" for line in manifest))
     print(f"{len(manifest)} pictures explained: {out / 'manifest.jsonl'}")
-
-
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes an .npz file whole or not at all."""
-    with whole_file(path) as writing, open(writing, "wb") as file:
-        np.savez(file, **arrays)
 
 
 def hash_of(contents: Iterable[bytes]) -> str:

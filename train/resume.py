@@ -1,30 +1,42 @@
-"""How a training carries on: --start-from the weights of another, or --resume from a saved state.
+"""What a training finds in its run folder: who trains there, the model and the saved states; and --start-from another.
 
-RUN/state/step-N/ is the state after N steps. progress.json holds what a run notes, history and options too,
-and sha256.json the checksums of the files. A state that is damaged is left out, for the one before it.
+RUN/state/lock is locked while a process trains. RUN/state/step-N/ is what --resume continues from, with all that a run
+notes in progress.json, and checksums in sha256.json: the two newest are kept, and one that is damaged is not used.
 
 What a training computes follows from its options and its data. Both must be those of the beginning, or else config,
 manifest and card would tell of a training that was never done. Free are where the run lies, how long it has patience
 and the like (FREE), and under some schedules the number of epochs, which may grow.
 """
 
+import atexit
+import fcntl
 import hashlib
 import json
+import os
+import platform
+import shutil
+import time
 from argparse import Namespace
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
 from cvlab import checkpoint
+from cvlab.checkpoint import hub
 from cvlab.data.parts import Parts
-from cvlab.files import read_json
+from cvlab.files import make_folder, read_json
 from cvlab.models import Model, build, settings_in
 from cvlab.models.model import misfit, shapes_of
 
 SUMS = "sha256.json"  # in the folder of a state: file name to checksum
 FREE = ("out", "data", "resume", "overwrite", "push", "recipe", "list_recipes", "patience", "others", "thumbnails")
 FIXED_LENGTH = ("onecycle", "cosine")  # every rate of these schedules follows from the number of epochs
+# What tells of the model of a folder. The record of when the test part was read is none of it: it stays.
+OF_A_MODEL = ("report", *(name for name in hub.FILES if name != "README.md"))
+_held: dict[Path, BinaryIO] = {}  # run folder: its lock
 
 
 def start_from(folder: Path | None, model: Model) -> None:
@@ -44,6 +56,94 @@ def start_from(folder: Path | None, model: Model) -> None:
     if fault := misfit(shapes_of(model.state_dict()), shapes_of(weights)):
         raise ValueError(f"--start-from {folder} is another network: {fault}.")
     model.load_state_dict(weights)
+
+
+def open_run(args: Namespace) -> Path | None:
+    """Makes the run folder and holds it for this process. What is in it stays until a better model is there.
+
+    Returns the saved state that --resume continues from; None to start at the beginning.
+    """
+    out, states, first = args.out, args.out / "state", int(os.environ.get("RANK", 0)) == 0  # of several processes
+    make_folder(out)
+    if first and states.is_dir():
+        hold(out)  # who trains there is said before what is there
+    made = [name for name in OF_A_MODEL if (out / name).exists()] + [path.name for path in saved_states(out)]
+    if args.resume and "model.safetensors" in made and not states.is_dir():  # a shipped or published one
+        raise ValueError(f"{out} holds a model without a saved state: it cannot be resumed.")
+    if made and not args.resume and not args.overwrite:
+        raise ValueError(f"{out} holds {', '.join(made)}: choose another --out, or give --resume or --overwrite.")
+    if first:
+        states.mkdir(exist_ok=True)
+        hold(out)
+        delete(out.rglob(".*.tmp"))  # of a run that was killed while it wrote
+    state = newest_whole(out) if args.resume else None
+    if state:
+        check_options(args, state)
+    return state
+
+
+def delete(paths: Iterable[Path]) -> None:
+    """Deletes files and folders; those that are not there are no error."""
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def hold(out: Path) -> None:
+    """Locks a run folder; ValueError if another process has it. The system takes the lock of one that died."""
+    if out in _held:
+        return
+    lock = open(out / "state" / "lock", "a+b", buffering=0)  # noqa: SIM115  open while the process trains
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        holder = (out / "state" / "lock").read_text() or "Another process"
+        raise ValueError(f"{holder} trains in {out}: wait until it has ended, or choose another --out.") from None
+    except OSError:  # some network folders have no locks
+        pass
+    _held[out] = lock
+    lock.truncate(0)
+    lock.write(f"Process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},".encode())
+
+
+@atexit.register
+def release() -> None:
+    """Gives back the run folders that this process holds."""
+    for out, lock in _held.items():
+        with lock:
+            (out / "state" / "lock").unlink(missing_ok=True)
+    _held.clear()
+
+
+def saved_states(out: Path) -> list[Path]:
+    """The folders of the saved states of a run, oldest first."""
+    steps = {path.name.removeprefix("step-"): path for path in out.glob("state/step-*/") if any(path.iterdir())}
+    return [steps[step] for step in sorted(filter(str.isdecimal, steps), key=int)]
+
+
+def newest_whole(out: Path) -> Path | None:
+    """The newest saved state whose files are as they were written, None without any; ValueError if all are damaged."""
+    for state in reversed(states := saved_states(out)):
+        if not (damaged := damaged_files(state)):
+            return state
+        print(f"{state} is damaged ({', '.join(damaged)}, by {SUMS}): it is not used.", flush=True)
+    if states:
+        names = ", ".join(state.name for state in states)
+        raise ValueError(f"The saved states in {out} are damaged ({names}): begin anew, with --overwrite for --resume.")
+    return None
+
+
+def checksums(state: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a state, by name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in state.iterdir() if path.is_file()}
+
+
+def damaged_files(state: Path) -> list[str]:
+    """The files of a saved state that are not as SUMS says."""
+    with suppress(ValueError):
+        if written := read_json(state / SUMS):
+            found = checksums(state)
+            return [name for name in written if written[name] != found.get(name)]
+    return [SUMS]
 
 
 def options_of(args: Namespace) -> dict:
@@ -77,48 +177,6 @@ def record(args: Namespace, parts: Parts, state: Path | None) -> dict:
     if state:
         _check_data(read_json(state / "progress.json")["made_with"], made_with)
     return made_with
-
-
-def saved_states(out: Path) -> list[Path]:
-    """The folders of the saved states of a run, oldest first."""
-    states = [path for path in out.glob("state/step-*") if path.name.removeprefix("step-").isdecimal()]
-    states = [path for path in states if path.is_dir() and any(path.iterdir())]
-    return sorted(states, key=lambda path: int(path.name.removeprefix("step-")))
-
-
-def newest_whole(out: Path) -> Path | None:
-    """The newest saved state whose files are as they were written; None without any state.
-
-    Raises:
-        ValueError: all states are damaged.
-    """
-    states = saved_states(out)
-    for state in reversed(states):
-        if not (damaged := damaged_files(state)):
-            return state
-        print(f"{state} is damaged ({', '.join(damaged)}, by {SUMS}): it is not used.", flush=True)
-    if states:
-        names = ", ".join(state.name for state in states)
-        raise ValueError(f"The saved states in {out} are damaged ({names}): begin anew, with --overwrite for --resume.")
-    return None
-
-
-def checksums(state: Path) -> dict[str, str]:
-    """The SHA-256 of each file of a state, by name."""
-    sums = {}
-    for path in sorted(path for path in state.iterdir() if path.is_file()):
-        with open(path, "rb") as file:
-            sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return sums
-
-
-def damaged_files(state: Path) -> list[str]:
-    """The files of a saved state that are not as SUMS says."""
-    with suppress(ValueError):
-        if written := read_json(state / SUMS):
-            found = checksums(state)
-            return [name for name in written if found.get(name) != written[name]]
-    return [SUMS]
 
 
 def _check_data(before: dict, after: dict) -> None:

@@ -20,8 +20,7 @@ from accelerate import Accelerator
 from accelerator import save_state
 from calibration import calibrate
 from PIL import Image
-from resume import record, saved_states
-from run_folder import OF_A_MODEL, delete, release
+from resume import OF_A_MODEL, delete, record, release, saved_states
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -49,12 +48,11 @@ class Run:
         self.sums = torch.zeros(2 + counts, dtype=torch.float64, device=accelerator.device)
         self.history, self.states = [], [state] if state else []  # one line an epoch; the newest saved states
         self.precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
-        made_with = record(args, parts, state)
         if state:
             saved = read_json(state / "progress.json")
             vars(self).update({name: saved[name] for name in self.SAVED})
             self.sums += self.sums.new_tensor(saved["sums"])
-        self.made_with = made_with
+        self.made_with = record(args, parts, state)
         self._show_history()  # a killed run may have written one line more
         self.frames = self.out / "report" / ("photos" if args.data else "") / "epochs"
         self.started, self.stopping = time.time(), False
@@ -139,14 +137,12 @@ class Run:
         self.sums.zero_()
         line = {"epoch": self.epoch, **line, "seconds": round(time.time() - self.started, 2)}
         self.history.append(line)
-        better = (score > self.best or not self.best_epoch) and all(map(math.isfinite, line.values()))
-        first = better and not self.best_epoch
-        if better:
-            self.best, self.best_epoch = score, self.epoch
+        if better := (score > self.best or not self.best_epoch) and all(map(math.isfinite, line.values())):
+            first, self.best, self.best_epoch = not self.best_epoch, score, self.epoch
         if self.accelerator.is_main_process:
             if better:
                 checkpoint.save(model, self.out, precision=self.precision, **self.made_with)
-            if first:  # what tells of a model that was there before
+            if better and first:  # what tells of a model that was there before
                 delete(self.out / name for name in OF_A_MODEL if name not in hub.NEEDED)
                 delete(set(saved_states(self.out)) - set(self.states))
             self._show_history()

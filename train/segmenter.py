@@ -18,9 +18,8 @@ import torch
 from accelerate.utils import set_seed
 from accelerator import accelerator_for, with_common_statistics
 from calibration import object_counts
-from resume import start_from
+from resume import open_run, start_from
 from run import Run
-from run_folder import open_run
 
 from cvlab import models, render
 from cvlab.data import sets

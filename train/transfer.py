@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import set_seed
 from accelerator import accelerator_for
-from resume import start_from
+from resume import open_run, start_from
 from run import Run
-from run_folder import open_run
 
 from cvlab import models
 from cvlab.data import sets
