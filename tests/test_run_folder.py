@@ -132,7 +132,7 @@ def test_where_all_states_are_damaged_nothing_is_trained_or_lost(out: Path, word
         damage(out / "state" / f"step-{step}" / "model.safetensors")
     before = contents(out)
     said = last_words("classifier", *words, "--epochs", 3, "--out", out, "--resume")
-    assert "step-2, step-4" in said
+    assert "damaged" in said
     assert "--overwrite" in said
     assert contents(out) == before
 

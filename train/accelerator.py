@@ -1,5 +1,6 @@
 """What surrounds a training loop: numeric precision, one or several processes, and a state that can be resumed."""
 
+import copy
 import os
 import time
 from argparse import Namespace
@@ -52,7 +53,7 @@ def fastest_precision(model: Model, images: Tensor, criterion: Callable[[Tensor]
     Narrow networks are often slower in bfloat16, so it is measured: the best of `repeats` steps each, after one to warm
     up. The model's weights, gradients and statistics and torch's random numbers stay as they were.
     """
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model = copy.deepcopy(model)
     trainable = [p for p in model.parameters() if p.requires_grad]
     seconds = {"fp32": float("inf"), "bf16": float("inf")}
     with torch.random.fork_rng():
@@ -64,7 +65,6 @@ def fastest_precision(model: Model, images: Tensor, criterion: Callable[[Tensor]
                 torch.autograd.grad(loss, trainable, allow_unused=True)
                 if repeat > 0:
                     seconds[precision] = min(seconds[precision], time.perf_counter() - start)
-    model.load_state_dict(before)
     return min(seconds, key=seconds.get)
 
 

@@ -109,9 +109,8 @@ def list_recipes(script: str) -> str:
     """A table of a script's recipes: name, system, experiment and the figure to compare with."""
     recipes = {path.stem: read_recipe(path.stem) for path in sorted(RECIPES.glob("*.toml"))}
     rows = [("recipe", "system", "experiment", "figure")]
-    for name, recipe in recipes.items():
-        if recipe["script"] == script:
-            rows.append((name, *(recipe["report"][key] for key in ("system", "row", "figure"))))
+    reports = {name: recipe["report"] for name, recipe in recipes.items() if recipe["script"] == script}
+    rows += [(name, report["system"], report["row"], report["figure"]) for name, report in reports.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

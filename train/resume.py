@@ -63,19 +63,16 @@ def open_run(args: Namespace) -> Path | None:
 
     Returns the saved state that --resume continues from; None to start at the beginning.
     """
-    out, states, first = args.out, args.out / "state", int(os.environ.get("RANK", 0)) == 0  # of several processes
+    out, states = args.out, args.out / "state"
     make_folder(out)
-    if first and states.is_dir():
+    if states.is_dir():
         hold(out)  # who trains there is said before what is there
     made = [name for name in OF_A_MODEL if (out / name).exists()] + [path.name for path in saved_states(out)]
-    if args.resume and "model.safetensors" in made and not states.is_dir():  # a shipped or published one
-        raise ValueError(f"{out} holds a model without a saved state: it cannot be resumed.")
-    if made and not args.resume and not args.overwrite:
-        raise ValueError(f"{out} holds {', '.join(made)}: choose another --out, or give --resume or --overwrite.")
-    if first:
-        states.mkdir(exist_ok=True)
-        hold(out)
-        delete(out.rglob(".*.tmp"))  # of a run that was killed while it wrote
+    if made and not args.overwrite and not (args.resume and states.is_dir()):  # a shipped model has no states
+        raise ValueError(f"{out} holds {', '.join(made)}: give another --out, --overwrite, or --resume a saved state.")
+    states.mkdir(exist_ok=True)
+    hold(out)
+    delete(out.rglob(".*.tmp"))  # of a run that was killed while it wrote
     state = newest_whole(out) if args.resume else None
     if state:
         check_options(args, state)
@@ -85,12 +82,12 @@ def open_run(args: Namespace) -> Path | None:
 def delete(paths: Iterable[Path]) -> None:
     """Deletes files and folders; those that are not there are no error."""
     for path in paths:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def hold(out: Path) -> None:
     """Locks a run folder; ValueError if another process has it. The system takes the lock of one that died."""
-    if out in _held:
+    if out in _held or int(os.environ.get("RANK", 0)):  # of several processes the first one holds it
         return
     lock = open(out / "state" / "lock", "a+b", buffering=0)  # noqa: SIM115  open while the process trains
     try:
@@ -127,8 +124,7 @@ def newest_whole(out: Path) -> Path | None:
             return state
         print(f"{state} is damaged ({', '.join(damaged)}, by {SUMS}): it is not used.", flush=True)
     if states:
-        names = ", ".join(state.name for state in states)
-        raise ValueError(f"The saved states in {out} are damaged ({names}): begin anew, with --overwrite for --resume.")
+        raise ValueError(f"All saved states in {out} are damaged: begin anew, with --overwrite in place of --resume.")
     return None
 
 
@@ -174,16 +170,12 @@ def check_options(args: Namespace, state: Path) -> None:
 def record(args: Namespace, parts: Parts, state: Path | None) -> dict:
     """Options, class_names and data of a run; ValueError if the data are not those of the state that it resumes."""
     made_with = {"options": options_of(args), "class_names": parts.class_names, "data": parts.facts}
-    if state:
-        _check_data(read_json(state / "progress.json")["made_with"], made_with)
-    return made_with
-
-
-def _check_data(before: dict, after: dict) -> None:
-    if before["class_names"] != after["class_names"]:
-        was, now = (", ".join(each["class_names"]) for each in (before, after))
+    before = read_json(state / "progress.json")["made_with"] if state else made_with
+    if before["class_names"] != parts.class_names:
+        was, now = (", ".join(names) for names in (before["class_names"], parts.class_names))
         raise ValueError(f"--resume needs the data of the run. Its classes were {was}; those of --data are {now}.")
-    prints = [each["data"]["fingerprints"] for each in (before, after)]
+    prints = [each["data"]["fingerprints"] for each in (before, made_with)]
     if prints[0] != prints[1]:
         was, now = (", ".join(f"{part} {len(each)}" for part, each in parts.items()) or "none" for parts in prints)
         raise ValueError(f"--resume needs the data of the run. Its pictures were {was}; --data has others: {now}.")
+    return made_with

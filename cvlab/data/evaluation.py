@@ -68,8 +68,6 @@ def note_test_read(folder: Path, data: str) -> None:
     To be called when all was read and before a score is told.
     A test part that is read again and again, until a model does well on it, is no longer a test.
     """
-    path = folder / "test_reads.jsonl"
     line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "data": data, "command": sys.argv}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:  # two commands may end at once
+    with open(folder / "test_reads.jsonl", "a", encoding="utf-8") as file:  # two commands may end at once
         file.write(json.dumps(line) + "\n")
