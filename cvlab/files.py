@@ -1,5 +1,6 @@
 """Writes files and folders whole or not at all, and reads and writes JSON."""
 
+import errno
 import json
 import math
 import os
@@ -13,6 +14,16 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how the text begins
 NOT_FETCHED = (
     "is a Git LFS pointer, not the file itself: run `git lfs install` and `git lfs pull` there, or download it."
 )
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # or a limit was reached
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder that a command will write to. Where that cannot be done it raises OSError, before other work."""
+    if str(path).splitlines() != [str(path)]:
+        raise OSError(errno.EINVAL, "A name with a line end cannot be printed", str(path))
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 @contextmanager
@@ -30,6 +41,9 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         with open(writing, "rb") as written:
             os.fsync(written.fileno())
         os.replace(writing, path)
+    except OSError as error:
+        error.filename = str(path)  # a failed write names no file
+        raise
     finally:
         writing.unlink(missing_ok=True)
 
@@ -37,7 +51,12 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Writes a file whole or not at all."""
     with whole_file(path) as writing:
-        writing.write_bytes(content)
+        try:
+            writing.write_bytes(content)
+        except OSError as error:
+            if error.errno in DISK_IS_FULL:
+                error.strerror += f", {len(content) / 1e6:.2f} MB are needed"
+            raise
 
 
 def write_text(path: str | Path, content: str) -> None:

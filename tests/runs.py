@@ -82,7 +82,10 @@ def here(script: str, *words: object) -> None:
     """train/SCRIPT.py in this process: importing torch takes longer than a small training. Errors are raised."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"train/{script}.py", *map(str, words)])
-        importlib.import_module(script).main()
+        try:
+            importlib.import_module(script).main()
+        finally:
+            importlib.import_module("resume").release()  # as when a process ends
 
 
 def last_words(script: str, *words: object) -> str:
@@ -91,6 +94,7 @@ def last_words(script: str, *words: object) -> str:
         patch.setattr(sys, "argv", [f"train/{script}.py", *map(str, words)])
         with pytest.raises(SystemExit) as end:
             importlib.import_module("cli").run(importlib.import_module(script).main)
+    importlib.import_module("resume").release()
     return str(end.value)
 
 
@@ -131,9 +135,8 @@ def kept(out: Path) -> dict[str, Tensor]:
 
 
 def state(out: Path) -> Path:
-    """The one saved state."""
-    (folder,) = (out / "state").glob("step-*")
-    return folder
+    """The newest saved state."""
+    return importlib.import_module("resume").saved_states(out)[-1]
 
 
 def last(out: Path) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """What surrounds a training loop: numeric precision, one or several processes, and a state that can be resumed."""
 
+import copy
 import os
-import shutil
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -10,38 +10,36 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, broadcast_object_list
+from resume import SUMS, checksums
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from cvlab.files import beside, new_folder, to_json, write_text
+from cvlab.files import beside, new_folder, read_json, to_json, write_text
 from cvlab.models import Model
 
 
 def accelerator_for(
-    model: Model, batch: tuple[Tensor, Tensor], criterion: Callable[[Tensor, Tensor], Tensor], args: Namespace
+    model: Model, batch: tuple[Tensor, Tensor], criterion: Callable[..., Tensor], args: Namespace, state: Path | None
 ) -> Accelerator:
     """The Accelerator of a run. Several processes (`torchrun --nproc_per_node 2 train/...`) share each batch.
 
     Args:
         batch: images (N, 3, S, S) and targets, on which the precisions are timed.
         criterion: logits and targets to a loss.
-        args: of the command line. --precision auto is bf16 on a GPU that supports it, on a CPU the faster one;
-            state/precision.txt of the run records the choice, for --resume and for other processes.
+        args: of the command line. --precision auto is bf16 on a GPU that supports it, on a CPU the faster one.
+        state: that --resume continues from, with its precision.
     """
     # Without a GPU accelerate ignores torchrun unless it is told to use the CPU.
     cpu = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
-    precision, recorded, processes = args.precision, args.out / "state" / "precision.txt", PartialState(cpu=cpu)
-    with processes.main_process_first():
-        known = args.resume or not processes.is_main_process
-        if precision == "auto" and known and recorded.is_file():
-            precision = recorded.read_text().strip()
-        elif precision == "auto" and processes.device.type == "cuda":
-            precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-        elif precision == "auto":
-            precision = fastest_precision(model, batch[0], lambda logits: criterion(logits, batch[1]))
-        if processes.is_main_process:
-            write_text(recorded, precision + "\n")
+    processes = PartialState(cpu=cpu)
+    precision = read_json(state / "progress.json")["precision"] if state else args.precision
+    if precision == "auto" and processes.device.type == "cuda":
+        precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    elif precision == "auto" and processes.is_main_process:
+        precision = fastest_precision(model, batch[0], lambda logits: criterion(logits, batch[1]))
+    (precision,) = broadcast_object_list([precision])  # all do as the first one
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=args.seed)
     mixed = "no" if precision == "fp32" else "bf16"
     # Processes wait for the gradients of all parameters, and a frozen encoder gives none.
@@ -55,7 +53,7 @@ def fastest_precision(model: Model, images: Tensor, criterion: Callable[[Tensor]
     Narrow networks are often slower in bfloat16, so it is measured: the best of `repeats` steps each, after one to warm
     up. The model's weights, gradients and statistics and torch's random numbers stay as they were.
     """
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model = copy.deepcopy(model)
     trainable = [p for p in model.parameters() if p.requires_grad]
     seconds = {"fp32": float("inf"), "bf16": float("inf")}
     with torch.random.fork_rng():
@@ -67,7 +65,6 @@ def fastest_precision(model: Model, images: Tensor, criterion: Callable[[Tensor]
                 torch.autograd.grad(loss, trainable, allow_unused=True)
                 if repeat > 0:
                     seconds[precision] = min(seconds[precision], time.perf_counter() - start)
-    model.load_state_dict(before)
     return min(seconds, key=seconds.get)
 
 
@@ -79,20 +76,18 @@ def with_common_statistics(accelerator: Accelerator, model: Model) -> nn.Module:
 
 
 def save_state(accelerator: Accelerator, path: Path, progress: dict) -> None:
-    """Saves weights, optimizer, schedule, random numbers and `progress` as a folder, whole or not at all.
-
-    Older states beside it are removed.
-    """
+    """Saves weights, optimizer, schedule, random numbers and `progress` as a folder, whole or not at all."""
     alone = accelerator.is_main_process
-    with new_folder(path) if alone else nullcontext(beside(path)) as folder:
-        accelerator.wait_for_everyone()
-        try:
+    try:
+        with new_folder(path) if alone else nullcontext(beside(path)) as folder:
+            accelerator.wait_for_everyone()
             accelerator.save_state(str(folder))
-        except (RuntimeError, SafetensorError) as error:  # what torch and safetensors raise on a full disk
-            raise OSError(f"The state could not be written to {path}: is the disk full?") from error
-        accelerator.wait_for_everyone()
-        if alone:
-            write_text(folder / "progress.json", to_json(progress))
-    for other in path.parent.glob("step-*") if alone else ():
-        if other != path:
-            shutil.rmtree(other)
+            accelerator.wait_for_everyone()
+            if alone:
+                write_text(folder / "progress.json", to_json(progress))
+                write_text(folder / SUMS, to_json(checksums(folder)))
+    except (OSError, RuntimeError, SafetensorError) as error:  # what torch and safetensors raise on a full disk
+        saved = [each.state_dict() for each in (*accelerator._models, *accelerator._optimizers)]
+        needed = sum(leaf.nbytes for leaf in tree_leaves(saved) if torch.is_tensor(leaf)) / 1e6
+        what = f"The state could not be written to {path}: it needs {needed:.2f} MB"
+        raise OSError(f"{what}. Make room; --resume then continues from the last state that is whole.") from error

@@ -37,7 +37,7 @@ from cvlab.checkpoint import card
 from cvlab.data.evaluation import note_test_read, parts_of, read_views
 from cvlab.data.parts import PARTS
 from cvlab.explain.many import predict_views
-from cvlab.files import new_folder, to_json, write_text
+from cvlab.files import make_folder, new_folder, to_json, write_text
 from cvlab.metrics import interval, wilson_interval
 from cvlab.models import Model
 from cvlab.transforms import ImageError, open_image, seen_part, square_view, to_float, to_uint8
@@ -62,10 +62,10 @@ def main() -> None:
         raise ValueError(f"{args.checkpoint} is a segmenter: the audit is for classifiers.")
     if args.clean and (args.clean.exists() or data is None):
         raise ValueError(f"--clean {args.clean} needs --data, and must not exist yet: choose another folder.")
+    make_folder(out)
     parts, trained_on = parts_of(model, data, args.part)
     if data and not trained_on:
         print(f"The model was trained on other pictures: {data} was cut into parts anew.")
-    note_test_read(out, parts.name)
     views, labels, rows, files = {}, {}, {}, {}
     for part in PARTS:
         views[part], given = read_views(parts, part, model)
@@ -98,6 +98,7 @@ def main() -> None:
         "labels": [{"file": every[i][0], "label": every[i][1], "likely": names[likely]} for i, likely in odd],
         "telling": telling(facts_of(views["train"]), labels["train"]),
     }
+    note_test_read(out, parts.name)
     write_text(out / "audit.json", to_json(found, indent=1) + "\n")
     title, listed = f"{folder.name} on {args.part} of {parts.name}", [file for part in counted for file in files[part]]
     near = (torch.cat([rows[part] for part in counted]) @ rows["train"].T).argmax(1).tolist()

@@ -55,9 +55,7 @@ def main() -> None:
     found = (mask_pairs if with_masks else class_pictures)(args.data)
     copies = Copies(found.pictures)
     pairs = [copy for copy in copies.pairs if not {copies.paths[i] for i in copy[:2]} & copies.faults.keys()]
-    about_masks = {
-        path: f"{reason}." for path, reason in found.left_out.items() if "mask" in reason or "image" in reason
-    }
+    about_masks = {path: f"{why}." for path, why in found.left_out.items() if "mask" in why or "image" in why}
     faults = found.left_out | copies.faults
     lines = [f"{path.relative_to(args.data)}: {faults[path]}" for path in sorted(faults.keys() - about_masks.keys())]
     findings = {"cannot be used": lines, "copies": [described(copy, copies.paths, args.data) for copy in pairs]}

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import broadcast, set_seed
 from accelerator import accelerator_for, with_common_statistics
-from resume import start_from
-from run import Run, open_run
+from resume import open_run, start_from
+from run import Run
 from timm.utils import ModelEmaV3
 
 from cvlab import models, render
@@ -82,7 +82,7 @@ def main() -> None:
     model = model.to(memory_format=torch.channels_last)
     mix = mixing(args.mixup, args.cutmix, len(parts.class_names))
     criterion = cross_entropy(args.label_smoothing, args.class_weights, train_set.labels, len(parts.class_names))
-    accelerator = accelerator_for(model, next(iter(train_loader)), criterion, args)
+    accelerator = accelerator_for(model, next(iter(train_loader)), criterion, args, state)
     sets.onto_gpu(accelerator.device, train_set, val_set)
     model = with_common_statistics(accelerator, model)
     gpu, steps = accelerator.device.type == "cuda", len(train_loader)

@@ -19,10 +19,12 @@ sys.path.insert(0, str(ROOT))  # before any script imports cvlab, which needs no
 from cvlab.data import public
 from cvlab.data.folders import existing
 from cvlab.data.sets import AUGMENTATIONS, NORMALIZATIONS
+from cvlab.files import DISK_IS_FULL
 from cvlab.learning.optim import DECAYS, OPTIMIZERS, SCHEDULES
 from cvlab.memory import keep_freed_memory
 
 RECIPES = Path(__file__).parent / "recipes"
+FILE_IN_THE_WAY = (FileExistsError, NotADirectoryError)
 CROP_MODES = {"crop": "center", "squash": "squash"}  # --resize, as timm and config.json call it
 
 
@@ -107,9 +109,8 @@ def list_recipes(script: str) -> str:
     """A table of a script's recipes: name, system, experiment and the figure to compare with."""
     recipes = {path.stem: read_recipe(path.stem) for path in sorted(RECIPES.glob("*.toml"))}
     rows = [("recipe", "system", "experiment", "figure")]
-    for name, recipe in recipes.items():
-        if recipe["script"] == script:
-            rows.append((name, *(recipe["report"][key] for key in ("system", "row", "figure"))))
+    reports = {name: recipe["report"] for name, recipe in recipes.items() if recipe["script"] == script}
+    rows += [(name, report["system"], report["row"], report["figure"]) for name, report in reports.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
@@ -196,12 +197,16 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         words = [word for word in sys.argv if word not in ("--resume", "--overwrite")]
         sys.exit(f"\nStopped; what was saved is safe. Continue with:\n  {shlex.join(['python', *words, '--resume'])}")
-    except PermissionError as error:
-        sys.exit(f"{error.filename}: {error.strerror}. If it was to be written, choose another folder with --out.")
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
         if os.environ.get("CVLAB_TRACEBACK") or (isinstance(error, RuntimeError) and not out_of_memory):
             raise
         if out_of_memory:
             sys.exit("Out of memory: make --batch-size or --image-size smaller. What was saved is safe.")
-        sys.exit(f"{type(error).__name__}: {error}")
+        if not isinstance(error, OSError) or not (error.filename or error.errno in DISK_IS_FULL):
+            sys.exit(f"{type(error).__name__}: {error}")
+        advice = "If it was to be written, choose another folder with --out."
+        if error.errno in DISK_IS_FULL:
+            advice = "Make room, or choose another --out. What was saved is safe; --resume continues a training."
+        reason = "it is a file, or lies below one" if isinstance(error, FILE_IN_THE_WAY) else error.strerror
+        sys.exit(f"{str(error.filename2 or error.filename or 'the disk')!r}: {reason}. {advice}")

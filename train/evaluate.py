@@ -34,7 +34,7 @@ from cvlab.checkpoint import card
 from cvlab.data.evaluation import is_own_test_part, note_test_read, parts_of, read_photos, read_views
 from cvlab.data.parts import SHAPES, Parts
 from cvlab.explain.many import predict_views
-from cvlab.files import to_json, write_text
+from cvlab.files import make_folder, to_json, write_text
 from cvlab.models import Model, probabilities
 from cvlab.models.model import TILES
 from cvlab.tiles import middle
@@ -76,6 +76,7 @@ def main() -> None:
         model.crop_mode = TILES if args.tiles else "center"
     folder = Path(args.checkpoint)
     out = args.out or (folder if folder.is_dir() else "runs/hub" / folder)  # USER/NAME would hide the Hub's model
+    make_folder(out)
     report, figures = out / "report", out / "metrics.json"
     if args.images and args.data is None:
         render.save_png(explanations(model, *opened(args.images, model), args), report / "photos" / "explained.png")
@@ -86,8 +87,6 @@ def main() -> None:
         print(f"Written: {folder / 'trust.json'} and {folder / 'README.md'}")
         return
     parts, trained_on = parts_of(model, args.data, args.part)
-    if args.part == "test":
-        note_test_read(out, parts.name)
     own = is_own_test_part(model, parts)
     if not (own and args.part == "test") and (args.out is None or (out / "config.json").is_file()):
         report = out / "report" / (args.part if own else f"{parts.name}-{args.part}")
@@ -95,6 +94,8 @@ def main() -> None:
 
     evaluate = evaluate_classifier if model.task == "classification" else evaluate_segmenter
     found, pictures = evaluate(model, other, parts, args)
+    if args.part == "test":
+        note_test_read(out, parts.name)
     title = f"{Path(args.checkpoint).name} on the part {args.part} of {parts.name}"
     told = card.scores(found)
     notes = [*told.sentences, *dict.fromkeys(parts.notes)]

@@ -16,7 +16,6 @@ import argparse
 import hashlib
 import json
 import os
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -58,8 +57,8 @@ def main() -> None:
     samples = parts.samples[args.part]
     names = [f"scene {each}" if data is None else each[0].relative_to(data).as_posix() for each in samples]
 
-    settings = {"data": parts.name, "part": args.part, "pictures": hash_of([json.dumps(names).encode()])}
-    weights = (tensor.contiguous().numpy().tobytes() for tensor in model.state_dict().values())
+    settings = {"data": parts.name, "part": args.part, "pictures": hash_of(json.dumps(names).encode())}
+    weights = b"".join(tensor.contiguous().numpy().tobytes() for tensor in model.state_dict().values())
     settings |= {"weights": hash_of(weights), "stages": stages, "methods": args.methods, "batch": size}
     if read_json(args.out / "settings.json") not in ({}, settings):
         raise ValueError(f"{args.out} holds maps of another model, other data or other options: choose another --out.")
@@ -86,8 +85,17 @@ def main() -> None:
             for row, (name, line) in enumerate(zip(files, describe(model, explanation), strict=True))
         ]
         arrays = {f"{m}/{s}": maps[:, 0].numpy() for m, of in explanation.maps.items() for s, maps in of.items()}
-        write_arrays(paths[i], {"lines": np.array(lines), **arrays})
-    write_manifest(args.out)
+        with whole_file(paths[i]) as writing, open(writing, "wb") as file:
+            np.savez(file, lines=np.array(lines), **arrays)
+
+    manifest = []
+    for path in sorted((args.out / "maps").glob("*.npz")):  # one batch after the other
+        with np.load(path) as arrays:
+            manifest += arrays["lines"].tolist()
+    if not manifest:
+        raise ValueError("No picture could be opened, so there is nothing to explain.")
+    write_text(args.out / "manifest.jsonl", "".join(line + "\n" for line in manifest))
+    print(f"{len(manifest)} pictures explained: {args.out / 'manifest.jsonl'}")
 
 
 def open_view(parts: Parts, model: Model, sample: object) -> Tensor | str:
@@ -98,30 +106,9 @@ def open_view(parts: Parts, model: Model, sample: object) -> Tensor | str:
         return str(error)
 
 
-def write_manifest(out: Path) -> None:
-    """Writes manifest.jsonl, reading one batch after the other."""
-    manifest = []
-    for path in sorted((out / "maps").glob("*.npz")):
-        with np.load(path) as arrays:
-            manifest += arrays["lines"].tolist()
-    if not manifest:
-        raise ValueError("No picture could be opened, so there is nothing to explain.")
-    write_text(out / "manifest.jsonl", "".join(line + "\n" for line in manifest))
-    print(f"{len(manifest)} pictures explained: {out / 'manifest.jsonl'}")
-
-
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes an .npz file whole or not at all."""
-    with whole_file(path) as writing, open(writing, "wb") as file:
-        np.savez(file, **arrays)
-
-
-def hash_of(contents: Iterable[bytes]) -> str:
-    """A short hash of bytes."""
-    sha = hashlib.sha256()
-    for content in contents:
-        sha.update(content)
-    return sha.hexdigest()[:16]
+def hash_of(content: bytes) -> str:
+    """A short hash."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 if __name__ == "__main__":

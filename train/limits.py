@@ -4,18 +4,8 @@ import argparse
 import math
 
 # The least and the greatest value of options that are numbers; of a list, of each of them.
-AT_LEAST_1 = (
-    "epochs",
-    "batch_size",
-    "image_size",
-    "width",
-    "widths",
-    "depth",
-    "decoder_channels",
-    "hidden",
-    "patience",
-    "div_factor",
-)
+AT_LEAST_1 = ("epochs", "batch_size", "image_size", "width", "widths", "depth", "decoder_channels", "hidden")
+AT_LEAST_1 += ("patience", "div_factor")
 AT_LEAST_0 = ("lr", "finetune_lr", "weight_decay", "clip_norm", "mixup", "cutmix", "views", "unfreeze")
 AT_LEAST_0 += ("finetune_epochs", "frozen_epochs", "channels", "pools", "pool_to", "dropout_at", "seed", "split_seed")
 SHARES = ("momentum", "dropout", "head_dropout", "label_smoothing", "ema", "crop_pct", "min_area", "layer_decay")

@@ -19,7 +19,7 @@ import re
 import sys
 from pathlib import Path
 
-from cli import ROOT
+import cli
 from huggingface_hub import SpaceCardData
 
 from cvlab import checkpoint
@@ -42,13 +42,10 @@ def main() -> None:
     args = parser.parse_args()
     if bool(args.space) != bool(args.models) or bool(args.space) == bool(args.id):
         parser.error("give CHECKPOINT and user/name, or --space and --models")
-    try:
-        if args.space:
-            publish_space(args.space, [hub.name_of(name) for name in args.models], args.private)
-        else:
-            publish_checkpoint(args.checkpoint, args.id, args.private, args.revision, args.with_photos)
-    except (checkpoint.CheckpointError, hub.HubError, OSError) as error:
-        sys.exit(str(error))
+    if args.space:
+        publish_space(args.space, [hub.name_of(name) for name in args.models], args.private)
+    else:
+        publish_checkpoint(args.checkpoint, args.id, args.private, args.revision, args.with_photos)
 
 
 def publish_checkpoint(folder: Path, model_id: str, private: bool, revision: str | None, with_photos: bool) -> None:
@@ -69,8 +66,8 @@ def publish_space(space_id: str, models: list[str], private: bool) -> None:
     for model_id in models:
         if not hub.is_id(model_id):
             sys.exit(f"{model_id} is not a name on the Hub: publish the checkpoint first, then give its user/name.")
-    sources = [ROOT / "app.py", *(path for path in sorted((ROOT / "cvlab").rglob("*")) if path.suffix in SENT)]
-    files = {path.relative_to(ROOT).as_posix(): path for path in sources}
+    sources = [cli.ROOT / "app.py", *(path for path in sorted((cli.ROOT / "cvlab").rglob("*")) if path.suffix in SENT)]
+    files = {path.relative_to(cli.ROOT).as_posix(): path for path in sources}
     files |= {"requirements.txt": space_requirements().encode(), "README.md": space_card(space_id, models).encode()}
     owners = sorted({model_id.split("/")[0] for model_id in models})
     variables = {"CVLAB_MODELS": ",".join(models), "CVLAB_ALLOW": ",".join(owners)}
@@ -80,12 +77,10 @@ def publish_space(space_id: str, models: list[str], private: bool) -> None:
 
 def space_requirements() -> str:
     """The lines of requirements.txt, with torch for CPUs."""
-    lines = [TORCH_FOR_CPU]
-    for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines():
-        package = re.match(r"[\w-]*", line)[0]  # empty for a comment
-        if package:
-            lines.append(f"{line}+cpu" if package in ("torch", "torchvision") else line)
-    return "\n".join(lines) + "\n"
+    lines = (cli.ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    packages = [line for line in lines if re.match(r"\w", line)]  # not a comment
+    packages = [re.sub(r"^((torch|torchvision)==.*)", r"\1+cpu", line) for line in packages]
+    return "\n".join([TORCH_FOR_CPU, *packages]) + "\n"
 
 
 def space_card(space_id: str, models: list[str]) -> str:
@@ -97,7 +92,7 @@ def space_card(space_id: str, models: list[str]) -> str:
         colorFrom="blue",
         colorTo="yellow",
         sdk="gradio",
-        sdk_version=re.search(r"gradio~=([\d.]+)", (ROOT / "requirements.txt").read_text("utf-8"))[1],
+        sdk_version=re.search(r"gradio~=([\d.]+)", (cli.ROOT / "requirements.txt").read_text("utf-8"))[1],
         python_version="3.11",  # the Hub's default is older than torch needs
         app_file="app.py",
         short_description="See what a vision model predicts for a photo, and why",
@@ -115,4 +110,4 @@ def space_card(space_id: str, models: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

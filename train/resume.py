@@ -1,25 +1,42 @@
-"""How a training carries on: --start-from the weights of another, or --resume, and what that may change.
+"""What a training finds in its run folder: who trains there, the model and the saved states; and --start-from another.
+
+RUN/state/lock is locked while a process trains. RUN/state/step-N/ is what --resume continues from, with all that a run
+notes in progress.json, and checksums in sha256.json: the two newest are kept, and one that is damaged is not used.
 
 What a training computes follows from its options and its data. Both must be those of the beginning, or else config,
 manifest and card would tell of a training that was never done. Free are where the run lies, how long it has patience
 and the like (FREE), and under some schedules the number of epochs, which may grow.
 """
 
+import atexit
+import fcntl
+import hashlib
 import json
+import os
+import platform
+import shutil
+import time
 from argparse import Namespace
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
 from cvlab import checkpoint
+from cvlab.checkpoint import hub
 from cvlab.data.parts import Parts
-from cvlab.files import read_json, to_json, write_text
+from cvlab.files import make_folder, read_json
 from cvlab.models import Model, build, settings_in
 from cvlab.models.model import misfit, shapes_of
 
-RECORD = "state/made_with.json"  # in the run's folder: options, class_names, data
+SUMS = "sha256.json"  # in the folder of a state: file name to checksum
 FREE = ("out", "data", "resume", "overwrite", "push", "recipe", "list_recipes", "patience", "others")
 FIXED_LENGTH = ("onecycle", "cosine")  # every rate of these schedules follows from the number of epochs
+# What tells of the model of a folder. The record of when the test part was read is none of it: it stays.
+OF_A_MODEL = ("report", *(name for name in hub.FILES if name != "README.md"))
+_held: dict[Path, BinaryIO] = {}  # run folder: its lock
 
 
 def start_from(folder: Path | None, model: Model) -> None:
@@ -41,6 +58,90 @@ def start_from(folder: Path | None, model: Model) -> None:
     model.load_state_dict(weights)
 
 
+def open_run(args: Namespace) -> Path | None:
+    """Makes the run folder and holds it for this process. What is in it stays until a better model is there.
+
+    Returns the saved state that --resume continues from; None to start at the beginning.
+    """
+    out, states = args.out, args.out / "state"
+    make_folder(out)
+    if states.is_dir():
+        hold(out)  # who trains there is said before what is there
+    made = [name for name in OF_A_MODEL if (out / name).exists()] + [path.name for path in saved_states(out)]
+    if made and not args.overwrite and not (args.resume and states.is_dir()):  # a shipped model has no states
+        raise ValueError(f"{out} holds {', '.join(made)}: give another --out, --overwrite, or --resume a saved state.")
+    states.mkdir(exist_ok=True)
+    hold(out)
+    delete(out.rglob(".*.tmp"))  # of a run that was killed while it wrote
+    state = newest_whole(out) if args.resume else None
+    if state:
+        check_options(args, state)
+    return state
+
+
+def delete(paths: Iterable[Path]) -> None:
+    """Deletes files and folders; those that are not there are no error."""
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def hold(out: Path) -> None:
+    """Locks a run folder; ValueError if another process has it. The system takes the lock of one that died."""
+    if out in _held or int(os.environ.get("RANK", 0)):  # of several processes the first one holds it
+        return
+    lock = open(out / "state" / "lock", "a+b", buffering=0)  # noqa: SIM115  open while the process trains
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        holder = (out / "state" / "lock").read_text() or "Another process"
+        raise ValueError(f"{holder} trains in {out}: wait until it has ended, or choose another --out.") from None
+    except OSError:  # some network folders have no locks
+        pass
+    _held[out] = lock
+    lock.truncate(0)
+    lock.write(f"Process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},".encode())
+
+
+@atexit.register
+def release() -> None:
+    """Gives back the run folders that this process holds."""
+    for out, lock in _held.items():
+        with lock:
+            (out / "state" / "lock").unlink(missing_ok=True)
+    _held.clear()
+
+
+def saved_states(out: Path) -> list[Path]:
+    """The folders of the saved states of a run, oldest first."""
+    steps = {path.name.removeprefix("step-"): path for path in out.glob("state/step-*/") if any(path.iterdir())}
+    return [steps[step] for step in sorted(filter(str.isdecimal, steps), key=int)]
+
+
+def newest_whole(out: Path) -> Path | None:
+    """The newest saved state whose files are as they were written, None without any; ValueError if all are damaged."""
+    for state in reversed(states := saved_states(out)):
+        if not (damaged := damaged_files(state)):
+            return state
+        print(f"{state} is damaged ({', '.join(damaged)}, by {SUMS}): it is not used.", flush=True)
+    if states:
+        raise ValueError(f"All saved states in {out} are damaged: begin anew, with --overwrite in place of --resume.")
+    return None
+
+
+def checksums(state: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a state, by name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in state.iterdir() if path.is_file()}
+
+
+def damaged_files(state: Path) -> list[str]:
+    """The files of a saved state that are not as SUMS says."""
+    with suppress(ValueError):
+        if written := read_json(state / SUMS):
+            found = checksums(state)
+            return [name for name in written if written[name] != found.get(name)]
+    return [SUMS]
+
+
 def options_of(args: Namespace) -> dict:
     """The options that decide what a training computes, as JSON holds them."""
     return json.loads(json.dumps({name: value for name, value in vars(args).items() if name not in FREE}, default=str))
@@ -48,8 +149,8 @@ def options_of(args: Namespace) -> dict:
 
 def check_options(args: Namespace, state: Path) -> None:
     """Raises ValueError for options that --resume cannot change, with their old and new values."""
-    before, after = read_json(args.out / RECORD).get("options", {}), options_of(args)
-    phase = read_json(state / "progress.json")["phase"]
+    progress = read_json(state / "progress.json")
+    before, after, phase = progress["made_with"]["options"], options_of(args), progress["phase"]
     changed = {name for name in before.keys() & after.keys() if before[name] != after[name]}
     notes = []
     for name, number, schedule in (("epochs", 1, "schedule"), ("finetune_epochs", 2, "finetune_schedule")):
@@ -62,25 +163,19 @@ def check_options(args: Namespace, state: Path) -> None:
         values = [f"--{n.replace('_', '-')} was {before[n]} and is {after[n]}" for n in sorted(changed)]
         raise ValueError(
             f"--resume continues the run in {args.out} as it was begun: {'; '.join([*values, *notes])}. Give the old "
-            f"values, or begin another run: a new --out, with --start-from {args.out} if it is to go on from there."
+            f"values, or begin another run: --overwrite, or a new --out, with --start-from {args.out} to go on."
         )
 
 
-def record(args: Namespace, parts: Parts, resumed: bool, first: bool) -> dict:
-    """What config.json says about options and data, checked with --resume; the first of several processes writes it."""
+def record(args: Namespace, parts: Parts, state: Path | None) -> dict:
+    """Options, class_names and data of a run; ValueError if the data are not those of the state that it resumes."""
     made_with = {"options": options_of(args), "class_names": parts.class_names, "data": parts.facts}
-    if resumed and (before := read_json(args.out / RECORD)):
-        _check_data(before, made_with)
-    if first:
-        write_text(args.out / RECORD, to_json(made_with))
-    return {"options": made_with["options"], "data": parts.facts}
-
-
-def _check_data(before: dict, after: dict) -> None:
-    if before["class_names"] != after["class_names"]:
-        was, now = (", ".join(each["class_names"]) for each in (before, after))
+    before = read_json(state / "progress.json")["made_with"] if state else made_with
+    if before["class_names"] != parts.class_names:
+        was, now = (", ".join(names) for names in (before["class_names"], parts.class_names))
         raise ValueError(f"--resume needs the data of the run. Its classes were {was}; those of --data are {now}.")
-    prints = [each["data"]["fingerprints"] for each in (before, after)]
+    prints = [each["data"]["fingerprints"] for each in (before, made_with)]
     if prints[0] != prints[1]:
         was, now = (", ".join(f"{part} {len(each)}" for part, each in parts.items()) or "none" for parts in prints)
         raise ValueError(f"--resume needs the data of the run. Its pictures were {was}; --data has others: {now}.")
+    return made_with

@@ -4,13 +4,11 @@ runs/NAME/config.json, model.safetensors   the best model so far (cvlab/checkpoi
 runs/NAME/history.jsonl                    one line per epoch
 runs/NAME/manifest.json                    command, seed, versions, hardware, minutes, peak memory
 runs/NAME/report/                          curves; pictures that show photographs are in report/photos/
-runs/NAME/state/step-N/                    what --resume continues from; made_with.json, what it may not change
+runs/NAME/state/step-N/                    what --resume continues from (resume.py)
 """
 
 import math
-import os
 import shlex
-import shutil
 import signal
 import time
 from argparse import Namespace
@@ -22,7 +20,7 @@ from accelerate import Accelerator
 from accelerator import save_state
 from calibration import calibrate
 from PIL import Image
-from resume import check_options, record
+from resume import OF_A_MODEL, delete, record, release, saved_states
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -33,37 +31,11 @@ from cvlab.data.parts import Parts
 from cvlab.files import read_json, to_json, write_text
 from cvlab.models import Model
 
-# The record of when the test part was read is none of these: it stays.
-REPLACED = ("state", "report", *(name for name in hub.FILES if name != "README.md"))
-
-
-def open_run(args: Namespace) -> Path | None:
-    """Makes the run folder. Returns the saved state that --resume continues from; None to start at the beginning."""
-    args.out.mkdir(parents=True, exist_ok=True)
-    states = sorted((args.out / "state").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-    has_model = (args.out / "model.safetensors").is_file()
-    if args.resume:
-        if has_model and not (args.out / "state").is_dir():  # a shipped or published one
-            raise ValueError(f"{args.out} holds a model without a saved state: it cannot be resumed.")
-        for left_over in args.out.rglob(".*.tmp"):  # of a run that was killed while it wrote
-            shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink(missing_ok=True)
-        if states:
-            check_options(args, states[-1])
-        return states[-1] if states else None
-    if (states or has_model) and not args.overwrite:
-        kind = "model" if has_model else "run"
-        raise ValueError(f"{args.out} holds a {kind}: choose another --out, or give --resume or --overwrite.")
-    if int(os.environ.get("RANK", 0)) == 0:  # the first of several processes
-        for path in (args.out / name for name in REPLACED):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        (args.out / "state").mkdir()  # a folder that cannot be written is found out here
-    return None
-
 
 class Run:
     """A notebook of one training, not its engine: it never sees an input, a label or a loss function."""
 
-    SAVED = ("epoch", "step", "best", "best_epoch", "phase", "first")
+    SAVED = ("epoch", "step", "best", "best_epoch", "phase", "first", "history", "made_with", "precision")
 
     def __init__(
         self, args: Namespace, accelerator: Accelerator, state: Path | None, parts: Parts, counts: int = 1
@@ -74,15 +46,16 @@ class Run:
         self.phase, self.first = 1, 1  # a training may have phases: the number of the present one, its first epoch
         # Of the epoch in progress, on the device: loss times images, images, and the counts.
         self.sums = torch.zeros(2 + counts, dtype=torch.float64, device=accelerator.device)
-        self.facts = record(args, parts, state is not None, accelerator.is_main_process)
+        self.history, self.states = [], [state] if state else []  # one line an epoch; the newest saved states
+        self.precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
         if state:
             saved = read_json(state / "progress.json")
             vars(self).update({name: saved[name] for name in self.SAVED})
             self.sums += self.sums.new_tensor(saved["sums"])
-        self.history = card.read_history(self.out)[: self.epoch]  # a killed run may have written one more
+        self.made_with = record(args, parts, state)
+        self._show_history()  # a killed run may have written one line more
         self.frames = self.out / "report" / ("photos" if args.data else "") / "epochs"
         self.started, self.stopping = time.time(), False
-        self.precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
 
     @property
     def total_steps(self) -> int:
@@ -165,24 +138,36 @@ class Run:
         line = {"epoch": self.epoch, **line, "seconds": round(time.time() - self.started, 2)}
         self.history.append(line)
         if better := (score > self.best or not self.best_epoch) and all(map(math.isfinite, line.values())):
-            self.best, self.best_epoch = score, self.epoch
+            first, self.best, self.best_epoch = not self.best_epoch, score, self.epoch
         if self.accelerator.is_main_process:
             if better:
-                checkpoint.save(model, self.out, precision=self.precision, **self.facts)
-            write_text(self.out / "history.jsonl", "".join(to_json(each) + "\n" for each in self.history))
-            render.save_png(plots.curves(self.history, self.best_epoch), self.out / "report" / "curves.png")
-            if frame:
+                checkpoint.save(model, self.out, precision=self.precision, **self.made_with)
+            if better and first:  # what tells of a model that was there before
+                delete(self.out / name for name in OF_A_MODEL if name not in hub.NEEDED)
+                delete(set(saved_states(self.out)) - set(self.states))
+            self._show_history()
+            if self.best_epoch and frame:
                 render.save_png(frame(f"epoch {self.epoch}"), self.frames / f"epoch-{self.epoch:03}.png")
         self.save()
         ending = f"lr {line['lr']:.1e}  {line['seconds']:>6.1f} s {'*' if better else ' '}"
         tqdm.write(f"epoch {self.epoch:>3}/{self.last}  {shown(line, 'train', 'val')}  {ending}")
 
+    def _show_history(self) -> None:
+        of_another = not self.best_epoch and (self.out / "model.safetensors").exists()  # a model that was there before
+        if self.history and not of_another and self.accelerator.is_main_process:
+            write_text(self.out / "history.jsonl", "".join(to_json(each) + "\n" for each in self.history))
+            render.save_png(plots.curves(self.history, self.best_epoch), self.out / "report" / "curves.png")
+
     def save(self) -> None:
-        """Saves what --resume continues from; OSError if it cannot be written."""
+        """Saves what --resume continues from, and keeps the state before it; OSError if it cannot be written."""
         if self.step:
             self.totals()  # a loss that is not a number ends here
         saved = {name: vars(self)[name] for name in self.SAVED} | {"sums": self.sums.tolist()}
-        save_state(self.accelerator, self.out / "state" / f"step-{self.total_steps}", saved)
+        path = self.out / "state" / f"step-{self.total_steps}"
+        save_state(self.accelerator, path, saved)
+        self.states = [*self.states, path][-2:]
+        if self.accelerator.is_main_process:
+            delete(set(saved_states(self.out)) - set(self.states))
 
     def finish(self, model: Model) -> None:
         """Writes manifest and card, says what to do with the model, and publishes it if --push asks."""
@@ -200,6 +185,7 @@ class Run:
         if self.args.push:
             card.write(self.out, self.args.push)
             print(f"Published:   {hub.push(self.out, self.args.push)}")
+        release()
 
 
 def shown(line: dict, *parts: str) -> str:

@@ -18,8 +18,8 @@ import torch
 from accelerate.utils import set_seed
 from accelerator import accelerator_for, with_common_statistics
 from calibration import object_counts
-from resume import start_from
-from run import Run, open_run
+from resume import open_run, start_from
+from run import Run
 
 from cvlab import models, render
 from cvlab.data import sets
@@ -116,7 +116,7 @@ def main() -> None:
     model = model.to(memory_format=torch.channels_last)
     weights = pixel_weights(train_set.labels) if args.class_weights == "balanced" else None
     criterion = segmentation_loss(args.loss, parts.exclusive, weights)
-    accelerator = accelerator_for(model, next(iter(train_loader)), criterion, args)
+    accelerator = accelerator_for(model, next(iter(train_loader)), criterion, args, state)
     sets.onto_gpu(accelerator.device, train_set, val_set)
     model = with_common_statistics(accelerator, model)
     gpu, steps = accelerator.device.type == "cuda", len(train_loader)

@@ -39,7 +39,8 @@ def make_plan(args: argparse.Namespace, recipe: dict, fixed: list[str]) -> dict:
     swept = {*ranges, *itertools.chain(*listed)} - {"report"}
     if not swept:
         raise ValueError("Nothing to sweep over: give --over OPTION=VALUES, or a --recipe that lists runs.")
-    given = {option_name(word) for word in fixed if word.startswith("--")}
+    names = (word.partition("=")[0].lstrip("-") for word in fixed if word.startswith("--"))
+    given = {name.replace("-", "_").removeprefix("no_") for name in names}  # --no-batch-norm is one of batch_norm
     if refused := sorted(NOT_FOR_RUNS & (swept | given)):
         raise ValueError(f"--{refused[0]} cannot be given to the runs of a sweep: each has its own folder.")
     if twice := sorted(swept & given):
@@ -94,11 +95,6 @@ def check_words(script: Path, words: list[str]) -> None:
         parser = importlib.import_module(script.stem).parser()
         parser.error = refuse  # where argparse would end the process
         parser.parse_args(words)
-
-
-def option_name(word: str) -> str:
-    """--no-batch-norm and --batch-norm=VALUE are both batch_norm."""
-    return word.partition("=")[0].lstrip("-").replace("-", "_").removeprefix("no_")
 
 
 def draw(trial: optuna.Trial, name: str, values: str) -> str:

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import set_seed
 from accelerator import accelerator_for
-from resume import start_from
-from run import Run, open_run
+from resume import open_run, start_from
+from run import Run
 
 from cvlab import models
 from cvlab.data import sets
@@ -116,7 +116,7 @@ def main() -> None:
     model = model.to(memory_format=torch.channels_last)
     frozen.freeze(model)
     frozen.train_mode(model)
-    accelerator = accelerator_for(model, train_set.__getitems__(list(range(batch_size))), F.cross_entropy, args)
+    accelerator = accelerator_for(model, train_set.__getitems__(list(range(batch_size))), F.cross_entropy, args, state)
     sets.onto_gpu(accelerator.device, train_set, val_set)
     model = model.to(accelerator.device)
     run = Run(args, accelerator, state, parts)

@@ -41,7 +41,9 @@ class Cache:
                 file.flush()
                 pages = torch.from_numpy(np.memmap(file, np.uint8, "r+")) if file.tell() else torch.empty(0)
         except OSError as error:
-            raise OSError(f"The decoded pictures cannot be kept in {self.folder}: {error.strerror}.") from error
+            taken = sum(item.nbytes for row in kept for item in row if torch.is_tensor(item)) / 1e6
+            reason = f"{error.strerror}. The first {len(kept)} took {taken:.2f} MB: make room, or choose another --out."
+            raise OSError(f"The decoded pictures cannot be kept in {self.folder}: {reason}") from error
         self.nbytes += pages.nbytes
         start = 0
         for row in kept:

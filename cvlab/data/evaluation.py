@@ -11,7 +11,6 @@ from torch import Tensor
 
 from cvlab.data.folders import existing, pictures_in
 from cvlab.data.parts import PARTS, SHAPES, Parts, classification_parts, segmentation_parts
-from cvlab.files import write_text
 from cvlab.models import Model
 from cvlab.models.model import TILES
 from cvlab.transforms import large_view, open_image, square_view, to_uint8, whole_view
@@ -76,9 +75,9 @@ def foreign_views(folder: Path, model: Model) -> Tensor:
 def note_test_read(folder: Path, data: str) -> None:
     """Adds a line to test_reads.jsonl in a folder: when the test part was read, of which data, by which command.
 
+    To be called when all was read and before a score is told.
     A test part that is read again and again, until a model does well on it, is no longer a test.
     """
-    path = folder / "test_reads.jsonl"
     line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "data": data, "command": sys.argv}
-    before = path.read_text("utf-8") if path.is_file() else ""
-    write_text(path, before + json.dumps(line) + "\n")
+    with open(folder / "test_reads.jsonl", "a", encoding="utf-8") as file:  # two commands may end at once
+        file.write(json.dumps(line) + "\n")

@@ -221,7 +221,7 @@ def cvlab_epoch(task: Task, folder: Path, precision: str, cache: Cache) -> Calla
     model = model.to(memory_format=torch.channels_last)
     with tempfile.TemporaryDirectory() as out:
         args = argparse.Namespace(precision=precision, out=Path(out), resume=False, seed=0)
-        accelerator = accelerator_for(model, next(iter(loader)), criterion, args)
+        accelerator = accelerator_for(model, next(iter(loader)), criterion, args, None)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 
