@@ -62,6 +62,7 @@ EXPERIMENTS = {
     "horses-unet": GPU,
     "horses-sweep": GPU,
     "horses-cvlab": GPU,
+    "horses-transfer": WEIGHTS,
 }
 # What a data folder holds; "for" names the data set that the report used.
 DATA = {
