@@ -115,8 +115,8 @@ def publish(hub: hub_server.Hub, names: list[str], home: Path) -> dict:
     """The repository of the Space that offers these checkpoints, on the stand-in for the Hub."""
     owner, ids = hub_client.Client(hub, home), [f"user/{name}" for name in names]
     for name, model_id in zip(names, ids, strict=True):
-        owner.command("train/publish.py", ROOT / "checkpoints" / name, model_id)
-    owner.command("train/publish.py", "--space", "user/page", "--models", *ids)
+        owner.run("train/publish.py", ROOT / "checkpoints" / name, model_id).check_returncode()
+    owner.run("train/publish.py", "--space", "user/page", "--models", *ids).check_returncode()
     return hub.repos["spaces", "user/page"]
 
 
