@@ -74,7 +74,7 @@ def main() -> None:
         options.json.write_text(json.dumps(figures, indent=1))
     if options.write:
         README.write_text(inserted(README.read_text(), "bench-space", summary(figures)))
-    print(summary(figures) + "\n" + licences(figures))
+    print(summary(figures) + "\n\n" + licences(figures))
 
 
 def measure() -> dict:
