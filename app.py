@@ -39,7 +39,7 @@ from cvlab.page.host import sentence_of
 from cvlab.page.html import paragraph
 from cvlab.page.many import WIDTHS, Row, explain_files
 from cvlab.page.models import Models, offered_models
-from cvlab.page.panels import CHECKED, FOLLOWING, REDRAWN, draw
+from cvlab.page.panels import CHECKED, FOLLOWING, ON_REQUEST, REDRAWN, draw
 from cvlab.page.question import COLORMAPS, REGIONS, Question, from_query, picked, settings_of
 from cvlab.page.upload import MAX_UPLOAD_MB, UPLOADS, photo_input
 from cvlab.page.visit import METHOD_NAMES, Answer, Visits
@@ -223,6 +223,14 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
         return {at.three: gr.skip()}
 
     def check(request: gr.Request, *inputs: object) -> dict:
+        answer = answer_of(*inputs)
+        with suppress(ValueError, OSError):
+            busy = visits.others_ask(request.session_hash) or not answer.quick
+            if busy and answer.testable and not answer.verdict:
+                return {at.chip: ON_REQUEST}
+        return check_now(request, *inputs)
+
+    def check_now(request: gr.Request, *inputs: object) -> dict:
         answer, last = answer_of(*inputs), partial(visits.is_last, request.session_hash)
         with suppress(ValueError, OSError):
             if last(answer.key):
@@ -258,6 +266,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     following, checked, drawn = ([getattr(at, name) for name in names] for names in (FOLLOWING, CHECKED, REDRAWN))
     for each in answers:  # what takes more passes follows
         each.then(follow, asked, following, **quietly).then(check, asked, checked, **ONE_AT_A_TIME, **quietly)
+    at.chip.select(check_now, asked, checked, **ONE_AT_A_TIME, **quietly)
     when([at.colormap.input], drawing(*REDRAWN), asked, drawn)  # the check stays as it is
     # In the browser alone: what was chosen or taken becomes the photo.
     at.upload.upload(None, at.upload, at.photo, js="file => file", api_visibility="private")

@@ -53,16 +53,11 @@ def _balanced(labels: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
     return float(recalls.mean()), float(f1[true + found > 0].mean())
 
 
-def segmentation_counts(predicted: Tensor, masks: Tensor) -> Tensor:
-    """The true positive, false positive, false negative and true negative pixels of each image, (N, 4) int64.
-
-    Both arguments are (N, C, H, W) bool; the pixels of all channels are counted together.
-    """
-    return class_counts(predicted, masks).sum(1)
-
-
 def class_counts(predicted: Tensor, masks: Tensor, scored: Tensor | None = None) -> Tensor:
-    """The same by channel, (N, C, 4). `scored` (N, 1, H, W) bool are the pixels that count, by default all."""
+    """The true positive, false positive, false negative and true negative pixels of each image and channel, (N, C, 4).
+
+    `predicted` and `masks` are (N, C, H, W) bool, `scored` (N, 1, H, W) the pixels that count, by default all.
+    """
     scored = torch.ones_like(masks[:, :1]) if scored is None else scored
     pairs = (predicted & masks, predicted & ~masks, ~predicted & masks, ~predicted & ~masks)
     return torch.stack([(each & scored).sum((2, 3)) for each in pairs], dim=2)
@@ -81,7 +76,7 @@ def boundary(masks: Tensor) -> Tensor:
 
 
 def segmentation_scores(counts: Tensor | np.ndarray) -> dict[str, float]:
-    """Scores over all pixels, from the (N, 4) counts of `segmentation_counts`, and the mean of the images' own iou.
+    """Scores over all pixels, and the mean of the images' own iou, from counts (N, 4) of a class or of all.
 
     An empty mask that is predicted empty scores 1.
     """
@@ -144,7 +139,7 @@ def paired_interval(
     """Difference of a score between two models on the same images, with its 95% bootstrap interval.
 
     Args:
-        first, second: a row for each image, such as right or wrong, or `segmentation_counts`.
+        first, second: a row for each image, such as right or wrong, or its `class_counts`.
         score: rows to a number, such as their mean.
 
     Returns:

@@ -112,6 +112,20 @@ def test_masks_of_coco_are_those_that_datumaro_draws(tmp_path: Path) -> None:
     assert iou(values(out, "clip/one.png") > 0, either) >= 0.98
 
 
+def test_masks_in_colour_with_the_palette_of_cvat(tmp_path: Path) -> None:
+    shutil.copytree(WRITTEN / "colours", tmp_path / "in" / "export")
+    for name in ("clip/one.jpg", "two.jpg"):
+        photo(tmp_path / "in" / "export" / "JPEGImages" / name)
+    assert to_masks(tmp_path / "in", tmp_path / "out") == []
+    assert names(tmp_path / "out") == ["bar", "box", "shape"]
+    for name, place in (("clip/one.png", "export/clip/one.png"), ("two.png", "export/two.png")):
+        for value, label in ((1, "bar"), (3, "shape")):
+            assert ((values(tmp_path / "out", place) == value) == drawn_by_datumaro(name, label)).all()
+    (tmp_path / "in/export/labelmap.txt").write_text("background:0,0,0::\nbar:250,50,83::\n")
+    with pytest.raises(DataError, match="colour"):
+        to_masks(tmp_path / "in", tmp_path / "again")
+
+
 def test_masks_are_those_that_labelme_draws(tmp_path: Path) -> None:
     shutil.copytree(WRITTEN / "labelme", tmp_path / "in" / "labels")
     photo(tmp_path / "in" / "photos" / "one.png", 640, 480)

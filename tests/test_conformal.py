@@ -12,7 +12,7 @@ from PIL import Image
 
 from cvlab import checkpoint
 from cvlab.checkpoint import CheckpointError
-from cvlab.metrics import segmentation_counts
+from cvlab.metrics import class_counts
 from cvlab.models import build
 from cvlab.page.evidence import predict_photo
 from cvlab.page.examples import example_files
@@ -89,7 +89,7 @@ def test_the_rim_holds_the_object_as_often_as_promised() -> None:
     for _ in range(60):
         probs, masks = drawn(60)
         val, masks_of_val = (torch.from_numpy(each[:30, None]) for each in (probs, masks))
-        counts = [segmentation_counts(val > level, masks_of_val) for level in LEVELS]
+        counts = [class_counts(val > level, masks_of_val).sum(1) for level in LEVELS]
         core, rim = outline_thresholds(counts)
         held += [(p & m).sum() / m.sum() for p, m in zip(probs[30:] > rim, masks[30:], strict=True)]
         true += [(p & m).sum() / max(p.sum(), 1) for p, m in zip(probs[30:] > core, masks[30:], strict=True) if p.any()]

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from cvlab.data.parts import Parts
 from cvlab.data.sets import AugmentedImages, AugmentedPairs, EvaluationSet, onto_gpu
 from cvlab.learning.losses import SEGMENTATION_LOSSES
-from cvlab.metrics import segmentation_counts
+from cvlab.metrics import class_counts
 from cvlab.models import build
 
 SIDE = 32
@@ -79,7 +79,7 @@ def test_a_training_step_brings_nothing_of_the_cpu(name: str) -> None:
     loss = LOSSES[name](logits, targets)
     assert {each.device.type for each in (images, targets, logits, loss)} == {"cuda"}
     if segments:
-        assert segmentation_counts(logits > 0, targets).device.type == "cuda"
+        assert class_counts(logits > 0, targets).device.type == "cuda"
 
 
 @pytest.mark.parametrize("counts", [1, 4])

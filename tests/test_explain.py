@@ -9,8 +9,10 @@ import torch
 from captum.attr import LayerGradCam, LayerGradientXActivation
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
+from torch.optim.swa_utils import AveragedModel
 
 from cvlab import checkpoint
 from cvlab.explain import (
@@ -29,6 +31,7 @@ from cvlab.explain import (
     region_score,
 )
 from cvlab.models import Stage, build, mask_levels
+from cvlab.trust import judge
 from cvlab.trust.diagnosis import diagnose
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -578,6 +581,23 @@ def test_correlation_by_hand():
     b = torch.stack([5 * a[0] + 3, -a[0], torch.tensor([[[-1.0, 1], [1, -1]]]), torch.ones(1, 2, 2)])
     assert correlation(a, b).tolist() == pytest.approx([1, -1, 0, 0])
     assert correlation(1e-30 * a, b).tolist() == pytest.approx([1, -1, 0, 0])
+
+
+WRAPPERS = (nn.DataParallel, AveragedModel, torch.compile, lambda model: nn.DataParallel(ModelEmaV3(model)))
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_a_model_in_the_wrapper_of_a_training_is_explained_as_the_model_itself(classifier, segmenter, images, wrap):
+    segmenter.threshold = 0.3  # so that every picture has a mask
+    for model in (classifier, segmenter):
+        wrapped = wrap(model)
+        logits, attribution = grad_cam(wrapped, images)
+        assert attribution.equal(grad_cam(model, images)[1])
+        assert predict(wrapped, images).equal(logits)
+        assert default_stage(wrapped) == default_stage(model)
+        ours, theirs = (explain(each, images, predicted_score(each)).maps["grad_cam"] for each in (wrapped, model))
+        assert all(ours[stage].equal(theirs[stage]) for stage in theirs)
+        assert judge(wrapped, images[:1], attribution[:1]) == judge(model, images[:1], attribution[:1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -20,7 +20,6 @@ from sklearn.preprocessing import StandardScaler
 
 from cvlab import checkpoint
 from cvlab.checkpoint import CheckpointError, card
-from cvlab.checkpoint.hub import COLUMNS, SIDE
 from cvlab.data.evaluation import foreign_views, parts_of, read_views
 from cvlab.explain import default_stage
 from cvlab.models import Model, build
@@ -216,8 +215,8 @@ def test_the_nearest_pictures_of_training_by_hand() -> None:
     }
     model.statistics["labels"] = torch.tensor([0, 1, 1], dtype=torch.int32)
     found = nearest(model, torch.empty(1), torch.tensor([[0.0, 2, 9]]), most=2)
-    assert [(row, name) for row, name, _ in found] == [(1, "red"), (2, "red")]
-    assert [likeness for *_, likeness in found] == pytest.approx([1, 0.8], abs=1e-3)
+    assert [name for name, _ in found] == ["red", "red"]
+    assert [likeness for _, likeness in found] == pytest.approx([1, 0.8], abs=1e-3)
 
 
 @pytest.mark.parametrize("with_others", [True, False])
@@ -231,7 +230,7 @@ def test_a_picture_of_training_is_nearest_to_itself(with_others: bool) -> None:
     model.statistics = fit_statistics(model, own, labels, own, foreign if with_others else None)
     for i in range(5):
         best, *_ = nearest(model, own[i, None] / 255)
-        assert best == (i, model.class_names[labels[i]], pytest.approx(1, abs=2e-3))
+        assert best == (model.class_names[labels[i]], pytest.approx(1, abs=2e-3))
     model.statistics["labels"] += 7  # of another model
     with pytest.raises(ValueError, match="--calibrate"):
         nearest(model, own[:1] / 255)
@@ -245,25 +244,14 @@ def test_what_is_kept_of_many_pictures_stays_small(monkeypatch: pytest.MonkeyPat
     assert sum(each.nbytes for each in kept.values()) <= 5000 + kept["val"].nbytes
 
 
-def test_thumbnails_are_kept_and_shown_where_the_owner_allows_it(tmp_path: Path) -> None:
-    """The nearest picture to one of training is that picture: its thumbnail has the same mean colour."""
+def test_the_classes_of_the_nearest_pictures_of_training_are_named(tmp_path: Path) -> None:
+    """The nearest picture to one of training is that picture."""
     data, out = colours(tmp_path / "data", 40), tmp_path / "run"
     words = [*SMALL_CLASSIFIER, "--data", data, "--out", out, "--others", green(tmp_path / "others")]
-    here("classifier", *words, "--thumbnails")
-    model = checkpoint.load(out)
-    parts, _ = parts_of(model, data, "val")
-    sheet = open_image(out / "thumbnails.jpg")
-    assert sheet.width == COLUMNS * SIDE
+    here("classifier", *words)
+    parts, _ = parts_of(checkpoint.load(out), data, "val")
     photo = parts.samples["train"][0][0]
-    visits = Visits(Models({"run": str(out)}))
-    answer = visits.ask(str(photo), "run", Question())
-    (row, name, likeness), *_ = answer.prediction.alike
+    answer = Visits(Models({"run": str(out)})).ask(str(photo), "run", Question())
+    (name, likeness), *_ = answer.prediction.alike
     assert (name, likeness) == (photo.parent.name, pytest.approx(1, abs=2e-3))
-    x, y = row % COLUMNS * SIDE, row // COLUMNS * SIDE
-    shown = np.asarray(sheet.crop((x, y, x + SIDE, y + SIDE))).mean((0, 1))
-    assert shown == pytest.approx(view(open_image(photo), model).mean((0, 2, 3)).numpy() * 255, abs=6)
-    assert draw(answer, ["facts"])["facts"].count("<figure>") == 3
-    (out / "thumbnails.jpg").write_bytes(b"none")
-    assert draw(answer, ["facts"])["facts"].count("<figure>") == 0
-    here("evaluate", out, "--data", data, "--part", "val", "--calibrate")
-    assert not (out / "thumbnails.jpg").exists()
+    assert f"Most like it in training (cosine similarity): “{name}” (1.00)" in draw(answer, ["facts"])["facts"]

@@ -180,17 +180,6 @@ def test_photos_are_sent_only_when_asked(hub, owner, trained):
     assert "report/photos/cat [1].png" in hub.files(hub.repos["models", "user/photos"], "main")
 
 
-def test_thumbnails_are_photos_too(hub, owner, small, tmp_path):
-    folder = shutil.copytree(small, tmp_path / "thumbnails")
-    (folder / "thumbnails.jpg").write_bytes(b"small photos")
-    owner.push(folder, "user/without")
-    assert "thumbnails.jpg" not in hub.files(hub.repos["models", "user/without"], "main")
-    owner.push(folder, "user/thumbnails", with_photos=True)
-    visitor = Client(hub, tmp_path / "visitor")
-    visitor.pull("user/thumbnails")
-    assert "thumbnails.jpg" in visitor.cached()
-
-
 def test_a_strangers_files_are_never_downloaded(hub, owner, small, tmp_path):
     owner.push(small, "user/stranger")
     strange = ("weights.pkl", "evil.py", "sub/config.json", "model.safetensors.py", "pytorch_model.bin")

@@ -11,12 +11,12 @@ from torch import Tensor
 from cvlab.metrics import (
     balanced_scores,
     bootstrap_intervals,
+    class_counts,
     confusion_matrix,
     expected_calibration_error,
     fit_temperature,
     paired_interval,
     reliability,
-    segmentation_counts,
     segmentation_scores,
     wilson_interval,
 )
@@ -81,11 +81,16 @@ def test_wilson_bounds_are_where_the_score_test_turns() -> None:
 # --- segmentation -----------------------------------------------------------------------------------------------------
 
 
+def counts_of(predicted: Tensor, masks: Tensor) -> Tensor:
+    """Over all channels of an image, (N, 4)."""
+    return class_counts(predicted, masks).sum(1)
+
+
 def test_counts_by_hand() -> None:
     predicted = torch.tensor([[[[1, 1, 0, 0]]], [[[0, 0, 0, 0]]]]).bool()
     masks = torch.tensor([[[[1, 0, 1, 0]]], [[[0, 0, 0, 1]]]]).bool()
-    assert segmentation_counts(predicted, masks).tolist() == [[1, 1, 1, 1], [0, 0, 1, 3]]
-    scores = segmentation_scores(segmentation_counts(predicted, masks))
+    assert counts_of(predicted, masks).tolist() == [[1, 1, 1, 1], [0, 0, 1, 3]]
+    scores = segmentation_scores(counts_of(predicted, masks))
     assert scores == {
         "iou": 1 / 4,
         "iou_per_image": (1 / 3 + 0) / 2,
@@ -98,7 +103,7 @@ def test_counts_by_hand() -> None:
 
 def test_scores_are_scikit_learns_over_all_pixels() -> None:
     predicted, masks = random_masks(12)
-    scores = segmentation_scores(segmentation_counts(predicted, masks))
+    scores = segmentation_scores(counts_of(predicted, masks))
     truth, guess = masks.flatten().numpy(), predicted.flatten().numpy()
     assert scores["iou"] == pytest.approx(sklearn.metrics.jaccard_score(truth, guess), abs=1e-9)
     assert scores["dice"] == pytest.approx(sklearn.metrics.f1_score(truth, guess), abs=1e-9)
@@ -113,9 +118,7 @@ def test_scores_are_scikit_learns_over_all_pixels() -> None:
 def test_scores_do_not_depend_on_the_batch_size() -> None:
     predicted, masks = random_masks(16)
     counts = {
-        size: torch.cat(
-            [segmentation_counts(*pair) for pair in zip(predicted.split(size), masks.split(size), strict=True)]
-        )
+        size: torch.cat([counts_of(*pair) for pair in zip(predicted.split(size), masks.split(size), strict=True)])
         for size in (1, 2, 16)
     }
     assert segmentation_scores(counts[1]) == segmentation_scores(counts[2]) == segmentation_scores(counts[16])
@@ -125,7 +128,7 @@ def test_empty_masks() -> None:
     nothing, something = torch.zeros(2, 1, 4, 4, dtype=torch.bool), torch.ones(2, 1, 4, 4, dtype=torch.bool)
 
     def scores(predicted: Tensor, masks: Tensor) -> dict[str, float]:
-        return segmentation_scores(segmentation_counts(predicted, masks))
+        return segmentation_scores(counts_of(predicted, masks))
 
     assert set(scores(nothing, nothing).values()) == {1.0}
     assert set(scores(something, nothing).values()) == {0.0}
@@ -140,7 +143,7 @@ def test_empty_masks() -> None:
 
 
 def test_bootstrap_intervals_surround_the_scores_and_repeat() -> None:
-    counts = segmentation_counts(*random_masks(40))
+    counts = counts_of(*random_masks(40))
     intervals = bootstrap_intervals(counts)
     for name, value in segmentation_scores(counts).items():
         low, high = intervals[name]
@@ -150,14 +153,14 @@ def test_bootstrap_intervals_surround_the_scores_and_repeat() -> None:
 
 def test_bootstrap_intervals_shrink_with_the_number_of_images() -> None:
     """As the root of it: every image sixteen times, a quarter of the width."""
-    counts = segmentation_counts(*random_masks(40))
+    counts = counts_of(*random_masks(40))
     few, many = (bootstrap_intervals(counts.repeat(times, 1)) for times in (1, 16))
     for name, (low, high) in few.items():
         assert (high - low) / (many[name][1] - many[name][0]) == pytest.approx(4, rel=0.25)
 
 
 def test_the_interval_of_the_mean_iou_is_that_of_the_normal_distribution() -> None:
-    counts = segmentation_counts(*random_masks(300)).numpy()
+    counts = counts_of(*random_masks(300)).numpy()
     each = counts[:, 0] / counts[:, :3].sum(1)
     half = 1.96 * each.std() / math.sqrt(len(each))
     low, high = bootstrap_intervals(torch.from_numpy(counts))["iou_per_image"]

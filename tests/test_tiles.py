@@ -214,7 +214,7 @@ def test_every_panel_is_drawn_and_the_code_makes_the_map(answer: Answer, monkeyp
 def test_a_photo_of_too_many_tiles_is_made_smaller_and_that_is_said(
     answer: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cvlab.page.evidence.MOST_TILES", 6)
+    monkeypatch.setattr("cvlab.page.evidence.MOST_PIXELS", 6 * 32 * 32)
     counted: list = []
 
     def progress(batches: list) -> list:

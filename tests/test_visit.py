@@ -14,10 +14,8 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from cvlab import checkpoint
-from cvlab.checkpoint.card import confirmed
 from cvlab.data import shapes
 from cvlab.explain import METHODS, explain, predict
-from cvlab.files import to_json
 from cvlab.models import build
 from cvlab.page.evidence import open_mask
 from cvlab.page.host import sentence_of
@@ -164,16 +162,6 @@ def test_statistics_that_do_not_fit_the_network_are_left_out(
     (tmp_path / "pets" / "familiarity.safetensors").write_bytes(to_safetensors(strange))
     models = Models({"pets": str(tmp_path / "pets")})
     assert not models["pets"].statistics
-
-
-def test_how_many_tested_maps_were_confirmed_is_read_from_the_folder(tmp_path: Path) -> None:
-    stages = {"stage1": {"confirmed": 2, "undecided": 3, "refuted": 4}}
-    (tmp_path / "trust.json").write_text(to_json({"stages": stages}))
-    assert confirmed(tmp_path, "stage1") == "Of 9 tested maps at stage1 2 were confirmed."
-    assert confirmed(tmp_path, "stage2") == confirmed(tmp_path / "none", "stage1") == ""
-    for strange in ("[]", '{"stages": 3}', '{"stages": {"stage1": {"confirmed": "<b>"}}}', "{"):
-        (tmp_path / "trust.json").write_text(strange)
-        assert confirmed(tmp_path, "stage1") == ""
 
 
 def test_an_error_becomes_a_sentence_and_keeps_the_names_in_it() -> None:
@@ -381,10 +369,14 @@ def test_the_verdict_is_worked_out_once_and_speaks_of_the_spot(visits: Visits, p
         assert not any(draw(against, CHECKED)[panel] for panel in ("chip", "reasons"))
 
 
-def test_the_last_question_of_a_visitor_is_known(visits: Visits) -> None:
+def test_verdicts_are_given_on_request_while_others_ask(visits: Visits, monkeypatch: pytest.MonkeyPatch) -> None:
     visits.note("first", ("a",))
     visits.note("first", ("b",))
-    visits.note("second", None)
     assert visits.is_last("first", ("b",))
     assert not visits.is_last("first", ("a",))
-    assert not visits.is_last("second", ("b",))
+    assert not visits.others_ask("first")
+    assert visits.others_ask("second")
+    visits.note("second", None)
+    assert visits.others_ask("first")
+    monkeypatch.setattr("cvlab.page.visit.QUIET", 0)
+    assert not visits.others_ask("first")

@@ -5,20 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from cvlab import checkpoint
-from cvlab.checkpoint import hub
 from cvlab.data.evaluation import MOST, foreign_views, read_photos, read_views
 from cvlab.data.parts import Parts
 from cvlab.explain import predicted_masks
 from cvlab.explain.many import predict_photos, predict_views
-from cvlab.files import whole_file
 from cvlab.metrics import class_counts, fit_temperature
 from cvlab.models import Model, probabilities
-from cvlab.render import to_picture
 from cvlab.transforms import resize_logits
 from cvlab.trust import conformal
 from cvlab.trust.familiarity import PRETRAINED, fit_statistics
@@ -26,11 +21,8 @@ from cvlab.trust.familiarity import PRETRAINED, fit_statistics
 PIXELS = 10_000  # of each picture, drawn at random
 
 
-def calibrate(folder: str | Path, parts: Parts, others: Path | None = None, thumbnails: bool = False) -> Model:
-    """Fits on val what a model's folder tells about it, and writes it there.
-
-    `others` are photos of anything else. Small pictures of train are kept if `thumbnails`.
-    """
+def calibrate(folder: str | Path, parts: Parts, others: Path | None = None) -> Model:
+    """Fits on val what a model's folder tells about it, and writes it there. `others` are photos of anything else."""
     model = checkpoint.load(folder)
     read = read_views if model.task == "classification" else read_photos
     views, labels = read(parts, "val", model)
@@ -50,10 +42,6 @@ def calibrate(folder: str | Path, parts: Parts, others: Path | None = None, thum
         if value is not None:
             model.config[name] = value
     checkpoint.save(model, folder)
-    if thumbnails and model.statistics:
-        small = F.interpolate(own[: len(model.statistics["rows"])] / 255, hub.SIDE, mode="area")
-        with whole_file(Path(folder) / hub.THUMBNAILS) as writing:
-            to_picture(make_grid(small, hub.COLUMNS, padding=0)).save(writing, "JPEG")
     return model
 
 

@@ -169,7 +169,6 @@ def add_classification(parser: Parser, **defaults: object) -> None:
     add("--resize", choices=CROP_MODES, default="crop", help="to a square: the centre, or the whole photo squashed")
     add("--crop-pct", type=float, help="side of the centre crop as a share of the photo's shorter side")
     add("--min-area", type=float, default=0.6, help="smallest share of a photo that an augmented crop shows")
-    add("--thumbnails", action="store_true", help="keep small training pictures, to show those most like a photo")
     add("--others", type=Path, metavar="DIR", help="photos of anything else: teaches what is none of the classes")
     add("--label-smoothing", type=float, default=0.0)
     weights = "balanced: rare classes count more in the loss, n / (classes * n of the class)"

@@ -56,7 +56,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the random choice of pictures to explain")
     parser.add_argument("--unknown", type=Path, nargs="+", default=[], metavar="DIR", help="photos of anything else")
     parser.add_argument("--calibrate", action="store_true", help="first fit on val what a folder tells")
-    parser.add_argument("--thumbnails", action="store_true", help="for --calibrate: keep small training pictures")
     parser.add_argument("--others", type=Path, metavar="DIR", help="for --calibrate: photos of anything else")
     parser.add_argument("--images", type=Path, nargs="+", help="explain these; without --data nothing is measured")
     parser.add_argument("--stage", help="stage at which a classifier is explained, by default its last")
@@ -69,7 +68,7 @@ def main() -> None:
         parser.error("which model? Give the folder of a checkpoint, or a name on the Hub.")
     model = checkpoint.load(args.checkpoint)
     if args.calibrate:
-        model = calibrate(args.checkpoint, parts_of(model, args.data, "val")[0], args.others, args.thumbnails)
+        model = calibrate(args.checkpoint, parts_of(model, args.data, "val")[0], args.others)
     other = checkpoint.load(args.compare) if args.compare else None
     if args.tiles is not None:
         if model.task == "classification":

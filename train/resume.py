@@ -18,7 +18,7 @@ from cvlab.models import Model, build, settings_in
 from cvlab.models.model import misfit, shapes_of
 
 RECORD = "state/made_with.json"  # in the run's folder: options, class_names, data
-FREE = ("out", "data", "resume", "overwrite", "push", "recipe", "list_recipes", "patience", "others", "thumbnails")
+FREE = ("out", "data", "resume", "overwrite", "push", "recipe", "list_recipes", "patience", "others")
 FIXED_LENGTH = ("onecycle", "cosine")  # every rate of these schedules follows from the number of epochs
 
 

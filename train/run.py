@@ -190,7 +190,7 @@ class Run:
             return
         if not self.best_epoch:
             raise ValueError("The loss on val was not a number in any epoch, so no model was kept: use a smaller --lr.")
-        calibrate(self.out, self.parts, *map(vars(self.args).get, ("others", "thumbnails")))
+        calibrate(self.out, self.parts, vars(self.args).get("others"))
         manifest.write(self.out, vars(self.args), model, self.history, self.best_epoch, self.precision)
         card.write(self.out)
         data = f" --data {shlex.quote(str(self.args.data))}" if self.args.data else ""

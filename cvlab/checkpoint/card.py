@@ -6,7 +6,6 @@
 import json
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
@@ -184,14 +183,6 @@ def _trust(folder: Path) -> Section:
     verdicts = [("verdict on maps of pictures held out", "believable", "doubtful", "not believable")]
     verdicts += [(f"{kind} maps", *map(str, counts)) for kind, counts in trust["verdicts"].items()]
     return Section("Trust", sentences=sentences, tables=[stages, verdicts])
-
-
-def confirmed(folder: Path, stage: str) -> str:
-    """How many of the tested maps of a stage were confirmed, as a sentence; empty where none were tested."""
-    with suppress(Exception):  # a stranger's JSON may hold anything anywhere
-        counts = _read_json(folder / "trust.json")["stages"][stage]
-        return f"Of {sum(counts.values())} tested maps at {stage} {int(counts['confirmed'])} were confirmed."
-    return ""
 
 
 def audit(folder: Path) -> Section:

@@ -23,10 +23,9 @@ from cvlab.checkpoint.hub_errors import HubError, hub_errors, is_temporary, mess
 from cvlab.files import write_text
 
 NEEDED = ["config.json", "model.safetensors"]
-FILES = [*NEEDED, "README.md", "metrics.json", "trust.json", "history.jsonl", "manifest.json"]  # at the root
-STATISTICS, THUMBNAILS = "familiarity.safetensors", "thumbnails.jpg"  # of photos of training
-FILES += [STATISTICS, THUMBNAILS]
-COLUMNS, SIDE = 40, 64  # thumbnails in a row, and their pixels
+STATISTICS = "familiarity.safetensors"  # of photos of training
+# At the root of a folder.
+FILES = [*NEEDED, "README.md", "metrics.json", "trust.json", "history.jsonl", "manifest.json", STATISTICS]
 MAX_WEIGHTS_BYTES = 2 * 2**30  # model.safetensors
 MAX_TEXT_BYTES = 4 * 2**20  # each of the others
 AROUND = " \t\n\"'“”\u2018\u2019`\u00a0\u200b\u200e\u200f\u2060\ufeff"  # characters that are copied along with a name
@@ -184,7 +183,7 @@ def push(
         model_id: user/name; the repository is created if needed.
         private: make the repository private.
         revision: the branch, created if needed; None for main.
-        with_photos: also send report/photos/* and the thumbnails.
+        with_photos: also send report/photos/*.
 
     Raises:
         HubError: the folder or the name is not valid, there is no token with write access, `private` is set and the
@@ -192,8 +191,6 @@ def push(
     """
     folder, model_id = Path(folder), name_of(model_id)
     sizes = _sizes(folder)
-    if not with_photos:
-        sizes.pop(THUMBNAILS, None)
     _check_sizes(sizes, str(folder))
     patterns = ["report/*.png", "report/*.md"] + (["report/photos/*"] if with_photos else [])
     report = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]

@@ -1,15 +1,16 @@
-"""Turns what annotation tools export (COCO, labelme, CVAT) into a folder that train/segmenter.py reads."""
+"""Turns what annotation tools export (COCO, labelme, CVAT, masks in colour) into what train/segmenter.py reads."""
 
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path, PureWindowsPath
 from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from cvlab.data.folders import IMAGE_FOLDERS, DataError, existing, pictures_in
+from cvlab.data.folders import IMAGE_FOLDERS, DataError, existing, mask_pairs, pictures_in
 from cvlab.files import new_folder, read_json, write_text
 from cvlab.transforms import MAX_PIXELS, open_image
 
@@ -29,6 +30,8 @@ def to_masks(folder: Path, out: Path) -> list[str]:
     with new_folder(out) as filling:
         for file in sorted(files):
             try:
+                if file.name == "labelmap.txt":
+                    _add_coloured(file, folder, filling, values)
                 for name, size, shapes in _pictures(file):
                     wanted = PureWindowsPath(name).as_posix()  # a name may have either slash
                     near = [Path(os.path.normpath(file.parent / place / wanted)) for place in ("", "images")]
@@ -41,24 +44,42 @@ def to_masks(folder: Path, out: Path) -> list[str]:
             except Exception as error:  # damaged files raise errors of every kind
                 raise DataError(f"{file} cannot be used: {error} ({type(error).__name__}).") from error
         if not 0 < len(names := list(values)[len(SPECIAL) :]) < 255:
-            raise DataError(f"{folder} needs COCO, labelme or CVAT files of 1 to 254 classes. {' '.join([*notes][:3])}")
+            kinds = "COCO, labelme or CVAT files, or masks in colour with a labelmap.txt,"
+            raise DataError(f"{folder} needs {kinds} of 1 to 254 classes. {' '.join([*notes][:3])}")
         write_text(filling / "classes.txt", "".join(f"{name}\n" for name in names))
     return [f"{note} ({count} times)" if count > 1 else note for note, count in notes.items()]
 
 
+def _value_of(label: str, values: dict) -> int:
+    return values.setdefault(" ".join(label.split()), len(values) - len(SPECIAL) + 1)
+
+
+def _add_coloured(palette: Path, folder: Path, filling: Path, values: dict) -> None:
+    """Masks in colour beside a palette as CVAT writes it: a line NAME:RED,GREEN,BLUE:... for each class."""
+    lines = [line.split(":") for line in palette.read_text("utf-8").splitlines() if line.strip() and line[0] != "#"]
+    known = {tuple(map(int, colour.split(","))): _value_of(name, values) for name, colour, *_ in lines}
+    for photo, drawn in chain.from_iterable(pairs.items() for pairs in mask_pairs(palette.parent).parts.values()):
+        pixels = np.asarray(open_image(drawn))
+        mask, left = np.zeros(pixels.shape[:2], np.uint8), np.ones(pixels.shape[:2], bool)
+        for colour, value in known.items():
+            here = (pixels == colour).all(2)
+            mask[here], left[here] = value, False
+        if left.any():
+            raise DataError(f"{drawn} has the colour {','.join(map(str, pixels[left][0]))}, which no class has")
+        _save(photo, photo.relative_to(folder), mask, filling)
+
+
 def _add(photo: Path, name: Path, size: tuple, shapes: list, filling: Path, values: dict, notes: Counter) -> None:
-    place = Path(*(part for part in name.parts if part.casefold() not in IMAGE_FOLDERS))  # train, val and others stay
-    image, mask = filling / "images" / place, (filling / "masks" / place).with_suffix(".png")
     width, height = map(int, size if all(size) else open_image(photo).size)
-    if mask.exists() or not 0 < width * height <= MAX_PIXELS:
-        raise DataError(f"{name} ({width} x {height}) {'has a mask already' if mask.exists() else 'is too large'}")
+    if not 0 < width * height <= MAX_PIXELS:
+        raise DataError(f"{name} is too large ({width} x {height})")
     scale = min(5, int((MAX_PIXELS / (width * height)) ** 0.5))  # ImageDraw knows only whole pixels, and widens by half
     canvas = Image.new("L", (width * scale, height * scale))
     for label, kind, numbers in shapes:  # later ones lie over earlier ones
         if kind not in ("polygon", "rectangle", "box", "rows", "columns"):
             notes[f"Shapes of the kind “{kind}” are left out."] += 1
             continue
-        value = values.setdefault(" ".join(label.split()), len(values) - len(SPECIAL) + 1)
+        value = _value_of(label, values)
         if kind in ("rows", "columns"):  # runs of pixels outside and inside in turn, in a part of the picture
             left, top, across, down, *runs = map(int, numbers)
             if sum(runs) != across * down or across * down > width * height:
@@ -72,9 +93,17 @@ def _add(photo: Path, name: Path, size: tuple, shapes: list, filling: Path, valu
             if len(x) == 2:  # opposite corners
                 x, y = x[[0, 1, 1, 0]], y[[0, 0, 1, 1]]
             ImageDraw.Draw(canvas).polygon([(round(a), round(b)) for a, b in zip(x, y, strict=True)], value)
+    _save(photo, name, np.asarray(canvas)[scale // 2 :: scale, scale // 2 :: scale], filling)
+
+
+def _save(photo: Path, name: Path, values: np.ndarray, filling: Path) -> None:
+    place = Path(*(part for part in name.parts if part.casefold() not in IMAGE_FOLDERS))  # train, val and others stay
+    image, mask = filling / "images" / place, (filling / "masks" / place).with_suffix(".png")
+    if mask.exists():
+        raise DataError(f"{name} has a mask already")
     for path in (image, mask):
         path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.asarray(canvas)[scale // 2 :: scale, scale // 2 :: scale]).save(mask)
+    Image.fromarray(values).save(mask)
     try:
         image.hardlink_to(photo.resolve())
     except OSError:  # another disk

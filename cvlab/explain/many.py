@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cvlab.explain.maps import Explanation, correlation, explain, peak, predict
-from cvlab.explain.scores import predicted_classes, predicted_masks, predicted_score, region_score
+from cvlab.explain.scores import predicted_classes, predicted_masks, predicted_score, region_score, takes_wrapped
 from cvlab.models import Model
 from cvlab.tiles import Tiles
 
@@ -37,6 +37,7 @@ def predict_photos(
     return tiles.join(predict(model, torch.stack([tiles[i] for i in batch]) / 255) for batch in batches)
 
 
+@takes_wrapped
 def explain_predictions(
     model: Model, images: Tensor, stages: Sequence[str] | None = None, methods: Sequence[str] = ("grad_cam",)
 ) -> Explanation:
@@ -57,6 +58,7 @@ def explain_predictions(
     return explain(model, images, score, stages, methods)
 
 
+@takes_wrapped
 def describe(model: Model, explanation: Explanation) -> list[dict]:
     """A dict for each picture: prediction, score, peak, and of a segmenter the share of the view that the mask covers.
 

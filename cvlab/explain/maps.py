@@ -17,7 +17,7 @@ from captum.attr import LayerGradCam
 from torch import Tensor
 
 from cvlab.explain.hooks import UNUSED_IS_ZERO, alone_with, forward, passes, recorded
-from cvlab.explain.scores import Score, predicted_score
+from cvlab.explain.scores import Score, predicted_score, takes_wrapped
 from cvlab.models import Model, Stage
 from cvlab.models.model import identity
 
@@ -36,12 +36,14 @@ class Explanation:
     maps: dict[str, dict[str, Tensor]]  # maps[method][stage], signed (N, 1, h, w), float32, at the stage's resolution
 
 
+@takes_wrapped
 def predict(model: Model, images: Tensor) -> Tensor:
     """Logits in eval mode without gradients, while no other thread explains the same model."""
     with alone_with(model), torch.no_grad():
         return forward(model, images)
 
 
+@takes_wrapped
 def grad_cam(
     model: Model, images: Tensor, class_idx: int | Tensor | None = None, stage: str | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -64,6 +66,7 @@ def grad_cam(
     return explanation.logits, explanation.maps["grad_cam"][stage]
 
 
+@takes_wrapped
 def explain(
     model: Model,
     images: Tensor,
@@ -105,6 +108,7 @@ def explain(
     return Explanation(seen.logits, seen.scores, maps)
 
 
+@takes_wrapped
 def default_stage(model: Model) -> str:
     """The last stage; of a U-Net its first decoder, whose maps are right more often (tests/bench/trust.py)."""
     stages = list(model.stages)
@@ -149,6 +153,7 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(norms > 0, (a * b).sum(1) / norms, 0.0).float()
 
 
+@takes_wrapped
 def check_stages(model: Model, stages: Sequence[str]) -> list[str]:
     """The names as a list; ValueError for a stage that the model does not have."""
     known = model.stages

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from cvlab.explain.hooks import passes
 from cvlab.explain.maps import correlation, explain
+from cvlab.explain.scores import takes_wrapped
 from cvlab.models import Model
 
 REST = 1e-3  # of the largest part: by how much rounding may change the sum
 
 
+@takes_wrapped
 def contributions(model: Model, images: Tensor, score: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """The signed parts of a score at the cuts of a U-Net, from one forward and one backward pass, (N,) each.
 

@@ -5,13 +5,27 @@ a region (`region_score`). maps.py explains it.
 """
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cvlab.models import Model, mask_levels
 
 Score = Callable[[Tensor], Tensor]
+WRAPPED_AS = ("_orig_mod", "module")  # by torch.compile; by DataParallel, AveragedModel, ModelEma
+
+
+def takes_wrapped(function: Callable) -> Callable:
+    """Lets a function of a model also take the model in a wrapper that training put around it."""
+
+    @wraps(function)
+    def unwrapped(model: nn.Module, *args: object, **options: object) -> object:
+        while inner := [child for name, child in model.named_children() if name in WRAPPED_AS]:
+            model = inner[0]
+        return function(model, *args, **options)
+
+    return unwrapped
 
 
 def class_score(class_idx: int | Tensor) -> Score:
@@ -69,6 +83,7 @@ def region_score(region: Tensor, class_idx: int = 0) -> Score:
     return score
 
 
+@takes_wrapped
 def predicted_score(model: Model, class_idx: int | Tensor | None = None) -> Score:
     """The model's own prediction: the logit of a class, or the mean logit over the predicted mask of a class.
 
@@ -87,6 +102,7 @@ def predicted_score(model: Model, class_idx: int | Tensor | None = None) -> Scor
     return score
 
 
+@takes_wrapped
 def predicted_classes(model: Model, logits: Tensor) -> Tensor:
     """The class that each image is about, (N,): the likeliest, or of a segmenter the one whose mask covers most.
 
@@ -98,6 +114,7 @@ def predicted_classes(model: Model, logits: Tensor) -> Tensor:
     return first + predicted_masks(model, logits)[:, first:].sum((2, 3)).argmax(1)
 
 
+@takes_wrapped
 def predicted_masks(model: Model, logits: Tensor) -> Tensor:
     """Where `cvlab.models.mask_levels` exceed the model's threshold: (N, C, H, W) bool."""
     return mask_levels(model, logits.detach()) > model.threshold

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from cvlab.checkpoint.card import confirmed
 from cvlab.explain import peak
 from cvlab.explain.many import likeness
 from cvlab.page.html import number, paragraph
@@ -31,9 +30,8 @@ def compare(answer: Answer, second: Answer) -> str:
         titles = "First picture", "Second picture"
     drawn = ""
     for title, each in zip(titles, (first, second), strict=True):
-        tested = confirmed(each.folder, each.stage)
         caption = f"{' '.join(said(each))} {each.words} at {each.stage}."
-        caption += f" Peak {number(peak(each.attribution).item())} {UNIT}. {tested}"
+        caption += f" Peak {number(peak(each.attribution).item())} {UNIT}."
         drawn += with_photo(captioned(draw_map(each), title, caption), style=each.prediction.photo)
     agreement = paragraph(_agreement(first, second))
     return f'{agreement}{slider("Heat", first.question.opacity)}<div class="two">{drawn}</div>'

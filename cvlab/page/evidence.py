@@ -1,6 +1,7 @@
 """What the page computes for a photo: the prediction, the maps that explain it, and how they depend on the question."""
 
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,7 +24,8 @@ from cvlab.trust import familiarity
 from cvlab.trust.conformal import class_set
 from cvlab.trust.familiarity import features, nearest
 
-MOST_TILES, MOST_LOGITS = 400, 64 * 2**20  # of a photo
+MOST_PIXELS = 24 * 2**20  # of the tiles of a photo
+MOST_LOGITS = 64 * 2**20  # of a photo
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,13 @@ class Prediction:
     shares: dict[str, float]  # by class a probability, or of each object the share of the view in its mask
     photo: str  # made smaller, as CSS for the layers over it
     size: tuple[int, int]  # of the photo as it was opened, (height, width)
+    seconds: float  # that the pass took
     notes: list[str] = field(default_factory=list)  # what was done to open the photo
     evidence: Evidence | None = None  # None where nothing was found
     familiar: float | None = None  # `cvlab.trust.familiarity`; None for a model without statistics
     names: list[str] | None = None  # classes that hold the true one with 95%, the likeliest first; None if not promised
     # `cvlab.trust.familiarity.nearest`; empty for a model that keeps nothing for it.
-    alike: list[tuple[int, str, float]] = field(default_factory=list)
+    alike: list[tuple[str, float]] = field(default_factory=list)
 
     @property
     def nbytes(self) -> int:
@@ -104,6 +107,7 @@ def predict_photo(
         large = to_uint8(few_tiles(image, model, notes))
         (whole,) = predict_photos(model, [large], progress)
         logits = resize_logits(whole, 2 * [min(MAX_SIDE, max(whole.shape[-2:]))])
+    begun = time.perf_counter()
     try:
         if large is None:
             evidence = evidence_for(images, model, asked, box=seen_part(model, size))
@@ -112,6 +116,7 @@ def predict_photo(
         logits = evidence.logits if logits is None else logits
     except ValueError:  # no pixel was found, so there is nothing to explain
         evidence, logits = None, predict(model, images) if logits is None else logits
+    seconds = time.perf_counter() - begun
     if model.task == "classification":
         values = probabilities(model, logits)[0]
     else:
@@ -127,7 +132,7 @@ def predict_photo(
     names = None
     if model.task == "classification" and "set_threshold" in model.config:
         names = [model.class_names[i] for i in class_set(values.tolist(), model.config["set_threshold"])]
-    return Prediction(images, logits, large, shares, style, size, notes, evidence, known, names, alike)
+    return Prediction(images, logits, large, shares, style, size, seconds, notes, evidence, known, names, alike)
 
 
 def few_tiles(image: Image.Image, model: Model, notes: list[str]) -> Image.Image:
@@ -137,7 +142,7 @@ def few_tiles(image: Image.Image, model: Model, notes: list[str]) -> Image.Image
     def allowed() -> float:
         """The share of the pixels that can be looked at."""
         tiles, logits = math.prod(len(starts(length, side)) for length in large.size), math.prod(large.size)
-        return min(MOST_TILES / tiles, MOST_LOGITS / (logits * len(model.class_names)))
+        return min(MOST_PIXELS / (tiles * side**2), MOST_LOGITS / (logits * len(model.class_names)))
 
     while (share := allowed()) < 1:
         large = large_view(large.resize([math.floor(length * share**0.5) for length in large.size]), side)

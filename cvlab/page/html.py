@@ -68,14 +68,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return f'<table class="facts">{top}{"".join(f"<tr>{line}</tr>" for line in lines)}</table>'
 
 
-def sorted_by(orders: dict[str, Sequence[int]]) -> str:
-    """A list of orders for the figures that follow: name to their indices. The first is the order they are drawn in."""
-    options = "".join(
-        f'<option value="{",".join(map(str, order))}">{html.escape(name)}</option>' for name, order in orders.items()
-    )
-    return f'<p class="sort"><label>Sorted by <select>{options}</select></label></p>'
-
-
 def code_block(lines: str) -> str:
     """Lines of code with a button that copies them."""
     return f'<button class="copy">Copy</button><pre class="code" tabindex="0">{html.escape(lines)}</pre>'

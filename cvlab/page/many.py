@@ -19,7 +19,7 @@ from cvlab.files import write_bytes
 from cvlab.models import Model
 from cvlab.page.evidence import predict_photo
 from cvlab.page.host import sentence_of
-from cvlab.page.html import in_grid, paragraph, sorted_by
+from cvlab.page.html import in_grid, paragraph
 from cvlab.page.picture import WHOLE, captioned, heated, slider, with_photo
 from cvlab.page.question import COLORMAPS, Question
 from cvlab.transforms import ImageError, open_image
@@ -31,14 +31,6 @@ MAX_NAME = 100  # characters of a label
 PHOTO_SIDE = 480  # pixels of a photo in the gallery
 MOST_SHOWN = 60  # pictures in the gallery; the table holds all
 WIDTHS = (90, 180, 130, 90, 90, 260, 90, 140)  # of the table's columns, in pixels
-ORDERS = {
-    "number": lambda row: row.number,
-    "prediction": lambda row: (row.prediction or "", -row.share),
-    "share, the least first": lambda row: row.share,
-    "peak, the highest first": lambda row: -row.peak,
-    "familiar, the least first": lambda row: 1.0 if row.familiar is None else row.familiar,
-    "set, the largest first": lambda row: -row.set.count(" or "),
-}
 
 
 class Row(NamedTuple):
@@ -80,7 +72,7 @@ def explain_files(
         row, figure = explain_picture(model, Path(path), asked, number)
         rows.append(row)
         if figure and len(shown) < MOST_SHOWN:
-            shown.append((row, figure))
+            shown.append(figure)
         progress((number, len(taken)))
     if len(files) > len(taken):
         rest = f"Only the first {len(taken)} of {len(files)} pictures are taken."
@@ -88,12 +80,11 @@ def explain_files(
     table = folder / "table.csv"
     write_bytes(table, to_csv(rows).encode("utf-8-sig"))
     cells = [[round(cell, 4) if isinstance(cell, float) else cell for cell in row] for row in rows]
-    orders = {name: sorted(range(len(shown)), key=lambda i, key=key: key(shown[i][0])) for name, key in ORDERS.items()}
     more = f" The first {MOST_SHOWN} are shown; the table holds all." if len(shown) == MOST_SHOWN else ""
-    drawn = sorted_by(orders) + slider("Heat", question.opacity) + in_grid([each for _, each in shown]) if shown else ""
+    drawn = slider("Heat", question.opacity) + in_grid(shown) if shown else ""
     known = [row.familiar for row in rows if row.familiar is not None]
     foreign = f" Unlike anything it was trained on: {sum(each < FOREIGN for each in known)}." if known else ""
-    return paragraph(f"{len(rows)} pictures.{foreign}{more}") + drawn, cells, str(table)
+    return paragraph(f"{len(taken)} pictures.{foreign}{more}") + drawn, cells, str(table)
 
 
 def explain_picture(model: Model, path: Path, question: Question, number: int) -> tuple[Row, str]:

@@ -67,17 +67,13 @@ element.addEventListener('keydown', event => {
   event.preventDefault();
 });
 
-// A list whose values are orders, "2,0,1": the figures after it are put into the one that is chosen.
-element.addEventListener('change', event => {
-  if (!event.target.closest('.sort')) return;
-  const gallery = element.querySelector('.figures');
-  gallery.asDrawn ??= [...gallery.children];
-  gallery.append(...event.target.value.split(',').map(i => gallery.asDrawn[i]));
-});
-
-// A button that copies the text that follows (outside https only the older way works).
+// Buttons: to ask for the verdict; to copy the text that follows (outside https only the older way works).
 element.addEventListener('click', async event => {
-  const button = event.target.closest('.copy');
+  const ask = event.target.closest('.ask'), button = event.target.closest('.copy');
+  if (ask) {
+    ask.textContent = 'Checking …';
+    trigger('select');
+  }
   if (!button) return;
   const text = button.nextElementSibling;
   try { await navigator.clipboard.writeText(text.textContent); } catch {

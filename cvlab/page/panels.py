@@ -5,12 +5,10 @@ Those of segmenters alone are in cvlab/page/unet.py.
 
 import html
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from cvlab.checkpoint import CheckpointError, hub
-from cvlab.checkpoint.config import opened
+from cvlab.checkpoint import hub
 from cvlab.explain import heatmap, peak
 from cvlab.page.compare import compare
 from cvlab.page.host import sentence_of
@@ -23,7 +21,6 @@ from cvlab.page.unet import contributions, errors, region_picker, stages, three_
 from cvlab.page.visit import METHOD_NAMES, UNIT, Answer, draw_map
 from cvlab.page.words import place, said, shares_of_evidence
 from cvlab.render import to_picture
-from cvlab.transforms import ImageError, open_image
 from cvlab.trust import hide, hottest_part
 from cvlab.trust.judge import SHARES
 
@@ -33,6 +30,7 @@ SAME_MAP = (
 )
 ICONS = {"believable": "M4 9l3 3 7-7", "doubtful": "M9 4v6M9 13.5v.5", "not believable": "M5 5l8 8M13 5l-8 8"}
 CHECKING = '<p class="chip">Checking the marked spot …</p>'
+ON_REQUEST = '<button class="chip ask">Check the marked spot</button>'
 REDRAWN = (  # what a question changes, the sentence first
     *("sentence", "chip", "look", "side", "three", "grad_cam"),
     *("picker", "stages", "contributions", "errors", "link", "code"),
@@ -105,18 +103,12 @@ def facts(answer: Answer) -> str:
 
 
 def most_like(answer: Answer) -> str:
-    """The pictures of training that are most like the photo: their classes, and thumbnails where some are kept."""
+    """The classes of the pictures of training that are most like the photo."""
     rows = answer.prediction.alike
     if not rows:
         return ""
-    told = ", ".join(f"{quoted(name)} ({likeness:.2f})" for _, name, likeness in rows)
-    drawn, path = [], answer.folder / hub.THUMBNAILS
-    with suppress(CheckpointError, ImageError), opened(path, hub.MAX_TEXT_BYTES) as file:
-        sheet = open_image(file)
-        for i, name, _ in rows:
-            x, y = i % hub.COLUMNS * hub.SIDE, i // hub.COLUMNS * hub.SIDE
-            drawn.append(figure(sheet.crop((x, y, x + hub.SIDE, y + hub.SIDE)), name))
-    return paragraph(f"Most like it in training (cosine similarity): {told}.") + in_grid(drawn, "small")
+    told = ", ".join(f"{quoted(name)} ({likeness:.2f})" for name, likeness in rows)
+    return paragraph(f"Most like it in training (cosine similarity): {told}.")
 
 
 def grad_cam(answer: Answer) -> str:

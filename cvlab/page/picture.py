@@ -143,21 +143,9 @@ def legend(classes: Sequence[tuple[str, str, str]]) -> str:
 
 
 def heated(attribution: Tensor, stage: Stage | None, box: Box, label: str, colormap: str, spot: bool) -> str:
-    """A heatmap over the part of the photo that the model saw, and with `spot` the edge of its hottest tenth.
-
-    Without it a ring stands around the largest value of a fine map, whose heat may be a single pixel.
-    """
-    mark = hottest_edge(attribution, box, stage) if spot else _ring(attribution, box, stage)
+    """A heatmap over the part of the photo that the model saw, and with `spot` the edge of its hottest tenth."""
+    mark = hottest_edge(attribution, box, stage) if spot else ""
     return layers(label, box, heat_layer(attribution, colormap, stage), cased("edge", mark))
-
-
-def _ring(attribution: Tensor, box: Box, stage: Stage | None) -> str:
-    side = max(attribution.shape[-2:])
-    if side <= FINEST or attribution.max() <= 0:
-        return ""
-    y, x = divmod(int(heatmap(attribution, (side, side), stage).argmax()), side)
-    left, top = 1000 * (box[0] + box[2] * (x + 0.5) / side), 1000 * (box[1] + box[3] * (y + 0.5) / side)
-    return f"M{left - 25:.0f} {top:.0f}a25 25 0 1 0 50 0a25 25 0 1 0-50 0Z"
 
 
 def around(edge: str) -> str:

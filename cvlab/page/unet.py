@@ -35,9 +35,8 @@ CLASSIFIER = (
     "This model is a classifier: it has no mask and no U-Net stages. Its own stages can be chosen in the tab Grad-CAM."
 )
 READING = (
-    "Each map is divided by its own maximum; in fine maps a ring marks it. A peak is that maximum times the number of "
-    "positions of its stage, in units of the score (logits). Peaks of one model's stages can be compared, peaks of two "
-    "models cannot."
+    "Each map is divided by its own maximum. A peak is that maximum times the number of positions of its stage, in "
+    "units of the score (logits). Peaks of one model's stages can be compared, peaks of two models cannot."
 )
 COLOURS = 8  # of outlines in page.css; further classes repeat them with dashed lines
 THIRDS = "Early: fine detail", "Middle: the whole scene", "Late: drawing the mask"

@@ -31,7 +31,8 @@ from cvlab.trust.diagnosis import diagnose
 
 MAX_BYTES = 512 * 2**20  # of what is cached about photos
 SMALL = 2**12  # bytes of a value that is a few numbers
-FORGOTTEN = 3600  # seconds after a question until its visitor is not thought to be there
+QUIET, FORGOTTEN = 10, 3600  # seconds after a question until its visitor is not thought to wait, or to be there
+FORWARDS, SECONDS = 45, 3  # of a verdict; one that takes longer is given on request
 METHOD_NAMES = {"grad_cam": "Grad-CAM", "hires_cam": "HiResCAM"}
 UNIT = "logits"
 
@@ -59,6 +60,11 @@ class Visits:
     def is_last(self, session: str, key: tuple) -> bool:
         """Whether a visitor asked this last."""
         return self._asked.get(session, (0, None))[1] == key
+
+    def others_ask(self, session: str) -> bool:
+        """Whether another visitor asked something within the last seconds."""
+        now = time.monotonic()
+        return any(now - at < QUIET for each, (at, _) in list(self._asked.items()) if each != session)
 
 
 @dataclass(eq=False)
@@ -182,6 +188,11 @@ class Answer:
     def testable(self) -> bool:
         """Whether the map is evidence for one class: hiding it then has to lower the score of that class."""
         return self.evidence.other is None and not self.question.against
+
+    @property
+    def quick(self) -> bool:
+        """Whether a verdict takes few seconds, judged by the pass of the prediction, as long as three forwards."""
+        return self.prediction.seconds / 3 * FORWARDS < SECONDS
 
     @property
     def key(self) -> tuple:

@@ -45,7 +45,7 @@ def outline_thresholds(counts: Sequence[Tensor], coverage: float = COVERAGE) -> 
     fewer than 19 pictures.
 
     Args:
-        counts: for each of `LEVELS` those of `cvlab.metrics.segmentation_counts`, (N, 4).
+        counts: for each of `LEVELS` the sum over classes of `cvlab.metrics.class_counts`, (N, 4).
     """
     tp, fp, fn, _ = torch.stack(list(counts)).double().unbind(-1)  # (levels, N) each
     false = torch.where(tp + fp > 0, fp / (tp + fp), 0)  # of the core, what is no object

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from cvlab.explain.hooks import alone_with, forward
 from cvlab.explain.many import BATCH_SIZE
+from cvlab.explain.scores import takes_wrapped
 from cvlab.models import Model
 from cvlab.transforms import to_float
 
@@ -15,6 +16,7 @@ MOST_BYTES = 290_000  # of all statistics together
 FOREIGN = 0.05  # less familiar than this is called foreign: so are this share of the photos of val
 
 
+@takes_wrapped
 def familiarity(model: Model, images: Tensor, found: Tensor | None = None) -> Tensor:
     """The share of the photos of val that look at least as foreign as each image (N, 3, S, S) in [0, 1]: (N,).
 
@@ -31,8 +33,9 @@ def familiarity(model: Model, images: Tensor, found: Tensor | None = None) -> Te
         raise ValueError("no statistics of its photos are kept: train/evaluate.py --calibrate fits them") from error
 
 
-def nearest(model: Model, images: Tensor, found: Tensor | None = None, most: int = 3) -> list[tuple[int, str, float]]:
-    """The pictures of training that are most like one image (1, 3, S, S): row, class and cosine similarity of each.
+@takes_wrapped
+def nearest(model: Model, images: Tensor, found: Tensor | None = None, most: int = 3) -> list[tuple[str, float]]:
+    """The pictures of training that are most like one image (1, 3, S, S): class and cosine similarity of each.
 
     Compared are features along the main directions of those of training. Arguments and errors as of `familiarity`.
     """
@@ -41,7 +44,7 @@ def nearest(model: Model, images: Tensor, found: Tensor | None = None, most: int
         alike = _along(statistics, features(model, images) if found is None else found) @ statistics["rows"].float().T
         best = alike[0].topk(min(most, alike.shape[1]))
         names = [model.class_names[i] for i in statistics["labels"][best.indices].tolist()]
-        return list(zip(best.indices.tolist(), names, best.values.tolist(), strict=True))
+        return list(zip(names, best.values.tolist(), strict=True))
     except (LookupError, RuntimeError) as error:
         raise ValueError("nothing of its pictures of training is kept: --calibrate keeps it") from error
 

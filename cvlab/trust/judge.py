@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cvlab.explain import correlation
+from cvlab.explain.scores import takes_wrapped
 from cvlab.models import Model
 from cvlab.trust.hiding import Hiding
 
@@ -68,6 +69,7 @@ class Judgement(NamedTuple):
     checks: dict[str, Check]
 
 
+@takes_wrapped
 def judge(
     model: Model,
     images: Tensor,

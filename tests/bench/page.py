@@ -217,7 +217,7 @@ def measure_in_browser(url: str, identity: str, name: str, rounds: int, folder: 
         visited.goto(f"{url}/?model={name}")
         expect(visited.locator(".photos").filter(visible=True).first).to_be_visible(timeout=30_000)
         handed_back.goto(identity)
-        checked = visited.locator("#chip .chip svg")  # the verdict
+        checked = visited.locator("#chip .chip svg, #chip .ask")  # the verdict, or the button that asks for it
         for i, photo in enumerate(photos(rounds + 2)):
             file = folder / f"{i}.jpg"
             file.write_bytes(photo)
