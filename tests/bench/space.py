@@ -74,7 +74,7 @@ def main() -> None:
         options.json.write_text(json.dumps(figures, indent=1))
     if options.write:
         README.write_text(inserted(README.read_text(), "bench-space", summary(figures)))
-    print(summary(figures) + "\n\n" + licences(figures))
+    print(summary(figures) + "\n" + licences(figures))
 
 
 def measure() -> dict:
@@ -200,7 +200,7 @@ def summary(figures: dict) -> str:
             table(head, rows),
             table(["model", "first answer after s", "largest difference of a probability"], answers),
             f"Of a Space's packages these name no licence: {', '.join(missing) or 'none'}. Not permissive: "
-            f"{named or 'none'}.",
+            f"{named or 'none'}.\n",
         ]
     )
 
