@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "tests" / "bench"))
 import conformance
 import explain
 import page
+import space
 import tables
 import torch
 import verdict
@@ -159,3 +160,33 @@ def test_refusing_the_unknown_is_measured(tmp_path):
             assert 0 <= each["low"] <= each["refused"] <= each["high"] <= 1
         assert 0 <= by_group["noise"]["area"] <= 1
     assert found["**kept in the folder**"]["noise"]["refused"] == 1
+
+
+def test_a_licence_is_permissive_if_all_its_parts_are():
+    good = ("MIT", "BSD-3-Clause AND (0BSD OR GPL-2.0)", "Apache-2.0 WITH LLVM-exception", "Apache Software License")
+    bad = ("MPL-2.0 AND MIT", "LicenseRef-NVIDIA-Proprietary", "LGPL-3.0", "BSD License AND Other/Proprietary License")
+    assert all(map(space.permissive, good))
+    assert not any(map(space.permissive, bad))
+
+
+def test_a_space_whose_packages_have_no_licence_or_another_one_is_told():
+    packages = [("a", "MIT", True), ("b", "", True), ("c", "GPL-3.0", True), ("cuda", "NVIDIA", False)]
+    keys = ("name", "licence", "in_space")
+    figures = {
+        "hardware": "abacus, 2 threads",
+        "python": "3.11",
+        "install_seconds": 60.0,
+        "start_seconds": 5.0,
+        "peak_mb": 700.0,
+        "answers": {"a": {"seconds": 1.0, "difference": 1e-7}, "b": {"seconds": 2.0, "difference": None}},
+        "installed": [dict(zip(keys, each, strict=True)) | {"version": "1", "bytes": 1e6} for each in packages],
+    }
+    text = space.summary(figures)
+    assert "name no licence: b. Not permissive: c (GPL-3.0)." in text
+    assert [row[1:] for row in rows(text)[2:4]] == [["4", "4"], ["3", "3"]]
+    assert [row[4:] for row in rows(space.licences(figures))[2:]] == [
+        ["permissive", ""],
+        ["missing", ""],
+        ["not permissive", ""],
+        ["not permissive", "not in a Space"],
+    ]

@@ -23,6 +23,7 @@ from cvlab import checkpoint
 from cvlab.checkpoint import CheckpointError
 from cvlab.checkpoint import folder as folder_module
 from cvlab.models import build
+from cvlab.models.timm import read_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_GROWTH_MB = 300  # beyond the libraries and one small network
@@ -346,6 +347,14 @@ def test_a_hostile_folder_is_refused(findings, folders, name):
 def test_different_faults_have_different_sentences(findings, folders):
     said = {found["sentence"].replace(str(folders / str(i)), "") for i, found in enumerate(findings.values())}
     assert len(said) >= 40
+
+
+def test_given_weights_that_would_run_code_are_refused(tmp_path):
+    """`--weights FILE` of the trainers."""
+    torch.save({"head.bias": Bomb(tmp_path / "executed")}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match=r"evil\.pth cannot be read as weights"):
+        read_weights(tmp_path / "evil.pth")
+    assert not (tmp_path / "executed").exists()
 
 
 # --- files that change between check and load -------------------------------------------------------------------------

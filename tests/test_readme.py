@@ -20,7 +20,7 @@ from cvlab.explain import grad_cam
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = ("README.md", "train/recipes/README.md", "tests/bench/README.md", ".github/CONTRIBUTING.md")
-LINKING = (*PAGES, ".github/CHANGELOG.md")
+LINKING = (*PAGES, ".github/CHANGELOG.md", ".github/SECURITY.md")
 
 sys.path.insert(0, str(ROOT / "tests" / "bench"))
 import readme
@@ -165,3 +165,12 @@ def test_the_network_that_contributing_shows_is_one() -> None:
     assert model(images).shape == (2, 3)
     _, attribution = grad_cam(model.eval(), images)
     assert attribution.shape == (2, 1, 4, 4)
+
+
+def test_every_promise_about_security_has_its_test() -> None:
+    promises = (ROOT / ".github/SECURITY.md").read_text().split("\n## What is not promised")[0].split("\n- ")[1:]
+    for promise in promises:
+        tests = re.findall(r"`(test_\w+\.py)::(test_\w+)`", promise)
+        assert tests, promise
+        for file, name in tests:
+            assert re.search(rf"^def {name}\(", (ROOT / "tests" / file).read_text(), re.M), f"{file}::{name}"

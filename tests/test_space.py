@@ -17,6 +17,8 @@ from gradio_client.exceptions import AppError
 from hub_client import TOKEN
 from hub_client import Client as Owner
 from hub_server import serve
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from playwright.sync_api import expect, sync_playwright
 
 from cvlab import checkpoint
@@ -25,6 +27,7 @@ from cvlab.models import build, probabilities
 from cvlab.transforms import open_image, view
 
 ROOT = Path(__file__).resolve().parents[1]
+LOCK = ROOT / ".ci" / "requirements.lock"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 PUBLISH = ("train/publish.py", "--space", "user/page", "--models", "user/pets")
@@ -79,25 +82,48 @@ def test_only_the_page_and_the_library_are_sent(tree):
     names = files_in(tree)
     library = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cvlab").rglob("*") if path.is_file()}
     library = {name for name in library if "__pycache__" not in name}
-    assert names == {"app.py", "README.md", "requirements.txt"} | library
+    assert names == {"app.py", "README.md", "requirements.txt", "requirements.lock"} | library
 
 
 def test_the_card_is_a_spaces(tree):
     front = yaml.safe_load((tree / "README.md").read_text().split("---\n")[1])
     assert (front["sdk"], front["app_file"], front["title"]) == ("gradio", "app.py", "page")
     assert tuple(map(int, front["python_version"].split("."))) >= (3, 11)
-    assert f"gradio~={front['sdk_version']}" in (tree / "requirements.txt").read_text().splitlines()
+    assert f"gradio=={front['sdk_version']}" in (tree / "requirements.txt").read_text().splitlines()
     assert {"emoji", "colorFrom", "colorTo", "license", "tags"} <= set(front)
     assert front["models"] == ["user/pets"]
     assert len(front["short_description"]) <= 60
 
 
-def test_requirements_are_for_a_processor(tree):
-    lines = (tree / "requirements.txt").read_text().splitlines()
-    ours = (ROOT / "requirements.txt").read_text().splitlines()
-    assert "download.pytorch.org/whl/cpu" in lines[0]
-    assert [line.removesuffix("+cpu") for line in lines[1:]] == [line for line in ours if line[:1] != "#"]
-    assert all(line.endswith("+cpu") for line in lines if line.startswith("torch"))
+def locked(path):
+    """Name -> (version, hashes) of a lock."""
+    blocks = re.findall(r"^([\w-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})*)$", path.read_text(), re.M)
+    assert len(blocks) == len(re.findall(r"^\w", path.read_text(), re.M))
+    return {canonicalize_name(name): (version, hashes.count("--hash")) for name, version, hashes in blocks}
+
+
+def test_the_lock_pins_all_that_is_required_at_a_version_that_is_allowed_with_its_hashes():
+    found = locked(LOCK)
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        if line[0] != "#":
+            required = Requirement(line)
+            assert required.specifier.contains(found[canonicalize_name(required.name)][0]), f"run .ci/lock: {line}"
+    assert all(hashes for _, hashes in found.values())
+
+
+def test_the_lock_names_no_place_that_packages_come_from():
+    assert not re.search(r"://|^-|@", LOCK.read_text(), re.M)
+
+
+def test_the_space_installs_what_the_lock_says_for_a_processor(tree):
+    first, *lines = (tree / "requirements.txt").read_text().splitlines()
+    assert "download.pytorch.org/whl/cpu" in first
+    found = {name: version for name, (version, _) in locked(tree / "requirements.lock").items()}
+    assert (tree / "requirements.lock").read_bytes() == LOCK.read_bytes()
+    pinned = dict(line.split("==") for line in lines)
+    assert {name: version.removesuffix("+cpu") for name, version in pinned.items()}.items() <= found.items()
+    assert {name for name, version in pinned.items() if version.endswith("+cpu")} == {"torch", "torchvision"}
+    assert all(name.startswith(("nvidia-", "cuda-", "triton")) for name in found.keys() - pinned.keys())
 
 
 def test_the_space_knows_its_models_and_their_owners(space):

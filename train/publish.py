@@ -9,9 +9,9 @@ HF_TOKEN.
 The checkpoint is opened first: if that fails, it is not published. A card that cvlab wrote is written again with the
 name on the Hub. Pictures that contain photographs (report/photos/) are sent only with --with-photos.
 
-A Space is app.py and cvlab/, sent in one commit. Its variable CVLAB_MODELS names the models that it offers. Visitors
-may also type the name of any other model of the users in CVLAB_ALLOW: at first the owners of the offered models. Both
-can be changed in the Space's settings.
+A Space is app.py and cvlab/, sent in one commit, and installs the versions of .ci/requirements.lock. Its variable
+CVLAB_MODELS names the models that it offers. Visitors may also type the name of any other model of the users in
+CVLAB_ALLOW: at first the owners of the offered models. Both can be changed in the Space's settings.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from cvlab.checkpoint import card, hub
 from cvlab.files import read_json
 
 SENT = (".py", ".css", ".js", ".html")  # of the files in cvlab/
+LOCK = cli.ROOT / ".ci" / "requirements.lock"  # sent too: pip install --require-hashes -r requirements.lock
 TORCH_FOR_CPU = "--extra-index-url https://download.pytorch.org/whl/cpu"  # PyPI's brings CUDA along, about 4 GB
 
 
@@ -68,7 +69,8 @@ def publish_space(space_id: str, models: list[str], private: bool) -> None:
             sys.exit(f"{model_id} is not a name on the Hub: publish the checkpoint first, then give its user/name.")
     sources = [cli.ROOT / "app.py", *(path for path in sorted((cli.ROOT / "cvlab").rglob("*")) if path.suffix in SENT)]
     files = {path.relative_to(cli.ROOT).as_posix(): path for path in sources}
-    files |= {"requirements.txt": space_requirements().encode(), "README.md": space_card(space_id, models).encode()}
+    files |= {"requirements.lock": LOCK, "requirements.txt": space_requirements().encode()}
+    files |= {"README.md": space_card(space_id, models).encode()}
     owners = sorted({model_id.split("/")[0] for model_id in models})
     variables = {"CVLAB_MODELS": ",".join(models), "CVLAB_ALLOW": ",".join(owners)}
     address = hub.push_space(files, space_id, variables, private)
@@ -76,11 +78,15 @@ def publish_space(space_id: str, models: list[str], private: bool) -> None:
 
 
 def space_requirements() -> str:
-    """The lines of requirements.txt, with torch for CPUs."""
-    lines = (cli.ROOT / "requirements.txt").read_text("utf-8").splitlines()
-    packages = [line for line in lines if re.match(r"\w", line)]  # not a comment
-    packages = [re.sub(r"^((torch|torchvision)==.*)", r"\1+cpu", line) for line in packages]
-    return "\n".join([TORCH_FOR_CPU, *packages]) + "\n"
+    """The versions in the lock, with torch for CPUs and without what only CUDA needs.
+
+    Without the hashes: a Space installs packages of its own in the same command, and pip would ask for theirs too.
+    """
+    lines = [TORCH_FOR_CPU]
+    for name, version in re.findall(r"^([\w-]+)==(\S+)", LOCK.read_text("utf-8"), re.MULTILINE):
+        if not re.match("nvidia|cuda|triton", name):
+            lines.append(f"{name}=={version}" + "+cpu" * (name in ("torch", "torchvision")))
+    return "\n".join(lines) + "\n"
 
 
 def space_card(space_id: str, models: list[str]) -> str:
@@ -92,7 +98,7 @@ def space_card(space_id: str, models: list[str]) -> str:
         colorFrom="blue",
         colorTo="yellow",
         sdk="gradio",
-        sdk_version=re.search(r"gradio~=([\d.]+)", (cli.ROOT / "requirements.txt").read_text("utf-8"))[1],
+        sdk_version=re.search(r"^gradio==([\d.]+)", LOCK.read_text("utf-8"), re.MULTILINE)[1],
         python_version="3.11",  # the Hub's default is older than torch needs
         app_file="app.py",
         short_description="See what a vision model predicts for a photo, and why",
