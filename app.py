@@ -36,7 +36,7 @@ from cvlab.models import Model
 from cvlab.page.api import ONE_AT_A_TIME, Page, add_api, fetch_with_progress, tiles_with_progress
 from cvlab.page.examples import example_files
 from cvlab.page.host import sentence_of
-from cvlab.page.html import paragraph
+from cvlab.page.html import MOST_NAMES, paragraph
 from cvlab.page.many import WIDTHS, Row, explain_files
 from cvlab.page.models import Models, offered_models
 from cvlab.page.panels import CHECKED, FOLLOWING, ON_REQUEST, REDRAWN, draw
@@ -161,7 +161,7 @@ def choice(choices: Sequence, value: str | None = "", **options: object) -> gr.D
 
 def lists_of(model: Model, values: dict[str, object]) -> dict[str, gr.Component]:
     """The widgets whose choices depend on the model, with their values."""
-    names = model.class_names
+    names = model.class_names[:MOST_NAMES]  # any other one can be typed
     return {
         "class_name": choice([("(predicted)", ""), *names], values["class_name"]),
         "rather_than": choice([("(nothing else)", ""), *names], values["rather_than"], visible=len(names) > 1),

@@ -1,7 +1,7 @@
 """From an image file to what a model sees. Training, evaluation and the page all open pictures here."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,11 +18,13 @@ from cvlab.tiles import middle
 
 register_heif_opener()
 
-MAX_PIXELS = 80_000_000  # 240 MB decoded; phones and scanners usually save less
+MAX_PIXELS = 80_000_000  # phones and scanners usually save less
+MAX_BYTES = 4 * MAX_PIXELS  # of a picture as it is decoded and as it is returned, together
 Box = tuple[float, float, float, float]  # x, y, width and height in shares of a photo
 MIN_SIDE = 2  # pixels; a single line of them is not a picture
-# Recognised by content, not by the file's name. Pillow opens more, such as EPS, which is a program for Ghostscript.
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "PPM", "JPEG2000")
+# Recognised by content, not by the file's name. Pillow opens more, such as EPS, which is a program for Ghostscript, and
+# JPEG 2000, which nobody sends for photos: a kilobyte of it takes half a minute.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "PPM")
 
 
 class ImageError(ValueError):
@@ -42,25 +44,27 @@ def open_image(path_or_file: str | Path | BinaryIO, at_least: int | None = None)
         at_least: decode a JPEG smaller, which is several times faster, but to no fewer pixels a side than this.
 
     Raises:
-        ImageError: not an image, cut off, empty, a line of pixels, or over MAX_PIXELS (checked before decoding).
+        ImageError: not an image, cut off, empty, a line of pixels, or, as is checked before decoding, too large.
     """
     name = Path(path_or_file).name if isinstance(path_or_file, str | Path) else "the picture"
     try:
         with Image.open(path_or_file, formats=FORMATS) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ImageError(
-                    f"{name} has {width * height / 1e6:.0f} million pixels; "
-                    f"cvlab opens up to {MAX_PIXELS / 1e6:.0f} million. Make it smaller first."
-                )
             if min(width, height) < MIN_SIDE:
                 raise ImageError(f"{name} is {width} x {height} pixels: too small to show anything.")
+            # Of a progressive one all would be in memory even so.
+            if decoded_bytes(image) > MAX_BYTES and image.format in ("JPEG", "MPO") and "progressive" not in image.info:
+                image.draft("RGB", (width // 2, height // 2))
+            if (taken := decoded_bytes(image)) > MAX_BYTES:
+                most = f"{MAX_BYTES / 1e6:.0f} MB, {MAX_PIXELS / 1e6:.0f} million pixels in colour: make it smaller"
+                raise ImageError(f"{name} takes {taken / 1e6:.0f} MB when decoded; cvlab opens up to {most}.")
             if at_least is not None:
                 image.draft("RGB", (at_least, at_least))
             image.load()
-            frames = getattr(image, "n_frames", 1)  # also the pages of a scan
-            notes = [f"Only the first of its {frames} frames is used."] if frames > 1 else []
-            rgb = _to_rgb(ImageOps.exif_transpose(image), name, notes)
+            # They are not counted: a file may hold a million frames, or pages of a scan.
+            notes = ["Only the first of its frames is used."] if getattr(image, "is_animated", False) else []
+            ImageOps.exif_transpose(image, in_place=True)
+            rgb = _to_rgb(image, name, notes)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise ImageError(f"{name} cannot be read: {error.strerror}.") from error
     except UnidentifiedImageError as error:
@@ -75,34 +79,50 @@ def open_image(path_or_file: str | Path | BinaryIO, at_least: int | None = None)
     return rgb
 
 
+def decoded_bytes(image: Image.Image) -> int:
+    """Memory that a picture takes as Pillow decodes it, and once more as RGB where it is not."""
+    narrow = {"1": 1, "L": 1, "P": 1, "RGB": 0}.get(image.mode, 2 if image.mode.startswith("I;16") else 4)
+    return math.prod(image.size) * (4 + narrow)
+
+
 def _to_rgb(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_8_bits(np.asarray(image), name, notes)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        if image.getextrema()[3][0] < 255:
-            notes.append("Transparent parts are shown on white.")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    """Strip by strip where something is in between, which takes several times the memory."""
+    wide = image.mode.startswith("I") or image.mode == "F"  # 16 or 32 bits
+    if not wide and image.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in image.info:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    boxes = [(0, top, image.width, min(top + 256, image.height)) for top in range(0, image.height, 256)]
+    to_8_bits = _scale((np.asarray(image.crop(box)) for box in boxes), name, notes) if wide else None
+    rgb, opaque = Image.new("RGB", image.size, "white"), True
+    for box in boxes:
+        strip = image.crop(box)
+        if wide:
+            strip = Image.fromarray(to_8_bits(np.asarray(strip)))
+        else:
+            strip = strip.convert("RGBA")
+            opaque = opaque and strip.getextrema()[3][0] == 255
+            strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
+        rgb.paste(strip.convert("RGB"), box)
+    notes += [] if opaque else ["Transparent parts are shown on white."]
+    return rgb
 
 
-def _to_8_bits(pixels: np.ndarray, name: str, notes: list[str]) -> np.ndarray:
-    """Grey pixels of 16 or 32 bits, or floats, scaled to 0..255 by the range that they use."""
-    if not np.isfinite(pixels).all():
-        raise ImageError(f"{name} has pixels that are not numbers (NaN or infinite).")
-    low, high = float(pixels.min()), float(pixels.max())
-    if pixels.dtype.kind == "u" or (pixels.dtype.kind == "i" and low >= 0 and 255 < high <= 65535):  # u: 16 bits
+def _scale(strips: Iterable[np.ndarray], name: str, notes: list[str]) -> Callable[[np.ndarray], np.ndarray]:
+    """How grey pixels of 16 or 32 bits, or floats, are scaled to 0..255 by the range that they use in all strips."""
+    ranges = []
+    for pixels in strips:
+        if not np.isfinite(pixels).all():
+            raise ImageError(f"{name} has pixels that are not numbers (NaN or infinite).")
+        ranges += [float(pixels.min()), float(pixels.max())]
+    low, high, kind = min(ranges), max(ranges), pixels.dtype.kind
+    span = 1.0 if low >= 0 and high <= 1 and kind == "f" else 255.0 if low >= 0 and high <= 255 else 0.0
+    if kind == "u" or (kind == "i" and low >= 0 and 255 < high <= 65535):  # u: 16 bits
         if high < 4096:  # microscopes often store 10 or 12 bits in 16, and the file does not say which value is white
             notes.append(f"Its brightest pixel is {high:g} of 65535. Scale the picture if its camera has fewer bits.")
-        return np.round(pixels / 257).astype(np.uint8)  # 65535 / 257 = 255
-    if low >= 0 and high <= 1 and pixels.dtype.kind == "f":
-        return np.round(pixels * 255).astype(np.uint8)
-    if low >= 0 and high <= 255:
-        return np.round(pixels).astype(np.uint8)
-    notes.append(f"Pixel values from {low:g} to {high:g} are shown from black to white.")
-    span = (high - low) or 1.0  # one value everywhere is black
-    return np.round((pixels.astype(np.float64) - low) / span * 255).astype(np.uint8)
+        span = 65535.0
+    elif not span:
+        notes.append(f"Pixel values from {low:g} to {high:g} are shown from black to white.")
+    low, span = (0.0, span) if span else (low, (high - low) or 1.0)  # one value everywhere is black
+    return lambda pixels: np.round((pixels.astype(np.float64) - low) / span * 255).astype(np.uint8)
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------

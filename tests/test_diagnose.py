@@ -232,13 +232,6 @@ def two_by_two():
     return healthy(), F.interpolate(square(), size=8), class_score(0), "stage2"
 
 
-def a_weight_is_nan():
-    model = healthy()
-    with torch.no_grad():
-        model.blocks[0][0].conv1[0].weight[0, 0, 0, 0] = float("nan")
-    return model, square(), class_score(0), "stage2"
-
-
 def last_decoder():
     model = healthy("unet")
     region = torch.zeros(16, 16, dtype=torch.bool)
@@ -268,7 +261,6 @@ FAULTS = [
     (all_evidence_is_negative, "Blank"),
     (wavers_between_two, "Unsure"),
     (two_by_two, "Coarse"),
-    (a_weight_is_nan, "Not finite"),
     (last_decoder, "Tautology"),
     (against_at_the_last_decoder, "Inverted"),
     (saturated_units, "Flat"),

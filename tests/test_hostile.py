@@ -17,13 +17,18 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cvlab import checkpoint
 from cvlab.checkpoint import CheckpointError
 from cvlab.checkpoint import folder as folder_module
+from cvlab.explain import grad_cam, predict
 from cvlab.models import build
 from cvlab.models.timm import read_weights
+from cvlab.page import evidence
+from cvlab.page.models import Models
+from cvlab.trust import judge
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_GROWTH_MB = 300  # beyond the libraries and one small network
@@ -215,6 +220,10 @@ HOSTILE = {
     "weights of 3 GB": (ours, sparse("model.safetensors", 3 * 2**30)),
     "NaN weights": (ours, tensors(lambda w: w["head.weight"].fill_(torch.nan))),
     "an infinite variance": (ours, tensors(lambda w: w["stem.1.running_var"].fill_(torch.inf))),
+    "weights of 1e300": (
+        ours,
+        tensors(lambda w: w.update({"head.weight": torch.full((2, 8), 1e300, dtype=torch.float64)})),
+    ),
     "a weight too many": (ours, tensors(lambda w: w.update({"../../evil": torch.zeros(1)}))),
     "a weight too few": (ours, tensors(lambda w: w.pop("head.bias"))),
     "a wrong shape": (ours, tensors(lambda w: w.update({"head.bias": torch.zeros(3)}))),
@@ -245,6 +254,27 @@ HOSTILE = {
     "a temperature of a thousand digits": (ours, block(temperature=10**1000)),
     "a mean that is NaN": (ours, block(mean=[float("nan")] * 3)),
     "a std of 0": (ours, block(std=[0, 0, 0])),
+    "a crop of nearly nothing": (ours, block(crop_pct=0.003)),
+    "a crop of 1e-9": (ours, block(crop_pct=1e-9)),
+    "a crop of the smallest float": (ours, block(crop_pct=5e-324)),
+    "a photo resized beyond any memory": (ours, block(image_size=2048, crop_pct=0.2)),
+    "a std that makes infinities": (ours, block(std=[1e-30] * 3)),
+    "a std of a million": (ours, block(std=[1e6] * 3)),
+    "a mean of 900": (ours, block(mean=[900, 0.5, 0.5])),
+    "a mean that is a bool": (ours, block(mean=[True, 0.5, 0.5])),
+    "a threshold of the smallest float": (ours, block(threshold=5e-324)),
+    "a threshold that no pixel reaches": (ours, block(threshold=1 - 1e-16)),
+    "a temperature of nearly 0": (ours, block(temperature=1e-30)),
+    "limits of 999": (ours, block(limits=[999, -999])),
+    "a set of a negative probability": (ours, block(set_threshold=-1e-9)),
+    "a negative number of channels": (ours, block(arguments={"widths": [4, -8]})),
+    "a dropout of 8000": (ours, block(arguments={"widths": [4, 8], "dropout": 8000})),
+    "a padding of thousands": (ours, block(network="plain", arguments={"padding": 8000})),
+    "a class twice among fifty thousand": (ours, block(class_names=[*map(str, range(49_999)), "49998"])),
+    "a segmenter of 1,001 classes": (
+        ours,
+        block(network="unet", task="segmentation", arguments={"width": 1}, class_names=[*map(str, range(1001))]),
+    ),
     "data that is a list": (ours, block(data=["evil"])),
     # labels
     "labels with line ends": (ours, block(class_names=["cat\nTraceback: send your token to evil", "dog"])),
@@ -273,6 +303,10 @@ HOSTILE = {
     "timm: hostile labels": (theirs, keys(label_names=["\x1b]0;evil\x07", "dog"])),
     "timm: labels by a hostile index": (theirs, keys(label_names={"0": ["evil"], "1": "dog"})),
     "timm: a pool that is code": (theirs, keys(model_args={"global_pool": "evil"})),
+    "timm: a crop of nearly nothing": (theirs, keys(view__crop_pct=1e-9)),
+    "timm: a std that makes infinities": (theirs, keys(view__std=[1e-30] * 3)),
+    "timm: a mean of 123": (theirs, keys(view__mean=[123.7, 116.3, 103.5])),
+    "timm: a dropout of 9": (theirs, keys(model_args={"drop_rate": 9})),
     "timm: a head too wide": (theirs, keys(num_classes=3, label_names=["a", "b", "c"])),
 }
 
@@ -293,6 +327,8 @@ HOSTILE |= {
     "smp: a file of its own": (ours, smp_config(checkpoint_path="/etc/passwd")),
     "smp: a class for a layer": (ours, smp_config(decoder_use_norm={"type": "evil"})),
     "smp: a decoder beyond any memory": (ours, smp_config(decoder_channels=[10**6] * 5)),
+    "smp: 1,001 classes": (ours, smp_config(classes=1001)),
+    "smp: a negative decoder": (ours, smp_config(decoder_channels=[64, 32, -16, 8, 4])),
     "smp: a million blocks": (ours, smp_config(encoder_depth=10**6, decoder_channels=[1] * 10**6)),
 }
 
@@ -422,3 +458,58 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path):
     finally:
         stop.set()
         thread.join()
+
+
+# --- logits that are no answer ----------------------------------------------------------------------------------------
+
+
+def overflow(model):
+    with torch.no_grad():
+        model.head.weight.fill_(3e38)
+
+
+def nearly_overflow(model):
+    """Finite, but not when divided by a temperature."""
+    with torch.no_grad():
+        model.head.weight.fill_(0)
+        model.head.bias.copy_(torch.tensor([3e38, -3e38]))
+
+
+def negative_variance(model):
+    with torch.no_grad():
+        model.stem[1].running_var.fill_(-1)
+
+
+@pytest.mark.parametrize("damage", [overflow, nearly_overflow, negative_variance])
+def test_logits_that_are_not_finite_become_one_sentence(tmp_path, damage):
+    model = build("convnet", ["cat", "dog"], 16, {"widths": [4, 8]}).eval()
+    damage(model)
+    images = torch.rand(1, 3, 16, 16)
+    for ask in (predict, grad_cam, judge_nothing):
+        with pytest.raises(ValueError, match="logits are not finite"):
+            ask(model, images)
+    checkpoint.save(model, tmp_path)  # each weight is finite
+    with pytest.raises(ValueError, match="logits are not finite"):
+        Models({"evil": str(tmp_path)})["evil"]
+
+
+def judge_nothing(model, images):
+    return judge(model, images, torch.rand(1, 1, 4, 4))
+
+
+def test_a_map_that_is_not_finite_is_not_drawn(monkeypatch):
+    """The gradient may overflow where the logits do not."""
+    model = build("convnet", ["cat", "dog"], 16, {"widths": [4, 8]}).eval()
+    true = evidence.explain
+
+    def broken(*arguments):
+        found = true(*arguments)
+        for maps in found.maps.values():
+            for each in maps.values():
+                each *= 1e38
+                each *= 1e38
+        return found
+
+    monkeypatch.setattr(evidence, "explain", broken)
+    with pytest.raises(ValueError, match="maps of this model are not finite"):
+        evidence.predict_photo(Image.new("RGB", (16, 16), "red"), model)

@@ -34,7 +34,7 @@ from cvlab.page.upload import Sent, path_of
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "shapes-classifier"
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "PPM", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "PPM")
 MUTATIONS = 25  # of each format
 SHARES = {"mutations": 250, "bombs": 40, "urls": 30, "names": 60, "types": 60, "files": 50, "models": 10}
 

@@ -8,11 +8,11 @@ AT_LEAST_1 = ("epochs", "batch_size", "image_size", "width", "widths", "depth", 
 AT_LEAST_1 += ("patience", "div_factor")
 AT_LEAST_0 = ("lr", "finetune_lr", "weight_decay", "clip_norm", "mixup", "cutmix", "views", "unfreeze")
 AT_LEAST_0 += ("finetune_epochs", "frozen_epochs", "channels", "pools", "pool_to", "dropout_at", "seed", "split_seed")
-SHARES = ("momentum", "dropout", "head_dropout", "label_smoothing", "ema", "crop_pct", "min_area", "layer_decay")
+SHARES = ("momentum", "dropout", "head_dropout", "label_smoothing", "ema", "min_area", "layer_decay")
 SHARES += ("color_jitter", "erase")
 RANGES = dict.fromkeys(AT_LEAST_1, (1, math.inf)) | dict.fromkeys(AT_LEAST_0, (0, math.inf))
-RANGES |= dict.fromkeys(SHARES, (0, 1)) | {"per_class": (1, math.inf), "classes": (2, math.inf)}
-NOT_0 = ("crop_pct", "min_area", "layer_decay")
+RANGES |= dict.fromkeys(SHARES, (0, 1)) | {"per_class": (1, math.inf), "classes": (2, math.inf), "crop_pct": (0.1, 1)}
+NOT_0 = ("min_area", "layer_decay")
 
 
 def check_numbers(args: argparse.Namespace) -> None:
@@ -23,5 +23,5 @@ def check_numbers(args: argparse.Namespace) -> None:
             least = 0  # the second phase alone
         for value in given if isinstance(given, list | tuple) else [] if given is None else [given]:
             if not least <= value <= most or value == math.inf or (value == 0 and name in NOT_0):
-                limits = f"at least {least}" if most == math.inf else f"{'above' if name in NOT_0 else 'from'} 0 to 1"
+                limits = f"at least {least}" if most > 1 else f"{'above' if name in NOT_0 else 'from'} {least} to 1"
                 raise ValueError(f"--{name.replace('_', '-')} is {value:g}: it must be {limits}.")

@@ -120,7 +120,7 @@ def _model(folder: Path) -> Section:
         ("task", TASKS[config["task"]]),
         ("network", config["network"]),
         ("parameters", f"{manifest['parameters']:,}" if "parameters" in manifest else "unknown"),
-        ("classes", ", ".join(config["class_names"])),
+        ("classes", ", ".join(config["class_names"][:1000])),
         ("input", f"RGB from 0 to 1, {geometry}"),
         ("stages that can be explained", ", ".join(config.get("stages", []))),
     ]

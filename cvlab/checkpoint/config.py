@@ -3,13 +3,14 @@
 import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from cvlab.files import LFS_POINTER, NOT_FETCHED
-from cvlab.models.model import MAX_CLASSES, TILES, name_fault
+from cvlab.models.model import MAX_CLASSES, MAX_MASKS, TILES, name_fault
 
 FORMAT = 1
 REQUIRED = {
@@ -42,13 +43,17 @@ ALLOWED_ARGUMENTS = {
     "decoder_channels": list,
 }
 OPTIONAL = {"interpolation": str, "crop_mode": str, "exclusive": bool, "stages": list}
-OPTIONAL |= {"set_threshold": float, "core_threshold": float, "rim_threshold": float}  # cvlab/trust/conformal.py
-OPTIONAL |= {"temperature": float, "limits": list, "data": dict, "options": dict, "precision": str, "versions": dict}
+OPTIONAL |= {"data": dict, "options": dict, "precision": str, "versions": dict}
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash", TILES)
 MAX_CONFIG_BYTES = 4 * 2**20
-MAX_IMAGE_SIZE = 4096
 MAX_ARGUMENT = 8192  # channels, mostly
+SHARES = ("dropout", "head_dropout", "drop_rate", "drop_path_rate")  # arguments between 0 and 1
+# The ranges of numbers that make sense, and how many there are of each. Images lie between 0 and 1, and so do their
+# means. The limits are of what decides on a heatmap (cvlab/trust/judge.py), the other thresholds of trust/conformal.py.
+RANGES = {"image_size": (1, 4096, 1), "crop_pct": (0.1, 1, 1), "mean": (0, 1, 3), "std": (0.001, 10, 3)}
+RANGES |= {"threshold": (1e-6, 1 - 1e-6, 1), "temperature": (0.05, 20, 1), "limits": (-2, 2, 2)}
+RANGES |= dict.fromkeys(("set_threshold", "core_threshold", "rim_threshold"), (0, 1, 1))
 MAX_DEPTH = 32  # also of lists: modules are built one by one before any shape can be compared
 
 
@@ -127,7 +132,7 @@ def read_config(path: Path) -> dict:
         both = " and ".join(ascii(str(name)[:60]) for name in architectures)
         raise CheckpointError(f"{path} names two networks: {both}.")
     _check_arguments(block, path)
-    _check_class_names(block["class_names"], path)
+    _check_class_names(block["class_names"], block["task"], path)
     if block["task"] == "classification" and len(block["class_names"]) == 1:
         raise CheckpointError(f"{path}: with a single class every probability would be 1. A classifier needs two.")
     if block["crop_mode"] == TILES and block["task"] == "classification":
@@ -173,19 +178,20 @@ def _check_arguments(block: dict, path: Path) -> None:
                 raise CheckpointError(f"{path}: the argument “{key}” is not of type {kind.__name__}.")
             if isinstance(value, str | bool):
                 continue  # names are looked up by the network itself
-        limit = MAX_DEPTH if key == "depth" else MAX_ARGUMENT
+        limit = 1 if key in SHARES else MAX_DEPTH if key == "depth" else MAX_ARGUMENT
         values = value if isinstance(value, list) else [value]
-        if len(values) > MAX_DEPTH or not all(isinstance(v, int | float) and abs(v) <= limit for v in values):
-            raise CheckpointError(f"{path}: the argument {key[:60]!a} is not a number, or is too large.")
+        if len(values) > MAX_DEPTH or not all(isinstance(v, int | float) and 0 <= v <= limit for v in values):
+            raise CheckpointError(f"{path}: the argument {key[:60]!a} is not a number from 0 to {limit}, or too long.")
 
 
-def _check_class_names(names: list, path: Path) -> None:
+def _check_class_names(names: list, task: str, path: Path) -> None:
     if not names or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{path}: class_names must be a list of at least one name.")
-    if len(names) > MAX_CLASSES:
-        raise CheckpointError(f"{path}: there are {len(names):,} class_names, and the limit is {MAX_CLASSES:,}.")
-    if len(set(names)) < len(names):
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
+    most = MAX_CLASSES if task == "classification" else MAX_MASKS
+    if len(names) > most:
+        raise CheckpointError(f"{path}: there are {len(names):,} class_names, and the limit is {most:,}.")
+    twice, times = Counter(names).most_common(1)[0]
+    if times > 1:
         raise CheckpointError(f"{path}: the class name {twice[:60]!a} is there twice.")
     for name in names:
         if fault := name_fault(name):
@@ -193,20 +199,16 @@ def _check_class_names(names: list, path: Path) -> None:
 
 
 def _check_numbers(block: dict, path: Path) -> None:
-    if not 1 <= block["image_size"] <= MAX_IMAGE_SIZE:
-        raise CheckpointError(f"{path}: image_size {block['image_size']!s:.20} is not between 1 and {MAX_IMAGE_SIZE}.")
-    for key, count in (("mean", 3), ("std", 3), ("limits", 2)):  # of channels; of the verdict on a heatmap
+    for key, (least, most, count) in RANGES.items():
+        given = block.get(key, [least] * count)
+        numbers = given if isinstance(given, list) else [given]
         # Python's JSON reads NaN and Infinity: both fail the comparison.
-        numbers = block.get(key, [0] * count)
-        if len(numbers) != count or not all(isinstance(each, int | float) and abs(each) < 1000 for each in numbers):
-            raise CheckpointError(f"{path}: {key} must be {count} numbers below 1000.")
-    if not 0 < block["crop_pct"] <= 1 or not 0 < block["threshold"] < 1 or min(block["std"]) <= 0:
-        raise CheckpointError(f"{path}: crop_pct, threshold or std is outside its range.")
-    if not 0.05 <= block.get("temperature", 1.0) <= 20:
-        raise CheckpointError(f"{path}: the temperature {block['temperature']!s:.20} is not between 0.05 and 20.")
-    for key in ("set_threshold", "core_threshold", "rim_threshold"):
-        if not 0 <= block.get(key, 0) <= 1:
-            raise CheckpointError(f"{path}: {key} {block[key]!s:.20} is not between 0 and 1.")
+        if len(numbers) != count or not all(type(each) in (int, float) and least <= each <= most for each in numbers):
+            wanted = f"{'a number' if count == 1 else f'{count} numbers'} from {least} to {most}"
+            raise CheckpointError(f"{path}: {key} is {str(given)[:60]!a}; it must be {wanted}.")
+    side, most = block["image_size"], RANGES["image_size"][1]
+    if side / block["crop_pct"] > most:
+        raise CheckpointError(f"{path}: image_size {side} / crop_pct, to which photos are resized, is over {most}.")
     for key, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
         if block[key] not in known:
             raise CheckpointError(f"{path}: the {key} {block[key][:60]!a} is none of {', '.join(known)}.")

@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cvlab.checkpoint import hub
 from cvlab.checkpoint.config import FORMAT, CheckpointError, opened, read_config
@@ -27,7 +29,7 @@ from cvlab.models.model import Shapes, misfit, shapes_of
 
 MAX_HEADER_BYTES = 8 * 2**20  # of model.safetensors: names and shapes
 MAX_PARAMETERS = hub.MAX_WEIGHTS_BYTES // 4  # with buffers, in float32
-MAX_ACTIVATIONS = 2**31  # numbers in the outputs of all layers for one image: 8 GiB
+COPIES, KEPT, MASKS = 3, 2, 6  # of weights, activations and logits at once, while a model is opened and explained
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32")
 
 
@@ -69,11 +71,11 @@ def annotate(folder: str | Path, **entries: object) -> None:
     write_text(path, to_json(config, indent=1) + "\n")
 
 
-def load(folder_or_id: str | Path) -> Model:
+def load(folder_or_id: str | Path, most_gib: float = 16) -> Model:
     """The model of a folder or of a Hub name "user/name[@revision]" or page, in eval mode, on the CPU.
 
     It has all attributes of `Model`; `source` is the folder, or user/name@commit. Folders of timm's classifiers and of
-    U-Nets of segmentation_models.pytorch open in the same way.
+    U-Nets of segmentation_models.pytorch open in the same way. To open and explain it may take so many GiB of memory.
 
     Raises:
         CheckpointError: the folder is missing, damaged or not allowed; the message says what is wrong.
@@ -97,7 +99,7 @@ def load(folder_or_id: str | Path) -> Model:
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
     config = read_config(config_file)
     arguments = settings_in(config)
-    shapes = _measured(arguments, config["task"], config_file)
+    shapes, activations = _measured(arguments, config["task"], config_file, most_gib)
     with opened(weights_file, hub.MAX_WEIGHTS_BYTES) as file:
         start, found = _read_header(file, weights_file)
         fault = misfit(shapes, found)
@@ -105,6 +107,7 @@ def load(folder_or_id: str | Path) -> Model:
             raise CheckpointError(f"{weights_file} does not fit config.json: {fault}.")
         weights = _read_tensors(file, start, weights_file)
     model = build(**arguments)
+    model.activations = activations
     try:
         if fault:
             from cvlab.models.timm import in_current_names  # here, because the page starts faster without timm
@@ -131,8 +134,8 @@ def _stored(model: Model) -> Model:
 # --- the network on the meta device -----------------------------------------------------------------------------------
 
 
-def _measured(arguments: dict, task: str, path: Path) -> Shapes:
-    """The shapes of the network's tensors; CheckpointError if it is for another task or takes too much memory."""
+def _measured(arguments: dict, task: str, path: Path, most_gib: float) -> tuple[Shapes, int]:
+    """The tensors' shapes, and the numbers in a forward pass; CheckpointError for another task or too much memory."""
     with _building(path), torch.device("meta"):
         model = build(**arguments).eval()
     if model.task != task:
@@ -141,14 +144,15 @@ def _measured(arguments: dict, task: str, path: Path) -> Shapes:
     if numbers > MAX_PARAMETERS:
         raise CheckpointError(f"{path} describes a network of {numbers:,} numbers; the limit is {MAX_PARAMETERS:,}.")
     side = arguments["image_size"]
-    with _building(path), torch.device("meta"):
-        activations = _count_activations(model, torch.empty(1, 3, side, side))
-    if activations > MAX_ACTIVATIONS:
+    with _building(path), torch.device("meta"), torch.no_grad(), _Count() as count:
+        logits = model(torch.empty(1, 3, side, side))
+    needed = 4 * (COPIES * numbers + KEPT * count.numbers + MASKS * logits.numel()) / 2**30
+    if needed > most_gib:
         raise CheckpointError(
-            f"{path}: for an image of {side} x {side} pixels the network's layers put out {activations:,} numbers; "
-            f"the limit is {MAX_ACTIVATIONS:,}."
+            f"{path}: an answer of this network for {side} x {side} pixels takes about {needed:.1f} GiB of memory, and "
+            f"{most_gib:g} are there for it. Choose a smaller network, smaller views or fewer classes."
         )
-    return shapes_of(_stored(model).state_dict())
+    return shapes_of(_stored(model).state_dict()), count.numbers
 
 
 @contextmanager
@@ -160,20 +164,16 @@ def _building(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path} describes a model that cannot be built: {reason}.") from error
 
 
-def _count_activations(model: Model, images: Tensor) -> int:
-    """How many numbers the outputs of all innermost layers hold in one forward pass."""
-    count = 0
+class _Count(TorchDispatchMode):
+    """Counts the numbers in all tensors that a forward pass makes: autograd keeps nearly all of them."""
 
-    def add(module: nn.Module, inputs: tuple, output: object) -> None:
-        nonlocal count
-        count += output.numel() if isinstance(output, Tensor) else 0
+    numbers = 0
 
-    for module in model.modules():
-        if not list(module.children()):
-            module.register_forward_hook(add)
-    with torch.no_grad():
-        model(images)
-    return count
+    def __torch_dispatch__(self, func: Any, types: tuple, args: tuple = (), kwargs: dict | None = None) -> object:
+        found = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.numbers += sum(each.numel() for each in tree_leaves(found) if isinstance(each, Tensor))
+        return found
 
 
 # --- model.safetensors ------------------------------------------------------------------------------------------------
@@ -213,6 +213,6 @@ def _read_tensors(file: BinaryIO, start: bytes, path: Path) -> dict[str, Tensor]
         reason = str(error).split("\n")[0][:200]
         raise CheckpointError(f"{path} is damaged or cut off ({reason}). Download or train it again.") from error
     for name, tensor in weights.items():
-        if not tensor.isfinite().all():
-            raise CheckpointError(f"{path} is damaged: {name} has values that are not finite.")
+        if not tensor.float().isfinite().all():  # as the network will hold them: 1e300 becomes infinite
+            raise CheckpointError(f"{path} is damaged: {name} has values that are not finite in float32.")
     return weights

@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from cvlab.data.folders import DataError
 from cvlab.models.model import name_fault
-from cvlab.transforms import FORMATS, MAX_PIXELS
+from cvlab.transforms import FORMATS, MAX_BYTES, decoded_bytes
 
 MAX_MASK_CLASSES = 64
 BACKGROUND = "background"
 CLASSES_FILE = "classes.txt"
 UNCLEAR = "has a mask whose meaning is not clear"
 ORIENTATION = 274  # an EXIF tag: 1 is upright; from 5 on, width and height are exchanged
-LOSSY = ("JPEG", "WEBP", "AVIF", "HEIF", "JPEG2000")
+LOSSY = ("JPEG", "WEBP", "AVIF", "HEIF")
 BRIGHT = 191  # of a lossy black and white picture: white is above this, black below 255 minus this, but for some edges
 
 
@@ -48,6 +48,8 @@ def read_mask(
     """
     try:
         values = _values(path)
+        if values.size * num_classes > 2**30:
+            raise DataError(f"has {values.size:,} pixels, too many for {num_classes} classes. Save it smaller.")
         found = set(np.unique(values).tolist())
         if found <= {0, 255} and (white is not None or (num_classes == 1 and ignore is None)):
             values = np.where(values > 0, 1 + (white or 0), 0)
@@ -62,21 +64,23 @@ def _values(path: str | Path) -> np.ndarray:
     """The values of a mask, (H, W) integers; white of any kind is 255. DataError without the name of the file."""
     try:
         with Image.open(path, formats=FORMATS) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise DataError(f"has more than {MAX_PIXELS / 1e6:.0f} million pixels.")
-            pages, lossy = getattr(opened, "n_frames", 1), opened.format if opened.format in LOSSY else ""
+            if decoded_bytes(opened) > MAX_BYTES:
+                raise DataError(f"takes more than {MAX_BYTES / 1e6:.0f} MB. Save it smaller, and as grey of 8 bits.")
+            several, lossy = getattr(opened, "is_animated", False), opened.format if opened.format in LOSSY else ""
             mask = ImageOps.exif_transpose(opened)
-        if pages > 1:
-            raise DataError(f"has {pages} pages or frames, but a mask has one. Save the right one alone.")
+        if several:  # they are not counted: a file may hold a million
+            raise DataError("has at least 2 pages or frames, but a mask has one. Save the right one alone.")
         values = _one_channel(mask)
     except DataError:
         raise
     except Exception as error:  # damaged files raise errors of every kind
         raise DataError("cannot be opened as a mask.") from error
+    if values.dtype.itemsize > 2 and not -65536 < values.min() <= values.max() < 65536:  # NaN fails the comparison
+        raise DataError("has values beyond 65,535, but a mask has the numbers of classes. Save it with 0, 1, 2 ...")
     if values.dtype.kind == "f":
         if not (values == np.round(values)).all():
             raise DataError("has fractions, but a mask has whole numbers. Save it with 0 and 255, or 0, 1, 2 ...")
-        values = values.astype(np.int64)
+        values = values.astype(np.int32)
     if values.max() == 65535 and set(np.unique(values)) <= {0, 65535}:
         return np.where(values > 0, np.uint8(255), np.uint8(0))
     if lossy and values.max() > 0:
@@ -96,7 +100,7 @@ def _one_channel(mask: Image.Image) -> np.ndarray:
         if alpha.min() < alpha.max() or not alpha.any():
             if indices is not None and hard and ((alpha == 0) == (indices == 0)).all():
                 return indices
-            if len(np.unique(colours[alpha > 0], axis=0)) <= 1:
+            if (colours[alpha > 0] == colours[alpha > 0][:1]).all():
                 return alpha
             if not hard or colours[alpha == 0].any():
                 raise DataError(

@@ -18,6 +18,7 @@ from cvlab.models import Model
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _locks_guard = threading.Lock()
 
+LARGEST = 1e30  # of logits and maps: divided by a temperature, subtracted and added up they stay finite
 # To autograd: a module that does not influence the score gets a gradient of 0, which `diagnose` explains.
 UNUSED_IS_ZERO = {"allow_unused": True, "materialize_grads": True}
 
@@ -87,12 +88,12 @@ def passes(
 
 
 def forward(model: Model, images: Tensor) -> Tensor:
-    """The model's logits of images (N, 3, S, S) in [0, 1]; ValueError if it cannot take their shape or type."""
+    """The model's logits of images (N, 3, S, S) in [0, 1]; ValueError if it cannot take them or they are not finite."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         found = f"{tuple(images.shape)} of {str(images.dtype).removeprefix('torch.')}"
         raise ValueError(f"images must be (N, 3, H, W) of floats in [0, 1], not {found}: see cvlab.transforms.view")
     try:
-        return model(images)
+        logits = model(images)
     except (RuntimeError, AssertionError) as error:
         weight = next(model.parameters(), images)
         if (weight.dtype, weight.device) != (images.dtype, images.device):
@@ -105,6 +106,9 @@ def forward(model: Model, images: Tensor) -> Tensor:
         if height == width == side:
             raise
         raise ValueError(f"the model is for {side}x{side} pixels and cannot take {height}x{width}") from error
+    if not (logits.detach().abs() < LARGEST).all():  # NaN fails the comparison
+        raise ValueError("the model's logits are not finite or beyond any sense: its weights are damaged")
+    return logits
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from cvlab.models import Model
 from cvlab.tiles import Tiles
 
 BATCH_SIZE = 32  # fixed, so that a model's scores are always the same
+MOST_ACTIVATIONS = 2**30  # of a batch of tiles; without gradients few of them are in memory at once
 
 
 def predict_views(model: Model, views: Tensor) -> Iterator[Tensor]:
@@ -32,8 +33,9 @@ def predict_photos(
         progress: goes through the batches and shows how many are done; by default a progress bar.
     """
     tiles = Tiles(photos, model.image_size)
+    size = max(1, min(BATCH_SIZE, MOST_ACTIVATIONS // max(1, model.activations)))
     progress = progress or partial(tqdm, desc="predicting", leave=False)
-    batches = progress([range(len(tiles))[start : start + BATCH_SIZE] for start in range(0, len(tiles), BATCH_SIZE)])
+    batches = progress([range(len(tiles))[start : start + size] for start in range(0, len(tiles), size)])
     return tiles.join(predict(model, torch.stack([tiles[i] for i in batch]) / 255) for batch in batches)
 
 

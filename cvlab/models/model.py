@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 MAX_CLASSES = 50_000  # of a classifier; the largest ImageNet has 21,843
+MAX_MASKS = 1_000  # classes of a segmenter, each with a mask of all pixels
 MAX_NAME = 300  # characters of a class name
 TILES = "tiles"  # a segmenter's `crop_mode`
 BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they change the reading direction
@@ -118,6 +119,7 @@ class Model(nn.Module):
     exclusive: bool = False
     temperature: float = 1.0  # the logits divided by it give the `probabilities`; 1 where none was fitted
     statistics: dict[str, Tensor] | None = None  # of its photos, for `cvlab.trust.familiarity`; None if not fitted
+    activations: int = 0  # numbers that a forward pass computes for one image; 0 for a model that was not loaded
     source: str = ""  # where it was loaded from: a folder, or user/name@commit on the Hub; empty for one just built
 
     def __init__(self) -> None:

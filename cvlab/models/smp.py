@@ -18,7 +18,7 @@ from timm.models import FeatureHookNet, get_pretrained_cfg, is_model, is_model_p
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from cvlab.models.model import Model, Stage
+from cvlab.models.model import MAX_MASKS, Model, Stage
 from cvlab.models.timm import load_backbone, read_weights, timm_network
 from cvlab.models.timm_stages import module_outputs
 
@@ -188,8 +188,8 @@ def from_smp_config(config: dict) -> dict:
     channels = config.get("decoder_channels", list(DECODER_CHANNELS))
     if not isinstance(encoder, str) or not is_encoder(encoder):
         raise ValueError(f"segmentation_models.pytorch has no encoder {_shown(encoder)}")
-    if type(num_classes) is not int or not 1 <= num_classes <= 1000:
-        raise ValueError(f"classes is {_shown(num_classes)}: a segmenter has 1 to 1,000")
+    if type(num_classes) is not int or not 1 <= num_classes <= MAX_MASKS:
+        raise ValueError(f"classes is {_shown(num_classes)}: a segmenter has 1 to {MAX_MASKS:,}")
     if not isinstance(channels, list) or config.get("encoder_depth", 5) != len(channels):
         raise ValueError("encoder_depth is not the length of decoder_channels")
     return {

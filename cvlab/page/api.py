@@ -10,19 +10,20 @@ from pathlib import Path
 
 import gradio as gr
 from PIL import Image
-from torch import Tensor
 
 from cvlab.checkpoint import hub
 from cvlab.explain import peak, predicted_masks
+from cvlab.page.evidence import mask_size
 from cvlab.page.examples import example_files
 from cvlab.page.host import sentence_of, without_paths
+from cvlab.page.html import MOST_NAMES
 from cvlab.page.picture import MAX_SIDE
 from cvlab.page.question import Question, mask_of
 from cvlab.page.unet import CLASSIFIER
 from cvlab.page.upload import UPLOADS, photo_input
 from cvlab.page.visit import Answer, Visits
 from cvlab.render import enlarged, heatmap_picture, mask_overlay, overlay, to_picture
-from cvlab.transforms import open_image, resize_logits
+from cvlab.transforms import open_image, resize_logits, resize_mask
 
 
 class Page(gr.Blocks):
@@ -71,17 +72,17 @@ def masked(photo: Image.Image, answer: Answer) -> tuple[Image.Image, dict[str, f
     """The photo with a segmenter's mask, the share of it that each object covers, and a sentence about the mask."""
     model, logits, pixels = answer.model, answer.prediction.logits, photo.width * photo.height
 
-    def objects() -> Tensor:
-        return predicted_masks(model, resize_logits(logits, (photo.height, photo.width)))[0, model.first_object :]
-
-    names, masks = model.class_names[model.first_object :], objects()
+    size = mask_size(model, (photo.height, photo.width))
+    masks, names = predicted_masks(model, resize_logits(logits, size))[0], model.class_names
+    masks, names = masks[model.first_object :], names[model.first_object :]
     shares = {name: mask.float().mean().item() for name, mask in zip(names, masks, strict=True)}
-    found = int(masks.any(0).sum())
-    sentence = f"The mask covers {found:,} of {pixels:,} pixels ({found / pixels:.1%}), threshold {model.threshold:g}."
-    if found == 0:
+    share, at = masks.any(0).double().mean().item(), f"threshold {model.threshold:g}"
+    sentence = f"The mask covers {round(share * pixels):,} of {pixels:,} pixels ({share:.1%}), {at}."
+    if share == 0:
         sentence = f"No pixel reaches the threshold of {model.threshold:g}: the model finds nothing here."
     photo.thumbnail((MAX_SIDE, MAX_SIDE))
-    return mask_overlay(photo, objects().any(0).numpy()), shares, sentence
+    mask = resize_mask(masks.any(0)[None], (photo.height, photo.width))[0]
+    return mask_overlay(photo, mask.numpy()), shares, sentence
 
 
 ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "verdict"}  # verdicts have a queue of their own
@@ -97,9 +98,10 @@ def add_api(visits: Visits) -> None:
             picture, shares, numbers = masked(open_image(image), answer)
             mask = gr.FileData(path=saved(enlarged(picture)))
             return {"mask": mask.model_dump(), "shares": shares, "numbers": numbers}
-        ranked = sorted(answer.prediction.shares.items(), key=lambda item: -item[1])
+        ranked = sorted(answer.prediction.shares.items(), key=lambda item: -item[1])[:MOST_NAMES]
         confidences = [{"label": name, "confidence": share} for name, share in ranked]
-        told = {"familiar": answer.prediction.familiar, "set": answer.prediction.names}
+        names = answer.prediction.names and answer.prediction.names[:MOST_NAMES]
+        told = {"familiar": answer.prediction.familiar, "set": names}
         return {"label": ranked[0][0], "confidences": confidences, **told}
 
     def grad_cam(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cvlab.data.masks import read_mask
 from cvlab.explain import METHODS, default_stage, explain, predict, predicted_masks
+from cvlab.explain.hooks import LARGEST
 from cvlab.explain.many import predict_photos
 from cvlab.explain.paths import contributions, region_dependence
 from cvlab.models import Model, probabilities
@@ -25,7 +26,7 @@ from cvlab.trust.conformal import class_set
 from cvlab.trust.familiarity import features, nearest
 
 MOST_PIXELS = 24 * 2**20  # of the tiles of a photo
-MOST_LOGITS = 64 * 2**20  # of a photo
+MOST_LOGITS = 64 * 2**20  # of a photo, of all classes together
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,11 @@ def predict_photo(
         else:
             evidence = evidence_in_tile(large, logits, model, asked)
         logits = evidence.logits if logits is None else logits
-    except ValueError:  # no pixel was found, so there is nothing to explain
+    except ValueError:
         evidence, logits = None, predict(model, images) if logits is None else logits
+        found = model.task == "classification" or predicted_masks(model, logits)[0, model.first_object :].any()
+        if found and large is None:
+            raise  # else no pixel was found, or none in the tile, so there is nothing to explain
     seconds = time.perf_counter() - begun
     if model.task == "classification":
         values = probabilities(model, logits)[0]
@@ -149,6 +153,13 @@ def few_tiles(image: Image.Image, model: Model, notes: list[str]) -> Image.Image
     if large.width < image.width or large.height < image.height:
         notes.append(f"Looked at in tiles of {side} pixels, at {large.width} x {large.height} pixels.")
     return large
+
+
+def mask_size(model: Model, size: tuple[int, int]) -> list[int]:
+    """That of a photo (height, width), or smaller where masks of all classes would have more than MOST_LOGITS."""
+    most = MOST_LOGITS // len(model.class_names)  # pixels; of a line of them, too
+    share = min(1.0, (most / math.prod(size)) ** 0.5)
+    return [max(1, min(most, int(side * share))) for side in size]
 
 
 def evidence_in_tile(
@@ -191,6 +202,8 @@ def evidence_for(
     """
     stages = [question.stage or default_stage(model)] if model.task == "classification" else None
     found = explain(model, images, score_of(question, model, true_mask), stages, tuple(METHODS))
+    if not all((each.abs() < LARGEST).all() for maps in found.maps.values() for each in maps.values()):
+        raise ValueError("the maps of this model are not finite: its weights are damaged")
     class_idx, other, region = settled(question, model, found.logits, true_mask)
     seen = images, box, question.points
     return Evidence(found.logits, found.scores.item(), found.maps, class_idx, *seen, other, region)
@@ -209,7 +222,7 @@ def paths_of(model: Model, evidence: Evidence, against: bool) -> Paths:
 
 
 def open_mask(file: str, model: Model, size: tuple[int, int]) -> Tensor:
-    """The true mask for a photo of `size` (height, width): (1 + objects, H, W) bool at its own resolution.
+    """The true mask for a photo of `size` (height, width): (1 + objects, H, W) bool at its own size or `mask_size`.
 
     It is read as the trainers read masks. First comes the background, then each object of the model. A pixel that is
     not scored is in none. White of a black and white mask is in all objects, as it shows the one that is asked about.
@@ -225,4 +238,4 @@ def open_mask(file: str, model: Model, size: tuple[int, int]) -> Tensor:
     height, width = masks.shape[1:]
     if abs(width / height - size[1] / size[0]) > 0.02 * size[1] / size[0]:
         raise ValueError(f"The mask is {width} x {height} pixels and the photo {size[1]} x {size[0]}: another shape.")
-    return masks
+    return resize_mask(masks, mask_size(model, (height, width)))

@@ -11,6 +11,8 @@ from PIL import Image
 from cvlab.page.picture import color_bar
 from cvlab.render import picture_url
 
+MOST_NAMES = 1000  # in a list of the page or of an answer to a program; what has more is cut
+
 
 def in_grid(figures: Sequence[str], size: str = "") -> str:
     """Figures in a grid that adapts to the width of the screen."""
@@ -37,11 +39,11 @@ def bars(shares: dict[str, float], title: str, most: int = 5) -> str:
     ranked = [
         f'<tr><th scope="row">{html.escape(name)}</th><td><b style="width:{max(share, 0.004):.1%}"></b></td>'
         f"<td>{share:.0%}</td></tr>"
-        for name, share in sorted(shares.items(), key=lambda item: -item[1])
+        for name, share in sorted(shares.items(), key=lambda item: -item[1])[:MOST_NAMES]
     ]
     first = f'<table class="bars"><caption>{html.escape(title)}</caption>{"".join(ranked[:most])}</table>'
     rest = f'<table class="bars">{"".join(ranked[most:])}</table>'
-    return first + (folded(f"{len(ranked) - most} more", rest, "more") if ranked[most:] else "")
+    return first + (folded(f"{len(shares) - most} more", rest, "more") if ranked[most:] else "")
 
 
 def folded(title: str, content: str, name: str) -> str:
@@ -64,7 +66,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     spans = [' colspan="2"' if most else "" for most in largest]
     top = "".join(f"<th{span}>{html.escape(name)}</th>" for name, span in zip(head, spans, strict=True))
     top = f"<tr>{top}</tr>" if any(head) else ""
-    lines = ("".join(cell(value, most) for value, most in zip(row, largest, strict=True)) for row in rows)
+    lines = ("".join(cell(value, most) for value, most in zip(row, largest, strict=True)) for row in rows[:MOST_NAMES])
     return f'<table class="facts">{top}{"".join(f"<tr>{line}</tr>" for line in lines)}</table>'
 
 

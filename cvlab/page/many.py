@@ -19,7 +19,7 @@ from cvlab.files import write_bytes
 from cvlab.models import Model
 from cvlab.page.evidence import predict_photo
 from cvlab.page.host import sentence_of
-from cvlab.page.html import in_grid, paragraph
+from cvlab.page.html import MOST_NAMES, in_grid, paragraph
 from cvlab.page.picture import WHOLE, captioned, heated, slider, with_photo
 from cvlab.page.question import COLORMAPS, Question
 from cvlab.transforms import ImageError, open_image
@@ -112,7 +112,7 @@ def explain_picture(model: Model, path: Path, question: Question, number: int) -
     label, box = f"{file}: evidence for {name or 'nothing'}", evidence.box if evidence else WHOLE
     drawn = heated(attribution, model.stages[question.stage], box, label, COLORMAPS[0], False)
     figure = captioned(drawn, f"{number}: {name or 'nothing found'}", f"{share:.1%}, peak {largest:.3g}")
-    named = " or ".join(prediction.names or ())
+    named = " or ".join((prediction.names or ())[:MOST_NAMES])
     row = Row(number, file, name, share, largest, sentence, prediction.familiar, named)
     return row, with_photo(figure, style=prediction.photo)
 

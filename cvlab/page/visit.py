@@ -29,7 +29,7 @@ from cvlab.transforms import Box, open_image, seen_part, whole_mask
 from cvlab.trust import Judgement, judge
 from cvlab.trust.diagnosis import diagnose
 
-MAX_BYTES = 512 * 2**20  # of what is cached about photos
+MAX_BYTES = 256 * 2**20  # of what is cached about photos
 SMALL = 2**12  # bytes of a value that is a few numbers
 QUIET, FORGOTTEN = 10, 3600  # seconds after a question until its visitor is not thought to wait, or to be there
 FORWARDS, SECONDS = 45, 3  # of a verdict; one that takes longer is given on request
