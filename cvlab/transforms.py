@@ -22,8 +22,7 @@ MAX_PIXELS = 80_000_000  # phones and scanners usually save less
 MAX_BYTES = 4 * MAX_PIXELS  # of a picture as it is decoded and as it is returned, together
 Box = tuple[float, float, float, float]  # x, y, width and height in shares of a photo
 MIN_SIDE = 2  # pixels; a single line of them is not a picture
-# Recognised by content, not by the file's name. Pillow opens more, such as EPS, which is a program for Ghostscript, and
-# JPEG 2000, which nobody sends for photos: a kilobyte of it takes half a minute.
+# Recognised by content, not by name. EPS is a program for Ghostscript; a kilobyte of JPEG 2000 may take half a minute.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "PPM")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cvlab.data.folders import DataError, has_masks
+from cvlab.data.folders import DataError, has_masks, left_out_notes
 from cvlab.data.parts import PARTS, Parts, classification_parts, segmentation_parts
 
 RANDOM = np.random.default_rng(0)
@@ -86,7 +86,7 @@ def outside(folder: Path) -> None:
 
 def of_all_kinds(folder: Path) -> None:
     classes(folder)
-    for name in ("1.jp2", "2.jpe", "3.BMP"):
+    for name in ("1.tif", "2.jpe", "3.BMP"):
         picture(folder / "a" / name)
     for name in ("no suffix", "odd.suffix"):
         picture(folder / "a" / "renamed.png")
@@ -286,3 +286,17 @@ def test_masks_of_other_names_are_refused_with_what_was_found(tmp_path: Path) ->
     pairs(tmp_path / "images", tmp_path / "masks", "other{}.png")
     with pytest.raises(DataError, match=r"has no mask: 8 \(images/0.png.*belongs to no image: 8 \(masks/other0.png"):
         segmentation_parts(tmp_path)
+
+
+def test_odd_names_and_encodings_become_sentences(tmp_path):
+    """Found by tests/bench/fuzz.py: bytes that are no UTF-8 in classes.txt, and names that cannot be printed."""
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "images" / "\udcff\n.png").write_bytes(b"")
+    (left_out,) = left_out_notes({tmp_path / "images" / "\udcff\n.png": "has no mask"}, tmp_path)
+    assert left_out.isprintable()
+    for name in ("images", "masks"):
+        Image.new("1", (20, 20), 1).save(tmp_path / name / "a.png")
+    (tmp_path / "classes.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(DataError, match="not valid UTF-8"):
+        segmentation_parts(tmp_path, 0)

@@ -206,9 +206,8 @@ def _check_numbers(block: dict, path: Path) -> None:
         if len(numbers) != count or not all(type(each) in (int, float) and least <= each <= most for each in numbers):
             wanted = f"{'a number' if count == 1 else f'{count} numbers'} from {least} to {most}"
             raise CheckpointError(f"{path}: {key} is {str(given)[:60]!a}; it must be {wanted}.")
-    side, most = block["image_size"], RANGES["image_size"][1]
-    if side / block["crop_pct"] > most:
-        raise CheckpointError(f"{path}: image_size {side} / crop_pct, to which photos are resized, is over {most}.")
+    if block["image_size"] / block["crop_pct"] > RANGES["image_size"][1]:
+        raise CheckpointError(f"{path}: image_size / crop_pct, the side to which photos are resized, is over 4096.")
     for key, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
         if block[key] not in known:
             raise CheckpointError(f"{path}: the {key} {block[key][:60]!a} is none of {', '.join(known)}.")

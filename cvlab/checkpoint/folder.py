@@ -148,10 +148,8 @@ def _measured(arguments: dict, task: str, path: Path, most_gib: float) -> tuple[
         logits = model(torch.empty(1, 3, side, side))
     needed = 4 * (COPIES * numbers + KEPT * count.numbers + MASKS * logits.numel()) / 2**30
     if needed > most_gib:
-        raise CheckpointError(
-            f"{path}: an answer of this network for {side} x {side} pixels takes about {needed:.1f} GiB of memory, and "
-            f"{most_gib:g} are there for it. Choose a smaller network, smaller views or fewer classes."
-        )
+        advice = "use a smaller network, smaller views or fewer classes"
+        raise CheckpointError(f"{path}: it takes about {needed:.1f} GiB of memory, over {most_gib:g}: {advice}.")
     return shapes_of(_stored(model).state_dict()), count.numbers
 
 

@@ -61,7 +61,8 @@ def left_out_notes(left_out: dict[Path, str], folder: str | Path) -> list[str]:
     """A sentence for each reason, with the number of files and the names of the first three."""
     by_reason: dict[str, list[str]] = {}
     for path in sorted(left_out):
-        by_reason.setdefault(left_out[path], []).append(path.relative_to(folder).as_posix())
+        name = path.relative_to(folder).as_posix()
+        by_reason.setdefault(left_out[path], []).append("".join(each if each.isprintable() else "?" for each in name))
     return [
         f"Left out because it {reason}: {len(names)} ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})."
         for reason, names in by_reason.items()

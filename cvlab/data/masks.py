@@ -235,7 +235,8 @@ def agreed(
 def listed_classes(folder: Path) -> list[str] | None:
     """The names in classes.txt of a segmentation folder, one a line, of the values 1, 2, ...; None without the file."""
     path = folder / CLASSES_FILE
-    return [line for line in path.read_text("utf-8").splitlines() if line.strip()] if path.is_file() else None
+    lines = path.read_text("utf-8", "surrogateescape").splitlines() if path.is_file() else []
+    return [line for line in lines if line.strip()] or None
 
 
 def ignored_value(held: Sequence[Held]) -> int | None:
