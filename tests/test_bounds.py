@@ -125,8 +125,8 @@ def test_a_segmenter_of_many_classes_answers_on_a_large_photo(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["views", "classes", "weights"])
-def test_a_model_that_does_not_fit_the_page_is_refused_in_a_sentence(tmp_path, what):
-    """No weights are read: none are there."""
+def test_a_strangers_model_that_does_not_fit_the_page_is_refused_in_a_sentence(tmp_path, what):
+    """No weights are read: none are there. The owner of the page may open the same one."""
     network = {
         "views": ("unet", ["a", "b"], 1024, {"width": 32}),
         "classes": ("unet", [f"c{i}" for i in range(1000)], 512, {"width": 1, "depth": 1}),
@@ -135,7 +135,10 @@ def test_a_model_that_does_not_fit_the_page_is_refused_in_a_sentence(tmp_path, w
     with torch.device("meta"):
         config = build(*network).config
     (tmp_path / "config.json").write_text(json.dumps({"cvlab": config | {"format": 1}}))
+    (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"takes about [\d.]+ GiB of memory"):
+        _ = Models({}, fetch=lambda name: tmp_path)["user/large"]
+    with pytest.raises(CheckpointError, match=r"model.safetensors is damaged"):
         _ = Models({"large": str(tmp_path)})["large"]
 
 

@@ -20,7 +20,8 @@ from cvlab.trust.familiarity import nearest
 ROOT = Path(__file__).resolve().parents[2]
 MAX_NAME = 300  # characters of a model's name
 # The process stays under 4 GiB: about 1 without any model, these, 0.25 of what is cached about photos, and one opening.
-MAX_BYTES, MOST_GIB = 3 * 2**28, 1.5  # of all models in memory, and GiB of the one that is opened or explained
+MAX_BYTES = 3 * 2**28  # of all models in memory
+MOST_GIB = 1.5  # of memory, to open and explain a model that the owner of the page did not name
 TOLERANCE = 1e-3  # of a map's largest value: by how much the maps of the faster copy may differ
 TEST_SCENE = 4015  # its seed
 
@@ -70,7 +71,8 @@ class Models:
             ValueError: there is no such model, or it cannot be opened.
         """
         source = self._source(name)
-        return self.loaded.get(source, lambda: faster_copy(checkpoint.load(self._folder(source), MOST_GIB)))
+        budget = {} if source in self.offered.values() else {"most_gib": MOST_GIB}
+        return self.loaded.get(source, lambda: faster_copy(checkpoint.load(self._folder(source), **budget)))
 
     def folder(self, name: str) -> Path:
         """The folder with the model's files. Raises the same errors as opening it."""
