@@ -61,18 +61,6 @@ def test_ctrl_c_in_the_middle_of_an_epoch(script: str, words: list, step: int, d
     assert without_time(tmp_path / "run") == without_time(tmp_path / "whole")
 
 
-def test_a_run_ended_at_random_moments_ends_with_the_same_bits(data: dict, tmp_path: Path) -> None:
-    """SIGKILL: from the last whole epoch. SIGTERM: from that step. In turn.."""
-    words = ["--data", data["classifier"], *MIXED, "--epochs", 6, "--out", tmp_path / "run"]
-    printed = command("tests/interrupt.py", "SIGKILL,SIGTERM", 8, "classifier", *words)
-    assert "at last: 0" in printed
-    assert "ended early: 0" not in printed
-    assert same(last(tmp_path / "run"), last(tmp_path / "run-whole"))
-    assert same(kept(tmp_path / "run"), kept(tmp_path / "run-whole"))
-    assert without_time(tmp_path / "run") == without_time(tmp_path / "run-whole")
-    assert not list((tmp_path / "run").rglob(".*.tmp"))
-
-
 def test_two_processes_learn_as_one(data: dict, tmp_path: Path) -> None:
     """Without BatchNorm and dropout the same losses, and every val picture (6, in batches of 4) counted once."""
     words = ["--data", data["segmenter"], *SMALL_SEGMENTER, "--batch-size", 4, "--no-batch-norm", "--loss", "bce"]

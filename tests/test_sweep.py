@@ -211,6 +211,16 @@ def test_a_queue_that_was_cut_off_is_completed(tmp_path: Path) -> None:
     assert len(run_queue.open_study(tmp_path, plan).trials) == 2
 
 
+def test_half_a_line_of_a_full_disk_ends_no_sweep(tmp_path: Path) -> None:
+    plan = {"runs": [{"lr": "1"}, {"lr": "2"}]}
+    run_queue.open_study(tmp_path, plan)
+    journal = tmp_path / "journal.log"
+    journal.write_bytes(journal.read_bytes()[:-20])
+    for _ in range(2):  # what is written after the half line can be read again
+        study = run_queue.open_study(tmp_path, plan)
+        assert list(run_queue.latest(study)) == [1, 2]
+
+
 @pytest.mark.parametrize("sampler", sweep.SAMPLERS)
 def test_a_sampler_draws_so_many_runs_within_the_ranges(script: Path, sampler: str) -> None:
     ranges = ["lr=1e-4..1e-1", "width=2..8", "early=on,off"]

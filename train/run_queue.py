@@ -2,7 +2,7 @@
 
 A worker is a process of train/sweep.py. Any number of them share the folder of a sweep, on one machine or several:
 
-FOLDER/journal.log   Optuna's journal: every run, its options, how it ended
+FOLDER/journal.log   Optuna's journal: every run, its options, how it ended; journal.lock is held while it is written
 FOLDER/queue.lock    held by the worker that takes a run: one at a time
 FOLDER/NNN/lock      held by the worker that trains run NNN
 
@@ -19,13 +19,22 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 
+class Journal(JournalFileBackend):
+    """Of a worker that died the system takes the lock; the half line that it left, as on a full disk, is cut off."""
+
+    def append_logs(self, logs: list[dict]) -> None:  # noqa: D102
+        with self._lock, open(self._file_path, "r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+            super().append_logs(logs)
+
+
 def open_study(out: Path, plan: dict) -> optuna.Study:
     """Opens the study of a sweep's folder, and creates it if there is none.
 
     `plan` is the sweep as JSON; plan["runs"] has the options of each run, None where a sampler draws them.
     """
     out.mkdir(parents=True, exist_ok=True)
-    storage = JournalStorage(JournalFileBackend(str(out / "journal.log")))
+    storage = JournalStorage(Journal(str(out / "journal.log"), FileLock(out / "journal.lock")))
     names = {"study_name": "sweep", "direction": "maximize", "load_if_exists": True}
     with FileLock(out / "queue.lock"):
         study = optuna.create_study(storage=storage, pruner=optuna.pruners.MedianPruner(), **names)
