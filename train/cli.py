@@ -25,6 +25,7 @@ from cvlab.memory import keep_freed_memory
 
 RECIPES = Path(__file__).parent / "recipes"
 FILE_IN_THE_WAY = (FileExistsError, NotADirectoryError)
+TRAINERS = ("classifier", "segmenter", "transfer")
 CROP_MODES = {"crop": "center", "squash": "squash"}  # --resize, as timm and config.json call it
 
 
@@ -196,7 +197,8 @@ def run(main: Callable[[], None]) -> None:
         main()
     except KeyboardInterrupt:
         words = [word for word in sys.argv if word not in ("--resume", "--overwrite")]
-        sys.exit(f"\nStopped; what was saved is safe. Continue with:\n  {shlex.join(['python', *words, '--resume'])}")
+        words += ["--resume"] * (Path(sys.argv[0]).stem in TRAINERS)  # the others continue as they are
+        sys.exit(f"\nStopped; what was saved is safe. Continue with:\n  {shlex.join(['python', *words])}")
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
         if os.environ.get("CVLAB_TRACEBACK") or (isinstance(error, RuntimeError) and not out_of_memory):
