@@ -164,8 +164,17 @@ def test_polygons_and_rle_of_coco_are_those_of_pycocotools(tmp_path: Path) -> No
     content = json.loads(file.read_text())
     content["annotations"][4]["segmentation"]["counts"] = compressed["counts"].decode()
     file.write_text(json.dumps(content))
-    assert "compressed RLE" in to_masks(tmp_path / "in", tmp_path / "again")[0]
-    assert not values(tmp_path / "again", "val2017/4.png").any()
+    assert to_masks(tmp_path / "in", tmp_path / "again") == []
+    assert ((values(tmp_path / "again", "val2017/4.png") == 255) == disc).all()
+    noise = np.random.default_rng(1).random((240, 240)) < 0.3
+    content["annotations"][4]["segmentation"]["counts"] = rle.encode(np.asfortranarray(noise))["counts"].decode()
+    file.write_text(json.dumps(content))
+    to_masks(tmp_path / "in", tmp_path / "noise")
+    assert ((values(tmp_path / "noise", "val2017/4.png") == 255) == noise).all()
+    content["annotations"][4]["segmentation"]["counts"] = "no runs: ~"
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"a\.json"):
+        to_masks(tmp_path / "in", tmp_path / "damaged")
 
 
 # --- what is drawn ----------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ saved again, resized or mirrored) within and across parts and classes, small cla
 another size than their image or have values that do not fit. It ends with what a training would say of the folder.
 
 --to-masks reads what COCO tools, labelme and CVAT (“CVAT for images 1.1”) export: polygons and boxes, of COCO also
-uncompressed RLE, of CVAT also masks; and masks in colour (images/, masks/) beside a palette labelmap.txt as CVAT writes
-it. COCO's crowds, as CVAT calls painted masks there, become 255: not to be scored.
+RLE, of CVAT also masks; and masks in colour (images/, masks/) beside a palette labelmap.txt as CVAT writes it. COCO's
+crowds, as CVAT calls painted masks there, become 255: not to be scored.
 
 --out is a folder for samples.png (random photos of five classes, or photos with mask and overlay) and copies.png. They
 show photographs.

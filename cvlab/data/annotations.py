@@ -129,11 +129,25 @@ def _pictures(file: Path) -> Iterator[tuple[str, tuple, list]]:
             label = "ignored" if each.get("iscrowd") else names[each["category_id"]]
             area, kind = each.get("segmentation") or [()], "polygon" if each.get("segmentation") else "box alone"
             if isinstance(area, dict):
-                kind = "columns" if isinstance(area["counts"], list) else "compressed RLE"
-                area = [[0, 0, *area["size"][::-1], *area["counts"]]]
+                counts, kind = area["counts"], "columns"
+                counts = counts if isinstance(counts, list) else _uncompressed(counts)
+                area = [[0, 0, *area["size"][::-1], *counts]]
             shapes[each["image_id"]] += [(label, kind, numbers) for numbers in area]
         for image in content["images"]:
             yield image["file_name"], (image.get("width"), image.get("height")), shapes[image["id"]]
     elif all(key in content for key in ("shapes", "imagePath")):
         shapes = [(each["label"], each.get("shape_type") or "polygon", each["points"]) for each in content["shapes"]]
         yield content["imagePath"], (content.get("imageWidth"), content.get("imageHeight")), shapes
+
+
+def _uncompressed(text: str) -> list[int]:
+    """The runs in COCO's compressed RLE: groups of five bits; from the fourth on, the change since two runs before."""
+    runs, value, shift = [], 0, 0
+    for group in (ord(character) - 48 for character in text):
+        value |= (group & 31) << shift
+        shift += 5
+        if not group & 32:  # the last group of a number, with its sign
+            value -= (group & 16) << (shift - 4)
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs
