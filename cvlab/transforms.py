@@ -21,6 +21,7 @@ register_heif_opener()
 MAX_PIXELS = 80_000_000  # phones and scanners usually save less
 MAX_BYTES = 4 * MAX_PIXELS  # of a picture as it is decoded and as it is returned, together
 Box = tuple[float, float, float, float]  # x, y, width and height in shares of a photo
+WHOLE: Box = (0, 0, 1, 1)
 MIN_SIDE = 2  # pixels; a single line of them is not a picture
 # Recognised by content, not by name. EPS is a program for Ghostscript; a kilobyte of JPEG 2000 may take half a minute.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "PPM")
@@ -151,7 +152,7 @@ def seen_part(model: Model, size: Sequence[int]) -> Box:
     if model.crop_mode == TILES:
         down, across = (min(1.0, model.image_size / side) for side in size)
     elif model.task != "classification":
-        return 0, 0, 1, 1
+        return WHOLE
     else:
         resized = math.floor(model.image_size / model.crop_pct)
         sides = size if model.crop_mode == "squash" else (min(size), min(size))

@@ -16,11 +16,11 @@ from cvlab.explain.many import predict_photos
 from cvlab.explain.paths import contributions, region_dependence
 from cvlab.models import Model, probabilities
 from cvlab.models.model import TILES
-from cvlab.page.picture import MAX_SIDE, WHOLE
+from cvlab.page.picture import MAX_SIDE
 from cvlab.page.question import Question, parse_points, region_of, score_of, settled, settled_score
 from cvlab.render import picture_url
 from cvlab.tiles import Tiles, starts, weights, window
-from cvlab.transforms import Box, large_view, resize_logits, resize_mask, seen_part, to_uint8, view
+from cvlab.transforms import WHOLE, Box, large_view, resize_logits, resize_mask, seen_part, to_uint8, view
 from cvlab.trust import familiarity
 from cvlab.trust.conformal import class_set
 from cvlab.trust.familiarity import features, nearest
@@ -160,6 +160,16 @@ def mask_size(model: Model, size: tuple[int, int]) -> list[int]:
     most = MOST_LOGITS // len(model.class_names)  # pixels; of a line of them, too
     share = min(1.0, (most / math.prod(size)) ** 0.5)
     return [max(1, min(most, int(side * share))) for side in size]
+
+
+def evidence_of(prediction: Prediction, model: Model, question: Question, true_mask: Tensor | None = None) -> Evidence:
+    """The evidence for what a question asks about a photo: `evidence_for` its view, or `evidence_in_tile`.
+
+    `true_mask` is that of `open_mask` at the size of the prediction's logits.
+    """
+    if prediction.large is not None:
+        return evidence_in_tile(prediction.large, prediction.logits, model, question, true_mask)
+    return evidence_for(prediction.images, model, question, true_mask, seen_part(model, prediction.size))
 
 
 def evidence_in_tile(

@@ -20,9 +20,9 @@ from cvlab.models import Model
 from cvlab.page.evidence import predict_photo
 from cvlab.page.host import sentence_of
 from cvlab.page.html import MOST_NAMES, in_grid, paragraph
-from cvlab.page.picture import WHOLE, captioned, heated, slider, with_photo
+from cvlab.page.picture import captioned, heated, slider, with_photo
 from cvlab.page.question import COLORMAPS, Question
-from cvlab.transforms import ImageError, open_image
+from cvlab.transforms import WHOLE, ImageError, open_image
 from cvlab.trust.diagnosis import diagnose
 from cvlab.trust.familiarity import FOREIGN
 

@@ -26,7 +26,6 @@ from cvlab.transforms import Box
 from cvlab.trust import hottest_part
 
 MAX_SIDE = 1024  # pixels of a photo
-WHOLE: Box = (0, 0, 1, 1)
 HEAT_SIDE = 128  # pixels of a layer of heat
 FINEST = 64  # positions of a map that are drawn apart; of finer ones each shows the largest of those that it covers
 HOW = "Choose a place: click, drag, or move with the arrow keys and press Enter"

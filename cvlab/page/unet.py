@@ -14,22 +14,11 @@ from cvlab.metrics import class_counts, class_ious, segmentation_scores
 from cvlab.models import mask_levels
 from cvlab.page.host import sentence_of
 from cvlab.page.html import folded, number, paragraph, quoted, table
-from cvlab.page.picture import (
-    WHOLE,
-    around,
-    captioned,
-    cased,
-    hottest_edge,
-    layers,
-    legend,
-    outline,
-    slider,
-    with_photo,
-)
+from cvlab.page.picture import around, captioned, cased, hottest_edge, layers, legend, outline, slider, with_photo
 from cvlab.page.question import class_indices, mask_of, parse_points
 from cvlab.page.visit import METHOD_NAMES, UNIT, Answer, draw_map
 from cvlab.page.words import percent, shares_of_evidence
-from cvlab.transforms import resize_logits, whole_mask
+from cvlab.transforms import WHOLE, resize_logits, whole_mask
 
 CLASSIFIER = (
     "This model is a classifier: it has no mask and no U-Net stages. Its own stages can be chosen in the tab Grad-CAM."

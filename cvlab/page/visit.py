@@ -11,21 +11,12 @@ from torch import Tensor
 from cvlab.explain import check_stages, default_stage
 from cvlab.models import Model, Stage
 from cvlab.page.cache import Cache
-from cvlab.page.evidence import (
-    Evidence,
-    Paths,
-    Prediction,
-    evidence_for,
-    evidence_in_tile,
-    open_mask,
-    paths_of,
-    predict_photo,
-)
+from cvlab.page.evidence import Evidence, Paths, Prediction, evidence_of, open_mask, paths_of, predict_photo
 from cvlab.page.html import quoted
 from cvlab.page.models import Models
 from cvlab.page.picture import heated
 from cvlab.page.question import Question, region_words
-from cvlab.transforms import Box, open_image, seen_part, whole_mask
+from cvlab.transforms import Box, open_image, whole_mask
 from cvlab.trust import Judgement, judge
 from cvlab.trust.diagnosis import diagnose
 
@@ -126,11 +117,8 @@ class Answer:
             return self.prediction.evidence
 
         def make() -> Evidence:
-            prediction, model, question = self.prediction, self.model, self.question
-            true = whole_mask(self.true_mask, prediction.logits.shape[-1]) if self._key[-1] else None
-            if prediction.large is not None:
-                return evidence_in_tile(prediction.large, prediction.logits, model, question, true)
-            return evidence_for(prediction.images, model, question, true, seen_part(model, prediction.size))
+            true = whole_mask(self.true_mask, self.prediction.logits.shape[-1]) if self._key[-1] else None
+            return evidence_of(self.prediction, self.model, self.question, true)
 
         return self.visits.cache.get(("evidence", *self._key), make)
 
