@@ -33,10 +33,11 @@ import gradio as gr
 
 from cvlab.memory import share_arenas
 from cvlab.models import Model
+from cvlab.models.model import MOST_NAMES
 from cvlab.page.api import ONE_AT_A_TIME, Page, add_api, fetch_with_progress, tiles_with_progress
 from cvlab.page.examples import example_files
 from cvlab.page.host import sentence_of
-from cvlab.page.html import MOST_NAMES, paragraph
+from cvlab.page.html import paragraph
 from cvlab.page.many import WIDTHS, Row, explain_files
 from cvlab.page.models import Models, offered_models
 from cvlab.page.panels import CHECKED, FOLLOWING, ON_REQUEST, REDRAWN, draw

@@ -14,7 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from cvlab import checkpoint
-from cvlab.checkpoint import CheckpointError
+from cvlab.checkpoint import CheckpointError, card
 from cvlab.data.evaluation import parts_of, read_views
 from cvlab.explain import contrast_score, explain, grad_cam, predict, predicted_classes, predicted_masks, region_score
 from cvlab.learning.losses import pixel_weights, segmentation_loss
@@ -107,6 +107,14 @@ def test_a_boundary_is_the_mask_less_its_erosion() -> None:
     for mask, found in zip(masks[0].numpy(), boundary(masks)[0].numpy(), strict=True):
         eroded = ndimage.binary_erosion(mask, np.ones((3, 3)), iterations=reach, border_value=0)
         assert np.array_equal(found, mask & ~eroded)
+
+
+def test_its_card_says_that_one_softmax_is_over_all_classes(model: Model, tmp_path: Path) -> None:
+    checkpoint.save(model, tmp_path)
+    card.write(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "softmax" in text
+    assert "sigmoid" not in text
 
 
 def test_it_is_saved_and_opened_and_refused_where_it_makes_no_sense(model: Model, tmp_path: Path) -> None:

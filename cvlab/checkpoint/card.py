@@ -15,10 +15,10 @@ from huggingface_hub import EvalResult, ModelCardData
 from cvlab.checkpoint.config import opened, read_config
 from cvlab.checkpoint.hub import MAX_TEXT_BYTES
 from cvlab.files import write_text
-from cvlab.models.model import TILES
+from cvlab.models.model import MOST_NAMES, TILES
 
 MAIN_METRIC = {"classification": "accuracy", "segmentation": "iou"}
-TASKS = {"classification": "classification", "segmentation": "segmentation, one sigmoid output for each class"}
+OUTPUTS = "one sigmoid output for each class", "one softmax over all classes"  # of a segmenter; the other if exclusive
 ALT_TEXTS = {
     "Confusion matrix": "Confusion matrix: true classes in rows, predicted classes in columns",
     "Confused pairs": "The classes that are taken for one another most often, with their counts",
@@ -114,13 +114,15 @@ def _model(folder: Path) -> Section:
     if config["task"] == "classification":
         resized = "squashed" if config["crop_mode"] == "squash" else "shorter side resized"
         geometry = f"{resized} to {int(side / config['crop_pct'])} pixels, centre crop of {side}"
+        task = config["task"]
     else:
+        task = f"segmentation, {OUTPUTS[config['exclusive']]}"
         geometry = f"{'tiles of' if config['crop_mode'] == TILES else 'squashed to'} {side} x {side} pixels"
     facts = [
-        ("task", TASKS[config["task"]]),
+        ("task", task),
         ("network", config["network"]),
         ("parameters", f"{manifest['parameters']:,}" if "parameters" in manifest else "unknown"),
-        ("classes", ", ".join(config["class_names"][:1000])),
+        ("classes", ", ".join(config["class_names"][:MOST_NAMES])),
         ("input", f"RGB from 0 to 1, {geometry}"),
         ("stages that can be explained", ", ".join(config.get("stages", []))),
     ]

@@ -206,8 +206,9 @@ def _check_numbers(block: dict, path: Path) -> None:
         if len(numbers) != count or not all(type(each) in (int, float) and least <= each <= most for each in numbers):
             wanted = f"{'a number' if count == 1 else f'{count} numbers'} from {least} to {most}"
             raise CheckpointError(f"{path}: {key} is {str(given)[:60]!a}; it must be {wanted}.")
-    if block["image_size"] / block["crop_pct"] > RANGES["image_size"][1]:
-        raise CheckpointError(f"{path}: image_size / crop_pct, the side to which photos are resized, is over 4096.")
+    most = RANGES["image_size"][1]
+    if block["image_size"] / block["crop_pct"] > most:
+        raise CheckpointError(f"{path}: image_size / crop_pct, the side to which photos are resized, is over {most}.")
     for key, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
         if block[key] not in known:
             raise CheckpointError(f"{path}: the {key} {block[key][:60]!a} is none of {', '.join(known)}.")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 MAX_CLASSES = 50_000  # of a classifier; the largest ImageNet has 21,843
+MOST_NAMES = 1_000  # in a list of classes that people or programs are shown; what has more is cut
 MAX_MASKS = 1_000  # classes of a segmenter, each with a mask of all pixels
 MAX_NAME = 300  # characters of a class name
 TILES = "tiles"  # a segmenter's `crop_mode`

@@ -13,10 +13,10 @@ from PIL import Image
 
 from cvlab.checkpoint import hub
 from cvlab.explain import peak, predicted_masks
+from cvlab.models.model import MOST_NAMES
 from cvlab.page.evidence import mask_size
 from cvlab.page.examples import example_files
 from cvlab.page.host import sentence_of, without_paths
-from cvlab.page.html import MOST_NAMES
 from cvlab.page.picture import MAX_SIDE
 from cvlab.page.question import Question, mask_of
 from cvlab.page.unet import CLASSIFIER

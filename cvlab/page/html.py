@@ -8,10 +8,9 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from cvlab.models.model import MOST_NAMES
 from cvlab.page.picture import color_bar
 from cvlab.render import picture_url
-
-MOST_NAMES = 1000  # in a list of the page or of an answer to a program; what has more is cut
 
 
 def in_grid(figures: Sequence[str], size: str = "") -> str:

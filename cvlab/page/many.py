@@ -17,9 +17,10 @@ import torch
 from cvlab.explain import default_stage, peak
 from cvlab.files import write_bytes
 from cvlab.models import Model
+from cvlab.models.model import MOST_NAMES
 from cvlab.page.evidence import predict_photo
 from cvlab.page.host import sentence_of
-from cvlab.page.html import MOST_NAMES, in_grid, paragraph
+from cvlab.page.html import in_grid, paragraph
 from cvlab.page.picture import captioned, heated, slider, with_photo
 from cvlab.page.question import COLORMAPS, Question
 from cvlab.transforms import WHOLE, ImageError, open_image
