@@ -19,7 +19,7 @@ from cvlab.trust.familiarity import nearest
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_NAME = 300  # characters of a model's name
-# The process stays under 4 GiB: about 1 without any model, these, 0.25 of what is cached about photos, and one opening.
+# Chosen for a process of 4 GiB: about 1 without any model, these, 0.25 of what is cached about photos, and one opening.
 MAX_BYTES = 3 * 2**28  # of all models in memory
 MOST_GIB = 1.5  # of memory, to open and explain a model that the owner of the page did not name
 TOLERANCE = 1e-3  # of a map's largest value: by how much the maps of the faster copy may differ
