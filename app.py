@@ -14,6 +14,7 @@ import argparse
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
@@ -28,12 +29,14 @@ except ValueError as error:
     sys.exit(str(error))
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from cvlab.memory import share_arenas
 from cvlab.page.api import ONE_AT_A_TIME, Page, add_api, fetch_with_progress, show_progress
 from cvlab.page.events import PICKED
 from cvlab.page.examples import example_files
 from cvlab.page.html import paragraph
+from cvlab.page.limits import Limits, is_public
 from cvlab.page.many import WIDTHS, Row
 from cvlab.page.models import Models, offered_models
 from cvlab.page.panels import CHECKED, FOLLOWING, REDRAWN
@@ -44,6 +47,7 @@ from cvlab.page.worker import SafeEvents
 
 ROOT = Path(__file__).resolve().parent
 CSS, SCRIPT = ROOT / "cvlab/page/page.css", (ROOT / "cvlab/page/page.js").read_text("utf-8")
+LAST_SECONDS = 4.0  # for the answers in hand, when the page is to end
 METHOD_CHOICES = [(name, key) for key, name in METHOD_NAMES.items()]
 REGION_CHOICES = [(label, region) for region, (label, _) in REGIONS.items()]
 COLORMAP_HINTS = {"jet": " (as in older reports)"}
@@ -218,9 +222,11 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
     when([at.files.upload, at.again.click], many, [at.files, *asked], explained, concurrency_limit=1)
 
 
-def launch(page: gr.Blocks, **options: object) -> None:
+def launch(page: gr.Blocks, server_name: str = "127.0.0.1", **options: object) -> None:
     """Starts the server, with the settings that keep it closed: no analytics, no history of the users' pictures."""
     share_arenas()
+    waiting = lambda: [each.request for each in list(events_in(page).values())]  # noqa: E731
+    limits = [Middleware(Limits, waiting=waiting)] if is_public(server_name) else []
     page.queue(api_open=False, default_concurrency_limit=8).launch(  # a model gives one answer at a time
         theme=THEME,
         css_paths=CSS,
@@ -229,8 +235,24 @@ def launch(page: gr.Blocks, **options: object) -> None:
         max_file_size=f"{MAX_UPLOAD_MB}mb",
         show_error=True,  # else a program that calls with wrong types is told nothing
         ssr_mode=False,
+        server_name=server_name,
+        app_kwargs={"middleware": limits},
         **options,
     )
+
+
+def events_in(page: gr.Blocks) -> dict:
+    """What waits in the queue of a page, or is being answered."""
+    return page._queue.event_ids_to_events
+
+
+def end(page: gr.Blocks) -> None:
+    """An orderly end, which deletes the files of the page: the answers in hand are given, within a few seconds."""
+    page._queue.max_size, until = 0, time.monotonic() + LAST_SECONDS
+    while events_in(page) and time.monotonic() < until:
+        time.sleep(0.1)
+    time.sleep(0.3)  # for the way to the visitor
+    sys.exit()
 
 
 def main() -> None:
@@ -248,8 +270,8 @@ def main() -> None:
         offered, server_name = offered_models(ROOT, [*args.models, *named]), host.address()
     except ValueError as error:
         parser.error(str(error))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # an orderly end, which deletes the files of the page
     page = build_page(Models(offered, owners, fetch_with_progress))
+    signal.signal(signal.SIGTERM, lambda *_: end(page))
     try:
         launch(page, server_name=server_name, server_port=args.port)  # which looks for a free one
     except (OSError, OverflowError):  # the second beyond 65535

@@ -114,7 +114,7 @@ class Events:
         """As the endpoint of this name; the mask is a path."""
         answer = self.visits.ask(image, model, Question())
         if answer.segments:
-            picture, shares, numbers = _masked(open_image(image), answer)
+            picture, shares, numbers = masked(open_image(image), answer)
             return {"mask": _saved(picture), "shares": shares, "numbers": numbers}
         ranked = sorted(answer.prediction.shares.items(), key=lambda item: -item[1])[:MOST_NAMES]
         confidences = [{"label": name, "confidence": share} for name, share in ranked]
@@ -195,7 +195,7 @@ def _saved(picture: Image.Image) -> str:
     return str(path)
 
 
-def _masked(photo: Image.Image, answer: Answer) -> tuple[Image.Image, dict[str, float], str]:
+def masked(photo: Image.Image, answer: Answer) -> tuple[Image.Image, dict[str, float], str]:
     """The photo with a segmenter's mask, the share of it that each object covers, and a sentence about the mask."""
     model, logits, pixels = answer.model, answer.prediction.logits, photo.width * photo.height
     size = mask_size(model, (photo.height, photo.width))
