@@ -30,6 +30,8 @@ except ValueError as error:
 
 import gradio as gr
 from starlette.middleware import Middleware
+from starlette.responses import FileResponse
+from starlette.routing import Route
 
 from cvlab.memory import share_arenas
 from cvlab.page.api import ONE_AT_A_TIME, Page, add_api, fetch_with_progress, show_progress
@@ -47,6 +49,7 @@ from cvlab.page.worker import SafeEvents
 
 ROOT = Path(__file__).resolve().parent
 CSS, SCRIPT = ROOT / "cvlab/page/page.css", (ROOT / "cvlab/page/page.js").read_text("utf-8")
+FOR_ASSISTANTS = ROOT / "cvlab/page/llms.txt"
 LAST_SECONDS = 4.0  # for the answers in hand, when the page is to end
 METHOD_CHOICES = [(name, key) for key, name in METHOD_NAMES.items()]
 REGION_CHOICES = [(label, region) for region, (label, _) in REGIONS.items()]
@@ -236,7 +239,7 @@ def launch(page: gr.Blocks, server_name: str = "127.0.0.1", **options: object) -
         show_error=True,  # else a program that calls with wrong types is told nothing
         ssr_mode=False,
         server_name=server_name,
-        app_kwargs={"middleware": limits},
+        app_kwargs={"middleware": limits, "routes": [Route("/llms.txt", lambda request: FileResponse(FOR_ASSISTANTS))]},
         **options,
     )
 

@@ -17,7 +17,7 @@ from cvlab import checkpoint
 from cvlab.checkpoint import CheckpointError
 from cvlab.models import build, probabilities
 from cvlab.page import evidence
-from cvlab.page.events import masked
+from cvlab.page.events import Events, masked
 from cvlab.page.evidence import mask_size, open_mask
 from cvlab.page.html import MOST_NAMES, bars, table
 from cvlab.page.models import Models
@@ -164,7 +164,8 @@ def test_lists_of_classes_are_cut_and_any_class_can_be_typed(tmp_path):
     assert [each["confidence"] for each in told["confidences"]] == probs.sort(descending=True).values[:1000].tolist()
     assert len(told["confidences"]) == MOST_NAMES
     for widget in ("class_name", "rather_than"):
-        choices = app.lists_of(answer.model, {"class_name": "", "rather_than": "", "stage": ""})[widget].choices
+        begun = Events(visits.models, lambda *done: None).begin("session", {}, "", path, "many", None)
+        choices = begun[widget]["choices"]
         assert len(choices) == 1 + MOST_NAMES
     shown = draw(answer, ("sentence", "side", "facts", "grad_cam", "record"))
     assert names[4_321][:50] in shown["grad_cam"]

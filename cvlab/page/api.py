@@ -53,7 +53,12 @@ def add_api(events: SafeEvents) -> None:
     """Adds the endpoints to the page that is being built."""
 
     def predict(image: str, model: str) -> dict:
-        """{label, confidences, familiar, set} for a classifier, {mask, shares, numbers} for a segmenter."""
+        """What a model sees in a photo: {label, confidences, familiar, set}, of a segmenter {mask, shares, numbers}.
+
+        Args:
+            image: the photo.
+            model: a model by its name on the page, such as flowers, or on the Hugging Face Hub, user/name.
+        """
         answer = events.run("predict", [model], image, model)
         mask = {"mask": gr.FileData(path=answer["mask"]).model_dump()} if "mask" in answer else {}
         return answer | mask
@@ -61,17 +66,36 @@ def add_api(events: SafeEvents) -> None:
     def grad_cam(
         image: str, model: str, class_name: str | None = None, stage: str | None = None
     ) -> tuple[str, str, str, float]:
-        """Original, heatmap, overlay and peak; by default for the predicted class at the deepest stage."""
+        """Where a model looked: the photo as it saw it, the heatmap, the heatmap over the photo, and its peak.
+
+        Args:
+            image: the photo.
+            model: a model by its name.
+            class_name: the class whose evidence is shown; empty: the predicted one.
+            stage: the stage at which it is read; empty: the deepest one.
+        """
         return tuple(events.run("grad_cam", [model], image, model, class_name, stage))
 
     def stages(image: str, model: str) -> tuple[str, list[tuple[str, str]]]:
-        """The mask picture and a gallery of every stage, each with its name, resolution and peak."""
+        """What a U-Net found: the mask, and the heatmap of every stage with its name, resolution and peak.
+
+        Args:
+            image: the photo.
+            model: a segmenter by its name.
+        """
         return tuple(events.run("stages", [model], image, model))
 
     def judge(
         image: str, model: str, class_name: str | None = None, stage: str | None = None
     ) -> tuple[str, str, dict[str, dict]]:
-        """Whether the map of `grad_cam` can be believed: level, a sentence, and the checks that it rests on."""
+        """Whether the heatmap of grad_cam can be believed: a level, a sentence, and the checks that it rests on.
+
+        Args:
+            image: the photo.
+            model: a model by its name.
+            class_name: as for grad_cam.
+            stage: as for grad_cam.
+        """
         return tuple(events.run("judge", [model], image, model, class_name, stage))
 
     image = photo_input(visible=False, label="a photo, in any format")
