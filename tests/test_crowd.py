@@ -236,12 +236,14 @@ def test_a_page_that_has_to_end_gives_the_answer_in_hand() -> None:
         try:
             url = next(line for line in server.stdout if "http://" in line).split()[-1]
             photo = {"url": photo_url(0), "meta": {"_type": "gradio.FileData"}}
-            sent = {"data": [photo, SEGMENTER, "", ""]}
-            call = httpx.post(f"{url}/gradio_api/call/judge", json=sent).json()
-            with httpx.stream("GET", f"{url}/gradio_api/call/judge/{call['event_id']}", timeout=60) as stream:
-                server.send_signal(signal.SIGTERM)
-                lines = [line for line in stream.iter_lines() if line]
-            assert "event: complete" in lines
+            for name, given in (("predict", []), ("judge", ["", ""])):  # the first one opens the model
+                sent = {"data": [photo, SEGMENTER, *given]}
+                call = httpx.post(f"{url}/gradio_api/call/{name}", json=sent).json()
+                with httpx.stream("GET", f"{url}/gradio_api/call/{name}/{call['event_id']}", timeout=60) as stream:
+                    if name == "judge":
+                        server.send_signal(signal.SIGTERM)
+                    lines = [line for line in stream.iter_lines() if line]
+                assert "event: complete" in lines
             server.wait(30)
         finally:
             server.kill()
