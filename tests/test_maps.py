@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import here, last_words, read
+from runs import read
 
 from cvlab import checkpoint
 from cvlab.explain import class_score, explain, predict, predicted_masks, predicted_score
@@ -105,12 +105,12 @@ def command(folder, pictures, out, *more):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def explain_py(monkeypatch, capsys):
     """Runs the script in this process, which has its imports already; returns what it printed and its error."""
     monkeypatch.syspath_prepend(str(ROOT / "train"))
 
-    def run_it(*arguments):
-        monkeypatch.setattr(sys, "argv", command(*arguments)[1:])
+    def run_it(*words):
+        monkeypatch.setattr(sys, "argv", ["train/explain.py", *map(str, words)])
         error = ""
         try:
             runpy.run_path(str(ROOT / "train" / "explain.py"), run_name="__main__")
@@ -119,6 +119,12 @@ def run(monkeypatch, capsys):
         return capsys.readouterr().out, error
 
     return run_it
+
+
+@pytest.fixture
+def run(explain_py):
+    """The same for all pictures."""
+    return lambda *arguments: explain_py(*command(*arguments)[2:])
 
 
 def contents(out):
@@ -186,8 +192,8 @@ def arrays_in(out):
         return {name: arrays[name] for name in arrays}
 
 
-def test_a_photo_of_a_classifier(folder, photo, tmp_path):
-    here("explain", folder, photo, "--out", tmp_path, "--methods", "grad_cam", "hires_cam")
+def test_a_photo_of_a_classifier(folder, photo, tmp_path, explain_py):
+    explain_py(folder, photo, "--out", tmp_path, "--methods", "grad_cam", "hires_cam")
     model, told, arrays = checkpoint.load(folder), read(tmp_path / "manifest.json"), arrays_in(tmp_path)
     images = view(open_image(photo), model)
     found = explain(model, images, predicted_score(model), methods=["grad_cam", "hires_cam"])
@@ -210,8 +216,8 @@ def test_a_photo_of_a_classifier(folder, photo, tmp_path):
     assert all(path.stat().st_mtime_ns <= last for path in tmp_path.iterdir())
 
 
-def test_another_class_than_the_predicted_one(folder, photo, tmp_path):
-    here("explain", folder, photo, "--out", tmp_path, "--class", "right", "--stages", "stage2")
+def test_another_class_than_the_predicted_one(folder, photo, tmp_path, explain_py):
+    explain_py(folder, photo, "--out", tmp_path, "--class", "right", "--stages", "stage2")
     model, told = checkpoint.load(folder), read(tmp_path / "manifest.json")
     found = explain(model, view(open_image(photo), model), class_score(1), ["stage2"])
     assert np.allclose(arrays_in(tmp_path)["grad_cam/stage2"], found.maps["grad_cam"]["stage2"][0, 0], atol=1e-7)
@@ -230,9 +236,9 @@ def save_segmenter(folder, **options):
 
 
 @pytest.mark.parametrize("crop_mode", ["center", "tiles"])
-def test_a_photo_of_a_segmenter_is_explained_and_masked(crop_mode, pictures, tmp_path):
+def test_a_photo_of_a_segmenter_is_explained_and_masked(crop_mode, pictures, tmp_path, explain_py):
     model, photo, out = save_segmenter(tmp_path, crop_mode=crop_mode), pictures / "left" / "00.png", tmp_path / "out"
-    here("explain", tmp_path, photo, "--out", out, "--class", "rider")
+    explain_py(tmp_path, photo, "--out", out, "--class", "rider")
     image = open_image(photo)
     if crop_mode == "tiles":
         (logits,) = predict_photos(model, [to_uint8(image)])
@@ -247,9 +253,9 @@ def test_a_photo_of_a_segmenter_is_explained_and_masked(crop_mode, pictures, tmp
         assert np.array_equal(Image.open(out / "mask.png"), enlarged(mask_overlay(image, mask.numpy())))
 
 
-def test_nothing_found_is_said_and_drawn(pictures, tmp_path):
+def test_nothing_found_is_said_and_drawn(pictures, tmp_path, explain_py):
     save_segmenter(tmp_path, threshold=0.9999)
-    here("explain", tmp_path, pictures / "left" / "00.png", "--out", tmp_path / "out")
+    explain_py(tmp_path, pictures / "left" / "00.png", "--out", tmp_path / "out")
     told = read(tmp_path / "out" / "manifest.json")
     assert (told["prediction"], told["score"], told["shares"]) == (None, 0, {"horse": 0, "rider": 0})
     assert told["notes"]
@@ -257,13 +263,13 @@ def test_nothing_found_is_said_and_drawn(pictures, tmp_path):
     assert not arrays_in(tmp_path / "out")
 
 
-def test_a_photo_that_fails_leaves_no_manifest(folder, photo, pictures, tmp_path):
+def test_a_photo_that_fails_leaves_no_manifest(folder, photo, pictures, tmp_path, explain_py):
     out = tmp_path / "out"
     for wrong in ([pictures / "left" / "05.png"], [photo, "--class", "middle"], [photo, "--data", pictures]):
-        assert last_words("explain", folder, *wrong, "--out", out)
+        assert explain_py(folder, *wrong, "--out", out)[1]
         assert not out.exists()
-    here("explain", folder, photo, "--out", out)
+    explain_py(folder, photo, "--out", out)
     (out / "maps.npz").unlink()
     (out / "maps.npz").mkdir()  # in the way
-    assert "maps.npz" in last_words("explain", folder, photo, "--out", out)
+    assert "maps.npz" in explain_py(folder, photo, "--out", out)[1]
     assert not (out / "manifest.json").exists()

@@ -5,8 +5,8 @@
 METHOD-STAGE.png  the heat over the part of the photo that the model saw, at most 1024 pixels a side
 mask.png          of a segmenter: the mask of the explained class over the photo
 maps.npz          METHOD/STAGE is (h, w) float32, raw and signed
-manifest.json     file, prediction, probabilities, the explained class, score, peaks and warnings by method and stage;
-                  of a segmenter the share of the photo in each class's mask. It is written last: with it all is there
+manifest.json     file, prediction, probabilities (of a segmenter: shares of the photo in the masks), the explained
+                  class, score, peaks and warnings by method and stage. It is written last: where it is, all is
 
     python train/explain.py checkpoints/flowers --data DIR --out runs/maps                the part val
     python train/explain.py runs/a --data DIR --out runs/maps --stages stage3 stage4 --methods grad_cam hires_cam

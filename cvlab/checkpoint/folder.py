@@ -51,7 +51,8 @@ def save(model: Model, folder: str | Path, **facts: object) -> None:
     config = to_json({**keys_of_library, "cvlab": block}, indent=1) + "\n"  # first, because it may fail
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored(model).state_dict().items()}
     write_bytes(folder / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
-    (folder / hub.STATISTICS).unlink(missing_ok=True)  # of the model that was there before
+    for name in (hub.STATISTICS, hub.ONNX):  # of the model that was there before
+        (folder / name).unlink(missing_ok=True)
     if model.statistics:
         write_bytes(folder / hub.STATISTICS, to_safetensors(model.statistics))
     write_text(folder / "config.json", config)
