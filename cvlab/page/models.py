@@ -70,9 +70,12 @@ class Models:
         Raises:
             ValueError: there is no such model, or it cannot be opened.
         """
-        source = self._source(name)
-        budget = {} if source in self.offered.values() else {"most_gib": MOST_GIB}
+        source, budget = self._source(name), {"most_gib": MOST_GIB} if self.is_foreign(name) else {}
         return self.loaded.get(source, lambda: faster_copy(checkpoint.load(self._folder(source), **budget)))
+
+    def is_foreign(self, name: str) -> bool:
+        """Whether a model is none of those that the owner of the page named. Raises the same errors as opening it."""
+        return self._source(name) not in self.offered.values()
 
     def folder(self, name: str) -> Path:
         """The folder with the model's files. Raises the same errors as opening it."""
