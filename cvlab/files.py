@@ -110,3 +110,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 def beside(path: Path) -> Path:
     """The temporary folder of `new_folder`."""
     return path.with_name(f".{path.name}.tmp")
+
+
+def printable(text: str) -> str:
+    """A text with ? in place of characters that nobody sees, or that would steer a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)

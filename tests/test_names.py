@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,10 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.font_manager import fontManager
 from PIL import Image
-from runs import SMALL_CLASSIFIER, here, last_words, noise
+from runs import ROOT, SMALL_CLASSIFIER, discs, here, last_words, noise
 
 from cvlab import checkpoint, fonts, metrics, render
+from cvlab.page.host import sentence_of
 
 ODD = ["$5_$10", "a|b *c* <b>x", "_'q\" #[1](x)\\", "low"]  # “low” is also a key of the scores
 
@@ -95,3 +98,21 @@ def test_scores_of_each_class_by_hand() -> None:
     assert found["iou_by_class"] == {"sky": 8 / 12, "low": 0.0, "car": None}
     assert found["mean_iou"]["value"] == pytest.approx(1 / 3)
     assert 0 <= found["mean_iou"]["low"] <= 1 / 3 <= found["mean_iou"]["high"] <= 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows allows no such names")
+def test_the_name_of_a_file_steers_no_terminal(tmp_path: Path) -> None:
+    data = discs(tmp_path / "data", 6)
+    for part in ("images", "masks"):
+        (data / part / "0.png").rename(data / part / "\x1b[31mred.png")
+    Image.fromarray(np.full((40, 48), 0.5, np.float32)).save(data / "masks" / "\x1b[31mred.tiff")
+    (data / "masks" / "\x1b[31mred.png").unlink()
+    words = ["--data", str(data), "--out", str(tmp_path / "run")]
+    ran = subprocess.run([sys.executable, "train/segmenter.py", *words], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert "\x1b" not in ran.stdout + ran.stderr
+    assert "?[31mred" in ran.stderr
+
+
+def test_the_name_of_a_file_is_shown_on_one_line_of_the_page() -> None:
+    assert sentence_of(ValueError("masks/\x1b\n.png has fractions")) == "Masks/? .png has fractions."

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))  # before any script imports cvlab, which needs no
 from cvlab.data import public
 from cvlab.data.folders import existing
 from cvlab.data.sets import AUGMENTATIONS, NORMALIZATIONS
-from cvlab.files import DISK_IS_FULL
+from cvlab.files import DISK_IS_FULL, printable
 from cvlab.learning.optim import DECAYS, OPTIMIZERS, SCHEDULES
 from cvlab.memory import keep_freed_memory
 
@@ -206,7 +206,8 @@ def run(main: Callable[[], None]) -> None:
         if out_of_memory:
             sys.exit("Out of memory: make --batch-size or --image-size smaller. What was saved is safe.")
         if not isinstance(error, OSError) or not (error.filename or error.errno in DISK_IS_FULL):
-            sys.exit(f"{type(error).__name__}: {error}")
+            lines = str(error).split("\n")  # names of files may hold anything
+            sys.exit(f"{type(error).__name__}: " + "\n".join(map(printable, lines)))
         advice = "If it was to be written, choose another folder with --out."
         if error.errno in DISK_IS_FULL:
             advice = "Make room, or choose another --out. What was saved is safe; --resume continues a training."

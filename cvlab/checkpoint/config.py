@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from cvlab.files import LFS_POINTER, NOT_FETCHED
+from cvlab.files import LFS_POINTER, NOT_FETCHED, printable
 from cvlab.models.model import MAX_CLASSES, MAX_MASKS, TILES, name_fault
 
 FORMAT = 1
@@ -120,8 +120,7 @@ def read_config(path: Path) -> dict:
         try:
             block = _from_other_library(config)
         except ValueError as error:
-            reason = "".join(c if c.isprintable() else "?" for c in str(error)[:300])  # it may quote the file
-            raise CheckpointError(f"{path}: {reason}.") from error
+            raise CheckpointError(f"{path}: {printable(str(error)[:300])}.") from error  # it may quote the file
     else:
         raise CheckpointError(
             f"{path} was not written by cvlab, timm or segmentation_models.pytorch: it cannot be opened."

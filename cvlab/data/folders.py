@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from cvlab.files import printable
 from cvlab.transforms import FORMATS
 
 # Files of other names are opened to see whether they are pictures.
@@ -62,7 +63,7 @@ def left_out_notes(left_out: dict[Path, str], folder: str | Path) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for path in sorted(left_out):
         name = path.relative_to(folder).as_posix()
-        by_reason.setdefault(left_out[path], []).append("".join(each if each.isprintable() else "?" for each in name))
+        by_reason.setdefault(left_out[path], []).append(printable(name))
     return [
         f"Left out because it {reason}: {len(names)} ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})."
         for reason, names in by_reason.items()

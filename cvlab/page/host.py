@@ -17,6 +17,8 @@ from pathlib import Path, PurePath
 
 import httpx
 
+from cvlab.files import printable
+
 ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = re.compile(r"GRADIO_.*(PORTS?|WORKERS|EVENTS|FREQUENCY|DEBUG)|HF_HUB_.*_TIMEOUT")  # variables that hold one
 WORKER_OF = "CVLAB_WORKER_OF"  # the variable that tells a worker the folder of its page
@@ -102,7 +104,7 @@ def sentence_of(error: Exception) -> str:
     text = str(error) or f"The page could not do that ({type(error).__name__})"
     if isinstance(error, OSError) and error.filename and error.strerror:
         text = f"{PurePath(error.filename).name} cannot be read or written: {error.strerror}"
-    text = without_paths(text)
+    text = without_paths(printable(" ".join(text.split())))  # names of files may hold anything
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 

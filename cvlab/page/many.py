@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from cvlab.explain import default_stage, peak
-from cvlab.files import write_bytes
+from cvlab.files import printable, write_bytes
 from cvlab.models import Model
 from cvlab.models.model import MOST_NAMES
 from cvlab.page.evidence import predict_photo
@@ -120,7 +120,7 @@ def explain_picture(model: Model, path: Path, question: Question, number: int) -
 
 def clean(name: str) -> str:
     """A file name as a label: invisible characters become ?, and long names lose their middle."""
-    name = "".join(character if character.isprintable() else "?" for character in name)
+    name = printable(name)
     return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME // 2]}...{name[3 - MAX_NAME // 2 :]}"
 
 
