@@ -104,7 +104,8 @@ def locate(model: Model) -> None:
     follow = _Follow(images)
 
     def record(to_map: Callable, module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        module.grid = follow.settled(output, to_map(output).shape[-1])
+        if isinstance(getattr(module, "grid", None), Grid | None):  # nobody else's
+            module.grid = follow.settled(output, to_map(output).shape[-1])
 
     with ExitStack() as afterwards, torch.no_grad():
         afterwards.callback(model.train, model.training)

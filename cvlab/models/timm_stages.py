@@ -9,6 +9,7 @@ end, no gradient reaches the patches that leave the last block, but it does reac
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -40,7 +41,7 @@ def maps_of(backbone: nn.Module, images: Tensor) -> dict[str, ToMap]:
     """By the name of each stage's module its to_map, found from the shapes of one forward pass.
 
     Args:
-        backbone: a network of timm in eval mode; it keeps the hooks, so give a copy on the meta device.
+        backbone: a network of timm in eval mode; it keeps a hook, so give a copy on the meta device.
         images: (1, 3, S, S).
     """
     for module in backbone.modules():
@@ -56,9 +57,8 @@ def maps_of(backbone: nn.Module, images: Tensor) -> dict[str, ToMap]:
             block = int(name.removeprefix("blocks."))
             found[name] = partial(windows_to_map, reroll=backbone.reroll, block=block)
             continue
-        of_module, of_norm = (
-            _to_map(shapes.get(each, ()), image_size, reduction, channels_last) for each in (name, f"{name}.norm1")
-        )
+        sides = math.ceil(image_size / reduction), image_size // reduction
+        of_module, of_norm = (to_map_of(shapes.get(each, ()), sides, channels_last) for each in (name, f"{name}.norm1"))
         if of_norm is not None and of_module is not identity:
             found[f"{name}.norm1"] = of_norm
         elif of_module is not None:
@@ -69,8 +69,8 @@ def maps_of(backbone: nn.Module, images: Tensor) -> dict[str, ToMap]:
 def module_outputs(network: nn.Module, images: Tensor) -> tuple[object, dict[str, tuple[Tensor, int]]]:
     """What a network returns, and by the name of a module its output and the version that it had then.
 
-    They are in the order of the forward pass, of the modules that run once and return a tensor. The network keeps the
-    hooks.
+    They are in the order of the forward pass, of the modules that run once and return a tensor. They have gradients
+    where the images require them.
     """
     names = {module: name for name, module in network.named_modules()}
     outputs: dict[str, tuple[Tensor, int]] = {}
@@ -81,9 +81,9 @@ def module_outputs(network: nn.Module, images: Tensor) -> tuple[object, dict[str
         if isinstance(output, Tensor):
             outputs[names[module]] = output, output._version
 
-    for module in names:
-        module.register_forward_hook(hook)
-    with torch.no_grad():
+    with ExitStack() as hooks, torch.set_grad_enabled(images.requires_grad):
+        for module in names:
+            hooks.enter_context(module.register_forward_hook(hook))
         returned = network(images)
     return returned, {name: found for name, found in outputs.items() if calls[name] == 1}
 
@@ -99,17 +99,18 @@ def _check_patches(conv: nn.Conv2d, inputs: tuple[Tensor]) -> None:
         )
 
 
-def _to_map(shape: Sequence[int], image_size: int, reduction: int, channels_last: bool) -> ToMap | None:
+def to_map_of(shape: Sequence[int], sides: Sequence[int], channels_last: bool) -> ToMap | None:
     """How an output of this shape becomes (N, C, h, w), h = w; None where it is no map.
 
-    `channels_last` decides where there are as many channels as rows and columns.
+    Tokens are the grid of the first of the `sides` that does not need more of them. `channels_last` decides where there
+    are as many channels as rows and columns.
     """
     if len(shape) == 4 and shape[1] == shape[2] and (channels_last or shape[2] != shape[3]):
         return channels_last_to_map
     if len(shape) == 4 and shape[2] == shape[3]:
         return identity
     if len(shape) == 3:
-        for side in (math.ceil(image_size / reduction), image_size // reduction):
+        for side in sides:
             if shape[1] >= side**2:
                 return partial(tokens_to_map, prefix_tokens=shape[1] - side**2)
     return None
