@@ -9,7 +9,6 @@ end, no gradient reaches the patches that leave the last block, but it does reac
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -41,7 +40,7 @@ def maps_of(backbone: nn.Module, images: Tensor) -> dict[str, ToMap]:
     """By the name of each stage's module its to_map, found from the shapes of one forward pass.
 
     Args:
-        backbone: a network of timm in eval mode; it keeps a hook, so give a copy on the meta device.
+        backbone: a network of timm in eval mode; it keeps the hooks, so give a copy on the meta device.
         images: (1, 3, S, S).
     """
     for module in backbone.modules():
@@ -69,8 +68,8 @@ def maps_of(backbone: nn.Module, images: Tensor) -> dict[str, ToMap]:
 def module_outputs(network: nn.Module, images: Tensor) -> tuple[object, dict[str, tuple[Tensor, int]]]:
     """What a network returns, and by the name of a module its output and the version that it had then.
 
-    They are in the order of the forward pass, of the modules that run once and return a tensor. They have gradients
-    where the images require them.
+    They are in the order of the forward pass, of the modules that run once and return a tensor. The network keeps the
+    hooks.
     """
     names = {module: name for name, module in network.named_modules()}
     outputs: dict[str, tuple[Tensor, int]] = {}
@@ -81,9 +80,9 @@ def module_outputs(network: nn.Module, images: Tensor) -> tuple[object, dict[str
         if isinstance(output, Tensor):
             outputs[names[module]] = output, output._version
 
-    with ExitStack() as hooks, torch.set_grad_enabled(images.requires_grad):
-        for module in names:
-            hooks.enter_context(module.register_forward_hook(hook))
+    for module in names:
+        module.register_forward_hook(hook)
+    with torch.no_grad():
         returned = network(images)
     return returned, {name: found for name, found in outputs.items() if calls[name] == 1}
 
