@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cvlab import checkpoint
 from cvlab.data.evaluation import parts_of
 from cvlab.data.folders import DataError
 from cvlab.data.parts import Parts
@@ -40,7 +39,7 @@ from cvlab.transforms import ImageError, view
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="folder of a model, or its name on the Hub")
+    parser.add_argument("checkpoint", help="folder of a model, a Hub name, or FILE.py:FUNCTION")
     parser.add_argument("--data", type=Path, help="data folder, or torchvision:NAME; by default synthetic scenes")
     parser.add_argument("--part", choices=("val", "test", "train", "all"), default="val")
     parser.add_argument("--out", type=Path, required=True, help="folder of the maps")
@@ -49,7 +48,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     args = parser.parse_args()
     data, size = cli.data_folder(args.data), args.batch_size
-    model = checkpoint.load(args.checkpoint)
+    model = cli.open_model(args.checkpoint)
     stages = check_stages(model, args.stages or model.stages)
     parts, _ = parts_of(model, data, args.part)
     for note in parts.notes:

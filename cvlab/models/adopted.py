@@ -131,7 +131,7 @@ def adopt(
     if not places:
         raise ValueError(
             "no stage was found: no module that runs once returns a map (N, C, h, w) or (N, h, w, C), or tokens "
-            "(N, T, C), that the logits depend on; random weights may be 0 in the last layer"
+            "(N, T, C), that the logits depend on; or the network has no weights yet, and gives 0 for any image"
         )
     model.places = {stage: (name, maps[name].to_map) for stage, name in places.items()}
     model.describe(
@@ -193,7 +193,8 @@ def _maps(model: Adopted, images: Tensor, logits: Tensor, outputs: dict[str, tup
     """
     outputs = {name: pair for name, pair in outputs.items() if pair[0].requires_grad and len(pair[0]) == 1}
     both = [tensor for pair in outputs.values() for tensor in pair]
-    gradients = torch.autograd.grad(logits.square().sum(), both, allow_unused=True, retain_graph=True)
+    score = (logits - logits.mean()).abs().sum()  # the mean of probabilities would say nothing
+    gradients = torch.autograd.grad(score, both, allow_unused=True, retain_graph=True)
     cubes = [name for name, (output, _) in outputs.items() if output.ndim == 4 and len(set(output.shape[1:])) == 1]
     channels_last = set()
     if cubes:  # as many channels as rows: what changes at the top of the images is felt at the top, in any channel

@@ -47,7 +47,7 @@ class Models:
     A branch on the Hub is looked up once, so that all answers come from one commit while the page runs.
 
     Args:
-        offered: name to folder or Hub name.
+        offered: name to folder or Hub name, or to a model that the owner of the page made, which answers as it is.
         owners: whose other models on the Hub a visitor may name; empty for everybody's.
         fetch: downloads a Hub name and returns its folder.
         limit: bytes of the models in memory; the least recently used are dropped.
@@ -55,7 +55,7 @@ class Models:
 
     def __init__(
         self,
-        offered: dict[str, str],
+        offered: dict[str, str | Model],
         owners: Sequence[str] = (),
         fetch: Callable[[str], Path] = hub.pull,
         limit: int = MAX_BYTES,
@@ -71,21 +71,29 @@ class Models:
             ValueError: there is no such model, or it cannot be opened.
         """
         source = self._source(name)
+        if isinstance(source, Model):
+            return source
         budget = {} if source in self.offered.values() else {"most_gib": MOST_GIB}
         return self.loaded.get(source, lambda: faster_copy(checkpoint.load(self._folder(source), **budget)))
 
     def folder(self, name: str) -> Path:
         """The folder with the model's files. Raises the same errors as opening it."""
-        return self._folder(self._source(name))
+        source = self._source(name)
+        if isinstance(source, Model):
+            raise ValueError(f"This model has no report: it is not in a folder, but made by {source.source}.")
+        return self._folder(source)
 
     def public_name(self, name: str) -> str:
         """The name for other people: a shipped model's folder in the project, never a path of this machine."""
         name = hub.name_of(name)
-        source = Path(self.offered.get(name.removeprefix("checkpoints/"), name))
+        source = self.offered.get(name.removeprefix("checkpoints/"), name)
+        if isinstance(source, Model):
+            return source.source
+        source = Path(source)
         inside = source.is_absolute() and source.is_relative_to(ROOT)
         return source.relative_to(ROOT).as_posix() if inside else name
 
-    def _source(self, name: str) -> str:
+    def _source(self, name: str) -> str | Model:
         if not name or not isinstance(name, str) or len(name) > MAX_NAME:
             raise ValueError("Choose a model, or type its name on the Hub (user/name).")
         name = hub.name_of(name)
