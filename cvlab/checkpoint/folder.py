@@ -49,8 +49,8 @@ def save(model: Model, folder: str | Path, **facts: object) -> None:
     """
     if model.config["network"] not in NETWORKS:
         raise CheckpointError(
-            "A network that was adopted cannot be saved as a checkpoint: its code is not cvlab's. Save its state_dict(), "
-            "and adopt it again where it is needed."
+            "A network that was adopted cannot be saved as a checkpoint: its code is not cvlab's. Save its weights "
+            "with your own code, and adopt it again where it is needed."
         )
     folder = Path(folder)
     versions = {name: version(name) for name in ("torch", "torchvision", "timm", "captum")}
