@@ -7,17 +7,16 @@
 CVLAB_MODELS="user/a,user/b" adds models as the command line does. On a public server CVLAB_ALLOW="user,school" limits
 the other Hub names that a visitor may type to these owners.
 
-This file holds the widgets (`layout`) and what happens when one of them is touched (`wire`). What the tabs show is in
-cvlab/page/panels.py, the endpoints for programs in cvlab/page/api.py.
+This file holds the widgets (`layout`), and which event each of them begins (`wire`). What happens then is in
+cvlab/page/events.py, what the tabs show in cvlab/page/panels.py, the endpoints for programs in cvlab/page/api.py.
 """
 
 import argparse
 import os
-import secrets
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -31,26 +30,29 @@ except ValueError as error:
     sys.exit(str(error))
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.responses import FileResponse
+from starlette.routing import Route
 
 from cvlab.memory import share_arenas
-from cvlab.models import Model
-from cvlab.models.adopted import IN_FILE, from_file
-from cvlab.models.model import MOST_NAMES
-from cvlab.page.api import ONE_AT_A_TIME, Page, add_api, fetch_with_progress, tiles_with_progress
+from cvlab.models.adopted import IN_FILE
+from cvlab.page.api import ONE_AT_A_TIME, Page, add_api, fetch_with_progress, show_progress
+from cvlab.page.events import PICKED
 from cvlab.page.examples import example_files
-from cvlab.page.host import sentence_of
 from cvlab.page.html import paragraph
-from cvlab.page.many import WIDTHS, Row, explain_files
+from cvlab.page.limits import Limits, is_public
+from cvlab.page.many import WIDTHS, Row
 from cvlab.page.models import Models, offered_models
-from cvlab.page.panels import CHECKED, FOLLOWING, ON_REQUEST, REDRAWN, draw
-from cvlab.page.question import COLORMAPS, REGIONS, Question, from_query, picked, settings_of
-from cvlab.page.upload import MAX_UPLOAD_MB, UPLOADS, photo_input
-from cvlab.page.visit import METHOD_NAMES, Answer, Visits
+from cvlab.page.panels import CHECKED, FOLLOWING, REDRAWN
+from cvlab.page.question import COLORMAPS, REGIONS, Question
+from cvlab.page.upload import MAX_UPLOAD_MB, photo_input
+from cvlab.page.visit import METHOD_NAMES
+from cvlab.page.worker import SafeEvents
 
 ROOT = Path(__file__).resolve().parent
 CSS, SCRIPT = ROOT / "cvlab/page/page.css", (ROOT / "cvlab/page/page.js").read_text("utf-8")
-KEPT = ("method", "opacity", "colormap")  # of the settings, when another photo or model is chosen
-PICKED = ("class_name", "rather_than", "region", "points")  # what a click in the picture sets
+FOR_ASSISTANTS = ROOT / "cvlab/page/llms.txt"
+LAST_SECONDS = 4.0  # for the answers in hand, when the page is to end
 METHOD_CHOICES = [(name, key) for key, name in METHOD_NAMES.items()]
 REGION_CHOICES = [(label, region) for region, (label, _) in REGIONS.items()]
 COLORMAP_HINTS = {"jet": " (as in older reports)"}
@@ -66,10 +68,10 @@ MARK = """<h1><a href="./" aria-label="cvlab, to the start"><svg viewBox="0 0 32
 
 def build_page(models: Models) -> gr.Blocks:
     """The Blocks page, not launched."""
-    visits = Visits(models, tiles_with_progress)
+    events = SafeEvents(models, show_progress)
     with Page(title="cvlab", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
-        wire(page, layout(list(models.offered)), visits)
-        add_api(visits)
+        wire(page, layout(list(models.offered)), events)
+        add_api(events)
     return page
 
 
@@ -162,96 +164,38 @@ def choice(choices: Sequence, value: str | None = "", **options: object) -> gr.D
     return gr.Dropdown(choices, value=value, allow_custom_value=True, **options)
 
 
-def lists_of(model: Model, values: dict[str, object]) -> dict[str, gr.Component]:
-    """The widgets whose choices depend on the model, with their values."""
-    names = model.class_names[:MOST_NAMES]  # any other one can be typed
-    return {
-        "class_name": choice([("(predicted)", ""), *names], values["class_name"]),
-        "rather_than": choice([("(nothing else)", ""), *names], values["rather_than"], visible=len(names) > 1),
-        "stage": choice(list(model.stages), values["stage"]),
-    }
-
-
-def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
-    """Connects the widgets of `layout`: every event asks one question of one visit and draws panels of the answer."""
+def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
+    """Connects the widgets of `layout`: each begins an event, whose values they then show."""
     settings = {field.name: getattr(at, field.name) for field in fields(Question)}
     asked = [at.photo, at.model, at.mask, *settings.values()]
     changed = [getattr(at, name) for name in {**dict.fromkeys(REDRAWN), **dict.fromkeys(CHECKED)}]
     everything = [at.shown, at.background, at.facts, at.model, *changed, *settings.values()]
 
     def by_widget(shown: dict[str, object]) -> dict:
-        return {getattr(at, name): value for name, value in shown.items()}
+        lists = {name: choice(**value) if isinstance(value, dict) else value for name, value in shown.items()}
+        return {getattr(at, name): value for name, value in lists.items()} or {at.chip: gr.skip()}
 
-    def answer_of(photo: str | None, name: str, mask: str | None, *values: object) -> Answer:
-        return visits.ask(photo, name, Question(*values), mask)
-
-    def begin(request: gr.Request, shown: str, photo: str | None, name: str, mask: str | None, *values) -> dict:
-        query, before = {} if shown else dict(request.query_params), answer_of(photo, name, mask, *values).given
-        question = Question(**{key: getattr(before, key) for key in KEPT}) if shown else from_query(query)
+    def begin(request: gr.Request, before: str, photo: str | None, name: str, *others: object) -> dict:
+        query = {} if before else dict(request.query_params)
         linked = {"model": query["model"]} if query.get("model") else {}
         name = linked.get("model", name)
-        answer, changed = visits.ask(photo, name, question, mask), {"shown": "none"}
-        with suppress(ValueError, OSError):  # the sentence says it
-            wanted = settings_of(answer.model, question)
-            # Gradio makes each widget anew that gets more than a value, or nothing.
-            changed = {"shown": name} | wanted | (lists_of(answer.model, wanted) if name != shown else {})
-        return redrawn(request, answer, "background", "facts") | by_widget(linked | changed)
+        shown = events.run("begin", [name], request.session_hash, query, before, photo, name, *others)
+        return by_widget(shown | linked)
 
-    def redrawn(request: gr.Request, answer: Answer, *more: str) -> dict:
-        key = None
-        with suppress(ValueError, OSError):  # the sentence says it
-            key = answer.key
-        visits.note(request.session_hash, key)
-        return by_widget(dict.fromkeys(CHECKED, "") | draw(answer, (*REDRAWN, *more)))
+    def handler(event: str, *given: object) -> Callable:
+        def handle(request: gr.Request, photo: str | None, name: str, *others: object) -> dict:
+            return by_widget(events.run(event, [name], request.session_hash, *given, photo, name, *others))
 
-    def redraw(request: gr.Request, *inputs: object) -> dict:
-        return redrawn(request, answer_of(*inputs))
+        return handle
 
-    def drawing(*names: str) -> Callable:
-        return lambda *inputs: by_widget(draw(answer_of(*inputs), names))
+    def pick(click: gr.EventData, request: gr.Request, *asked: object) -> dict:
+        return handler("pick", click.points)(request, *asked)
 
-    def pick(event: gr.EventData, request: gr.Request, photo: str | None, name: str, mask: str | None, *values) -> dict:
-        answer = answer_of(photo, name, mask, *values)
-        with suppress(ValueError, OSError):  # the panels say it
-            question = picked(answer.question, answer.model, answer.prediction.logits, event.points)
-            answer = answer.again(question)
-        return redrawn(request, answer) | by_widget({name: getattr(answer.given, name) for name in PICKED})
+    def compare(other: str, second: str | None, photo: str | None, name: str, *values: object) -> dict:
+        return by_widget(events.run("compare", [name, other or name], other, second, photo, name, *values))
 
-    def follow(*inputs: object) -> dict:
-        answer = answer_of(*inputs)
-        with suppress(ValueError, OSError):  # the panels of the answer say it
-            if answer.segments:
-                answer.work_out_paths()
-                return by_widget(draw(answer, FOLLOWING))
-        return {at.three: gr.skip()}
-
-    def check(request: gr.Request, *inputs: object) -> dict:
-        answer = answer_of(*inputs)
-        with suppress(ValueError, OSError):
-            busy = visits.others_ask(request.session_hash) or not answer.quick
-            if busy and answer.testable and not answer.verdict:
-                return {at.chip: ON_REQUEST}
-        return check_now(request, *inputs)
-
-    def check_now(request: gr.Request, *inputs: object) -> dict:
-        answer, last = answer_of(*inputs), partial(visits.is_last, request.session_hash)
-        with suppress(ValueError, OSError):
-            if last(answer.key):
-                answer.work_out_verdict()
-            if not last(answer.key):  # another question was asked meanwhile
-                return {at.chip: gr.skip()}
-        return by_widget(draw(answer, CHECKED))
-
-    def show_compared(other: str, second: str | None, photo: str | None, name: str, *values: object) -> dict:
-        beside = answer_of(second or photo, other or name, None, *values)
-        return by_widget(draw(answer_of(photo, name, None, *values), ("compared",), beside))
-
-    def explain_all(files: list[str] | None, *inputs: object) -> tuple:
-        answer, folder = answer_of(*inputs), UPLOADS / secrets.token_hex(16)  # a folder that Gradio deletes in time
-        try:
-            return explain_files(answer.model, files or [], answer.given, gr.Progress(), folder)
-        except (ValueError, OSError) as error:
-            return paragraph(sentence_of(error)), None, None
+    def many(files: list[str] | None, photo: str | None, name: str, *others: object) -> tuple:
+        return tuple(events.run("many", [name], files or [], photo, name, *others))
 
     def when(triggers: list, make: Callable, inputs: list, outputs: list, **options: object) -> object:
         # "always_last": the last choice made while an answer is on its way is not lost.
@@ -263,28 +207,31 @@ def wire(page: gr.Blocks, at: SimpleNamespace, visits: Visits) -> None:
     touched = [widget.input for name, widget in settings.items() if name not in ("points", "opacity", "colormap")]
     answers = [
         when(begun, begin, [at.shown, *asked], everything, **waiting),
-        when([*touched, at.points.submit, at.mask.change], redraw, asked, changed),
+        when([*touched, at.points.submit, at.mask.change], handler("redraw"), asked, changed),
         when([at.picker.select, at.look.select], pick, asked, [*map(settings.get, PICKED), *changed]),
     ]
     following, checked, drawn = ([getattr(at, name) for name in names] for names in (FOLLOWING, CHECKED, REDRAWN))
     for each in answers:  # what takes more passes follows
-        each.then(follow, asked, following, **quietly).then(check, asked, checked, **ONE_AT_A_TIME, **quietly)
-    at.chip.select(check_now, asked, checked, **ONE_AT_A_TIME, **quietly)
-    when([at.colormap.input], drawing(*REDRAWN), asked, drawn)  # the check stays as it is
+        followed = each.then(handler("follow"), asked, [*following, at.chip], **quietly)
+        followed.then(handler("check"), asked, checked, **ONE_AT_A_TIME, **quietly)
+    at.chip.select(handler("check_now"), asked, checked, **ONE_AT_A_TIME, **quietly)
+    when([at.colormap.input], handler("drawing", REDRAWN), asked, drawn)  # the check stays as it is
     # In the browser alone: what was chosen or taken becomes the photo.
     at.upload.upload(None, at.upload, at.photo, js="file => file", api_visibility="private")
     at.camera.input(None, at.camera, [at.photo, at.camera], js=TAKEN, api_visibility="private")
     at.camera_button.click(None, js="() => document.body.classList.toggle('camera')", api_visibility="private")
     both = [at.other, at.second, at.photo, at.model, *settings.values()]
-    when([at.other.input, at.second.change], show_compared, both, [at.compared])
-    when([at.report.select, at.model.input], drawing("record"), asked, [at.record])
-    many = [at.gallery, at.rows, at.table]
-    when([at.files.upload, at.again.click], explain_all, [at.files, *asked], many, concurrency_limit=1)
+    when([at.other.input, at.second.change], compare, both, [at.compared])
+    when([at.report.select, at.model.input], handler("drawing", ["record"]), asked, [at.record])
+    explained = [at.gallery, at.rows, at.table]
+    when([at.files.upload, at.again.click], many, [at.files, *asked], explained, concurrency_limit=1)
 
 
-def launch(page: gr.Blocks, **options: object) -> None:
+def launch(page: gr.Blocks, server_name: str = "127.0.0.1", **options: object) -> None:
     """Starts the server, with the settings that keep it closed: no analytics, no history of the users' pictures."""
     share_arenas()
+    waiting = lambda: [each.request for each in list(events_in(page).values())]  # noqa: E731
+    limits = [Middleware(Limits, waiting=waiting)] if is_public(server_name) else []
     page.queue(api_open=False, default_concurrency_limit=8).launch(  # a model gives one answer at a time
         theme=THEME,
         css_paths=CSS,
@@ -293,8 +240,24 @@ def launch(page: gr.Blocks, **options: object) -> None:
         max_file_size=f"{MAX_UPLOAD_MB}mb",
         show_error=True,  # else a program that calls with wrong types is told nothing
         ssr_mode=False,
+        server_name=server_name,
+        app_kwargs={"middleware": limits, "routes": [Route("/llms.txt", lambda request: FileResponse(FOR_ASSISTANTS))]},
         **options,
     )
+
+
+def events_in(page: gr.Blocks) -> dict:
+    """What waits in the queue of a page, or is being answered."""
+    return page._queue.event_ids_to_events
+
+
+def end(page: gr.Blocks) -> None:
+    """An orderly end, which deletes the files of the page: the answers in hand are given, within a few seconds."""
+    page._queue.max_size, until = 0, time.monotonic() + LAST_SECONDS
+    while events_in(page) and time.monotonic() < until:
+        time.sleep(0.1)
+    time.sleep(0.3)  # for the way to the visitor
+    sys.exit()
 
 
 def main() -> None:
@@ -309,13 +272,16 @@ def main() -> None:
     listed = [os.environ.get(variable, "").split(",") for variable in ("CVLAB_MODELS", "CVLAB_ALLOW")]
     named, owners = ([name.strip() for name in names if name.strip()] for names in listed)
     try:
-        own = {name: from_file(name) for name in args.models if IN_FILE.fullmatch(name)}  # nobody else may name files
+        own = {name: name for name in args.models if IN_FILE.fullmatch(name)}  # here, and nowhere else
         others = [name for name in args.models if name not in own]
-        offered, server_name = own | offered_models(ROOT, [*others, *named]), host.address()
+        models = Models(own | offered_models(ROOT, [*others, *named]), owners, fetch_with_progress)
+        server_name = host.address()
+        for name in own:
+            models[name]  # runs the file
     except ValueError as error:
         parser.error(str(error))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # an orderly end, which deletes the files of the page
-    page = build_page(Models(offered, owners, fetch_with_progress))
+    page = build_page(models)
+    signal.signal(signal.SIGTERM, lambda *_: end(page))
     try:
         launch(page, server_name=server_name, server_port=args.port)  # which looks for a free one
     except (OSError, OverflowError):  # the second beyond 65535

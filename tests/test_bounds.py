@@ -17,7 +17,7 @@ from cvlab import checkpoint
 from cvlab.checkpoint import CheckpointError
 from cvlab.models import build, probabilities
 from cvlab.page import evidence
-from cvlab.page.api import masked
+from cvlab.page.events import Events, masked
 from cvlab.page.evidence import mask_size, open_mask
 from cvlab.page.html import MOST_NAMES, bars, table
 from cvlab.page.models import Models
@@ -74,7 +74,7 @@ def test_masks_of_a_large_photo_are_computed_smaller_and_the_shares_stay_right(t
     monkeypatch.setattr(evidence, "MOST_LOGITS", 40 * 3_000)
     asked = []
     monkeypatch.setattr(
-        "cvlab.page.api.resize_logits", lambda logits, size: asked.append(size) or resize_logits(logits, size)
+        "cvlab.page.events.resize_logits", lambda logits, size: asked.append(size) or resize_logits(logits, size)
     )
     smaller, shares, about = masked(open_image(answer.photo), answer)
     assert np.prod(asked, axis=1).max() <= 3_000
@@ -106,7 +106,7 @@ def test_a_segmenter_of_many_classes_answers_on_a_large_photo(tmp_path):
     folder = segmenter(tmp_path / "many", 40, 64)
     code = (
         "import sys; from cvlab.page.models import Models; from cvlab.page.visit import Visits;"
-        "from cvlab.page.question import Question; from cvlab.page.api import masked;"
+        "from cvlab.page.question import Question; from cvlab.page.events import masked;"
         "from cvlab.transforms import open_image;"
         "answer = Visits(Models({'m': sys.argv[1]})).ask(sys.argv[2], 'm', Question());"
         "print(masked(open_image(sys.argv[2]), answer)[2]);"
@@ -164,7 +164,8 @@ def test_lists_of_classes_are_cut_and_any_class_can_be_typed(tmp_path):
     assert [each["confidence"] for each in told["confidences"]] == probs.sort(descending=True).values[:1000].tolist()
     assert len(told["confidences"]) == MOST_NAMES
     for widget in ("class_name", "rather_than"):
-        choices = app.lists_of(answer.model, {"class_name": "", "rather_than": "", "stage": ""})[widget].choices
+        begun = Events(visits.models, lambda *done: None).begin("session", {}, "", path, "many", None)
+        choices = begun[widget]["choices"]
         assert len(choices) == 1 + MOST_NAMES
     shown = draw(answer, ("sentence", "side", "facts", "grad_cam", "record"))
     assert names[4_321][:50] in shown["grad_cam"]

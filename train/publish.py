@@ -26,7 +26,7 @@ from cvlab import checkpoint
 from cvlab.checkpoint import card, hub
 from cvlab.files import read_json
 
-SENT = (".py", ".css", ".js", ".html")  # of the files in cvlab/
+SENT = (".py", ".css", ".js", ".html", ".txt")  # of the files in cvlab/
 LOCK = cli.ROOT / ".ci" / "requirements.lock"  # sent too: pip install --require-hashes -r requirements.lock
 TORCH_FOR_CPU = "--extra-index-url https://download.pytorch.org/whl/cpu"  # PyPI's brings CUDA along, about 4 GB
 

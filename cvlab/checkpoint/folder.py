@@ -213,8 +213,9 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[bytes, Shapes]:
 
 
 def _read_tensors(file: BinaryIO, start: bytes, path: Path) -> dict[str, Tensor]:
+    most = min(hub.MAX_WEIGHTS_BYTES, os.fstat(file.fileno()).st_size)  # so much memory is taken at once
     try:
-        weights = from_safetensors(start + file.read(hub.MAX_WEIGHTS_BYTES))
+        weights = from_safetensors(start + file.read(most))
     except (SafetensorError, ValueError, RuntimeError) as error:
         reason = str(error).split("\n")[0][:200]
         raise CheckpointError(f"{path} is damaged or cut off ({reason}). Download or train it again.") from error

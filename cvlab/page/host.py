@@ -19,6 +19,7 @@ import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = re.compile(r"GRADIO_.*(PORTS?|WORKERS|EVENTS|FREQUENCY|DEBUG)|HF_HUB_.*_TIMEOUT")  # variables that hold one
+WORKER_OF = "CVLAB_WORKER_OF"  # the variable that tells a worker the folder of its page
 KEPT = 7200  # seconds after which a photo that a killed page left behind is deleted
 GONE = "This photo was deleted after an hour: drop it again."
 
@@ -65,7 +66,7 @@ def address() -> str:
 
 @cache
 def own_folder() -> Path:
-    """A folder of this process alone, for what the page and Gradio write and serve; deleted when the process ends.
+    """A folder of this page and its worker, for what they and Gradio write and serve; deleted when the page ends.
 
     Not in the system's folder for temporary files, which is cleaned while the page runs and shared with other users,
     unless there is no other place. What a killed page left behind is deleted here too: it holds visitors' photos.
@@ -73,6 +74,8 @@ def own_folder() -> Path:
     Raises:
         ValueError: GRADIO_TEMP_DIR names a folder that cannot be written.
     """
+    if page := os.environ.get(WORKER_OF):
+        return Path(page)
     given = os.environ.get("GRADIO_TEMP_DIR")
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     for parent in [given] if given else [os.path.join(caches, "cvlab"), tempfile.gettempdir()]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cvlab.explain import class_score, heatmap, predict, predicted_classes, predicted_masks, region_score
+from cvlab.explain.many import MOST_ACTIVATIONS
 from cvlab.models import Model, probabilities
 
 BORDER = 64  # this part of the picture's side is hidden around a region, because it still shows the region's edge
@@ -42,7 +43,8 @@ class Hiding:
         """
         images = self.images.expand(len(hidden), -1, -1, -1)
         pictures = hide(images, hidden) if filling is None else torch.where(hidden, filling, images)
-        batches = pictures.split(max(1, PIXELS_AT_ONCE // hidden[0].numel()))
+        most = MOST_ACTIVATIONS // max(1, getattr(self.model, "activations", 0))  # a network may be small and wide
+        batches = pictures.split(max(1, min(most, PIXELS_AT_ONCE // hidden[0].numel())))
         return torch.cat([self._answers(predict(self.model, batch)) for batch in batches], 1)
 
     def _answers(self, logits: Tensor) -> Tensor:
