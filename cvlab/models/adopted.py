@@ -107,7 +107,7 @@ def adopt(
     if count != len(names):
         raise ValueError(f"the module gives logits of {count} classes, and class_names has {len(names)}")
     if stages is None:
-        places = places_in(module, maps, image_size, len(names) if task == "segmentation" else 0)
+        places = places_in(module, maps, image_size, len(names), rises=task == "segmentation")
     else:
         places = stages if isinstance(stages, dict) else {name: name for name in stages}
     if unfit := [name for name in places.values() if name not in maps or maps[name].gradient is None]:

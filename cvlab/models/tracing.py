@@ -75,31 +75,32 @@ def maps_in(network: nn.Module, logits_of: Callable[[Tensor], Tensor], image: Te
     return found
 
 
-def places_in(network: nn.Module, maps: dict[str, Map], image_size: int, masks: int = 0) -> dict[str, str]:
+def places_in(network: nn.Module, maps: dict[str, Map], image_size: int, classes: int, rises: bool) -> dict[str, str]:
     """By the name of each stage its module, chosen from all maps of a network.
 
     Maps of equal side that follow each other are a run, and its `_end` stands for it. Of a classifier those runs are
     stages whose side is larger than all that come after, so that side paths are left out. So it is with a segmenter
-    down to its bottleneck; above it, those whose side none before it exceeds, each side once. The bottleneck
+    (`rises`) down to its bottleneck; above it, those whose side none before it exceeds, each side once. The bottleneck
     is where this gives most stages, and of several the longest run.
 
     Args:
         image_size: side of the image.
-        masks: how many a segmenter gives: a map of one channel each is the answer, not what the answer comes from.
+        classes: a map of one channel for each is the answer, not what the answer comes from.
+        rises: whether the resolution rises again after it fell.
     """
-    out = _branches(maps) | {name for name in maps if isinstance(network.get_submodule(name), NO_FEATURES)}
+    out = _branches(network, maps) | {name for name in maps if isinstance(network.get_submodule(name), NO_FEATURES)}
     out |= {name for name, each in maps.items() if each.gradient is None or each.shape[-1] == 1}
-    features = {name: each for name, each in maps.items() if name not in out and each.shape[1] != masks}
+    features = {name: each for name, each in maps.items() if name not in out and each.shape[1] != classes}
     runs: list[tuple[int, list[str]]] = []
     run = (image_size + 1, [])
     known = {math.ceil(image_size / 2**level) for level in range(6)}
     for name, each in features.items():
         side = each.shape[-1]
         before = [other for other in runs if other[0] == side]
-        if side < run[0] or (masks and side > run[0] and (before or side in known)):
+        if side < run[0] or (rises and side > run[0] and (before or side in known)):
             runs.append(run := (side, []))
         elif side > run[0]:  # back from a side path; else it is attention, or a pyramid of pooled maps
-            if masks or not before:
+            if rises or not before:
                 continue
             run = before[-1]
         run[1].append(name)
@@ -110,7 +111,7 @@ def places_in(network: nn.Module, maps: dict[str, Map], image_size: int, masks: 
         above = range(bottom + 1, len(at))
         return down + [i for i in above if at[i] == max(at[bottom : i + 1]) > at[bottom] and at[i] not in at[i + 1 :]]
 
-    bottoms = range(len(at)) if masks else range(len(at))[-1:]
+    bottoms = range(len(at)) if rises else range(len(at))[-1:]
     bottom = max(bottoms, key=lambda i: (len(kept(i)), len(runs[i][1])), default=0)
     stages = {i: _end(runs[i][1], maps) for i in kept(bottom)} if runs else {}
     return {"bottleneck" if i == bottom < max(stages) else name: name for i, name in stages.items()}
@@ -139,7 +140,7 @@ def _trace(
     return logits, {name: found[0] for name, found in calls.items() if name and len(found) == 1}
 
 
-def _branches(maps: dict[str, Map]) -> set[str]:
+def _branches(network: nn.Module, maps: dict[str, Map]) -> set[str]:
     """Names of maps inside a block that takes maps of their side and returns another: each may be one of several."""
     order, sides = list(maps), [each.shape[-1] for each in maps.values()]
     found: set[str] = set()
@@ -148,7 +149,11 @@ def _branches(maps: dict[str, Map]) -> set[str]:
         while first and order[first - 1].startswith(f"{block}."):
             first -= 1
         taken = sides[first - 1] if first else sides[i]
-        if taken != sides[i] and set(sides[first:i]) <= {taken, sides[i], 1}:  # else it is an encoder, not a block
+        # One of more resolutions is an encoder, and nn.Sequential has no branches.
+        is_block = (
+            set(sides[first:i]) <= {taken, sides[i], 1} and type(network.get_submodule(block)) is not nn.Sequential
+        )
+        if is_block and taken != sides[i]:
             found |= {order[j] for j in range(first, i) if sides[j] == taken}
     return found
 
