@@ -655,7 +655,7 @@ def test_the_commands_take_a_file_of_ones_own(file: Path, tmp_path: Path) -> Non
 
 
 def test_the_file_in_the_readme_is_one(tmp_path: Path) -> None:
-    (snippet,) = re.findall(r"```python\n(# net\.py.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (snippet,) = re.findall(r"```\n(# net\.py.*?)```", (ROOT / "README.md").read_text(), re.S)
     (tmp_path / "net.py").write_text(snippet)
     (tmp_path / "mine.py").write_text(
         "from test_adopt import ResUNet as Network\ndef ResUNet(weights): return Network(2).eval()\n"

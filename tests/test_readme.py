@@ -42,7 +42,7 @@ def test_every_shipped_model_is_in_the_table() -> None:
 
 
 def test_the_snippet_runs(tmp_path: Path, monkeypatch) -> None:
-    snippet, _ = re.findall(r"```python\n(.*?)```", README, re.S)  # the other: test_adopt.py
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.S)
     shapes.scene(4003, 256).image.save(tmp_path / "photo.jpg")
     names: dict = {}
     monkeypatch.chdir(tmp_path)

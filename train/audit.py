@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from cvlab import render
+from cvlab import checkpoint, render
 from cvlab.audit import fixed, patches, whole
 from cvlab.audit.data import facts_of, odd_labels, telling
 from cvlab.audit.mistakes import mistakes_page
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the report, by default the model's")
     parser.add_argument("--clean", type=Path, metavar="DIR2", help="write the data there, with suspects painted over")
     args = parser.parse_args()
-    model, folder, data = cli.open_model(args.checkpoint), Path(args.checkpoint), args.data
+    model, folder, data = checkpoint.load_own(args.checkpoint), Path(args.checkpoint), args.data
     out = args.out or (folder if folder.is_dir() else "runs/hub" / folder)
     if model.task != "classification":
         raise ValueError(f"{args.checkpoint} is a segmenter: the audit is for classifiers.")

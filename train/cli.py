@@ -16,15 +16,12 @@ from limits import check_numbers
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # before any script imports cvlab, which needs no installation
 
-from cvlab import checkpoint
 from cvlab.data import public
 from cvlab.data.folders import existing
 from cvlab.data.sets import AUGMENTATIONS, NORMALIZATIONS
 from cvlab.files import DISK_IS_FULL
 from cvlab.learning.optim import DECAYS, OPTIMIZERS, SCHEDULES
 from cvlab.memory import keep_freed_memory
-from cvlab.models import Model
-from cvlab.models.adopted import IN_FILE, from_file
 
 RECIPES = Path(__file__).parent / "recipes"
 FILE_IN_THE_WAY = (FileExistsError, NotADirectoryError)
@@ -99,11 +96,6 @@ def converted(value: object, action: argparse.Action) -> object:
 def data_folder(data: Path | None) -> Path | None:
     """The folder that --data means; torchvision:NAME is downloaded if it is not there yet."""
     return public.folder_of(str(data)) if str(data).startswith(public.SCHEME) else data
-
-
-def open_model(name: str) -> Model:
-    """The model of a folder, of a name on the Hub, or that a function of one's own returns, FILE.py:FUNCTION."""
-    return from_file(name) if IN_FILE.fullmatch(name) else checkpoint.load(name)
 
 
 def read_recipe(name: str) -> dict:

@@ -29,7 +29,7 @@ from PIL import Image
 from sklearn.metrics import classification_report
 from torch import Tensor
 
-from cvlab import metrics, plots, render
+from cvlab import checkpoint, metrics, plots, render
 from cvlab.checkpoint import card
 from cvlab.data.evaluation import is_own_test_part, note_test_read, parts_of, read_photos, read_views
 from cvlab.data.parts import SHAPES, Parts
@@ -66,10 +66,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.checkpoint is None:
         parser.error("which model? Give the folder of a checkpoint, or a name on the Hub.")
-    model = cli.open_model(args.checkpoint)
+    model = checkpoint.load_own(args.checkpoint)
     if args.calibrate:
         model = calibrate(args.checkpoint, parts_of(model, args.data, "val")[0], args.others)
-    other = cli.open_model(args.compare) if args.compare else None
+    other = checkpoint.load_own(args.compare) if args.compare else None
     if args.tiles is not None:
         if model.task == "classification":
             raise ValueError("--tiles is for segmenters: a classifier sees one square of a photo.")

@@ -25,6 +25,7 @@ from cvlab.checkpoint import hub
 from cvlab.checkpoint.config import FORMAT, CheckpointError, opened, read_config
 from cvlab.files import read_json, to_json, write_bytes, write_text
 from cvlab.models import NETWORKS, Model, build, settings_in
+from cvlab.models.adopted import IN_FILE, from_file
 from cvlab.models.model import Shapes, misfit, shapes_of
 
 MAX_HEADER_BYTES = 8 * 2**20  # of model.safetensors: names and shapes
@@ -132,6 +133,11 @@ def load(folder_or_id: str | Path, most_gib: float = 16) -> Model:
     model.temperature = config.get("temperature", 1.0)
     model.source = hub.source_of(folder)
     return model.eval()
+
+
+def load_own(name: str) -> Model:
+    """As `load`; also the model of one's own file, FILE.py:FUNCTION. It runs the file: for names of its owner only."""
+    return from_file(name) if IN_FILE.fullmatch(name) else load(name)
 
 
 def _stored(model: Model) -> Model:
