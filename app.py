@@ -232,7 +232,7 @@ def launch(page: gr.Blocks, server_name: str = "127.0.0.1", **options: object) -
     share_arenas()
     waiting = lambda: [each.request for each in list(events_in(page).values())]  # noqa: E731
     limits = [Middleware(Limits, waiting=waiting)] if is_public(server_name) else []
-    page.queue(api_open=False, default_concurrency_limit=8).launch(  # a model gives one answer at a time
+    page.queue(api_open=False, default_concurrency_limit=10).launch(  # a model gives one answer at a time
         theme=THEME,
         css_paths=CSS,
         run_history=False,

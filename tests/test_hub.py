@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,22 @@ def test_a_silent_hub_is_not_waited_for(hub, owner, small, model_id):
     with pytest.raises(HubError, match=model_id):
         owner.call(of_hub, "push", [small, model_id], {}, {"PROBE_SECONDS": 0.5})
     assert not [path for method, path, _ in hub.log if method == "POST"]
+
+
+def test_model_onnx_is_sent_never_fetched_and_gone_with_its_weights(hub, owner, small, tmp_path):
+    folder, names = shutil.copytree(small, tmp_path / "run"), ("model.onnx", "familiarity.safetensors")
+    for name in names:
+        (folder / name).write_bytes(b"of these weights")
+    owner.push(folder, "user/exported")
+    files = partial(hub.files, hub.repos["models", "user/exported"], "main")
+    assert set(names) < set(files())
+    visitor = Client(hub, tmp_path / "home")
+    visitor.pull("user/exported")
+    assert visitor.cached() == {"config.json", "model.safetensors", "familiarity.safetensors"}
+    for name in names:
+        (folder / name).unlink()
+    owner.push(folder, "user/exported")
+    assert set(files()) == {"config.json", "model.safetensors"}
 
 
 def test_photos_are_sent_only_when_asked(hub, owner, trained):

@@ -1,4 +1,4 @@
-"""Maps of many pictures, also by train/explain.py: every picture once, killed or not."""
+"""Maps of many pictures, also by train/explain.py: every picture once, killed or not. And of one photo by it."""
 
 import json
 import os
@@ -13,11 +13,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import read
 
 from cvlab import checkpoint
-from cvlab.explain import explain, predict, predicted_score
-from cvlab.explain.many import describe, explain_predictions, likeness
+from cvlab.explain import class_score, explain, predict, predicted_masks, predicted_score
+from cvlab.explain.many import describe, explain_predictions, likeness, predict_photos
 from cvlab.models import build
+from cvlab.render import enlarged, mask_overlay, overlay
+from cvlab.transforms import open_image, resize_logits, to_uint8, view
+from cvlab.trust.diagnosis import diagnose
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -101,12 +105,12 @@ def command(folder, pictures, out, *more):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def explain_py(monkeypatch, capsys):
     """Runs the script in this process, which has its imports already; returns what it printed and its error."""
     monkeypatch.syspath_prepend(str(ROOT / "train"))
 
-    def run_it(*arguments):
-        monkeypatch.setattr(sys, "argv", command(*arguments)[1:])
+    def run_it(*words):
+        monkeypatch.setattr(sys, "argv", ["train/explain.py", *map(str, words)])
         error = ""
         try:
             runpy.run_path(str(ROOT / "train" / "explain.py"), run_name="__main__")
@@ -115,6 +119,12 @@ def run(monkeypatch, capsys):
         return capsys.readouterr().out, error
 
     return run_it
+
+
+@pytest.fixture
+def run(explain_py):
+    """The same for all pictures."""
+    return lambda *arguments: explain_py(*command(*arguments)[2:])
 
 
 def contents(out):
@@ -166,3 +176,100 @@ def test_other_settings_need_another_folder(folder, pictures, tmp_path, run):
     assert {key for _, key in arrays} == {"hires_cam/stage1"}
     assert "--out" in run(folder, pictures, tmp_path, *more[:-1], "grad_cam")[1]
     assert contents(tmp_path)[0] == lines
+
+
+# --- one photo --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photo(pictures):
+    """24 x 20 pixels: a classifier for 16 x 16 sees the 20 x 20 in the middle."""
+    return pictures / "right" / "00.png"
+
+
+def arrays_in(out):
+    with np.load(out / "maps.npz") as arrays:
+        return {name: arrays[name] for name in arrays}
+
+
+def test_a_photo_of_a_classifier(folder, photo, tmp_path, explain_py):
+    explain_py(folder, photo, "--out", tmp_path, "--methods", "grad_cam", "hires_cam")
+    model, told, arrays = checkpoint.load(folder), read(tmp_path / "manifest.json"), arrays_in(tmp_path)
+    images = view(open_image(photo), model)
+    found = explain(model, images, predicted_score(model), methods=["grad_cam", "hires_cam"])
+    part = open_image(photo).crop((2, 0, 22, 20)).resize((320, 320), Image.Resampling.BICUBIC)
+    assert set(arrays) == {f"{method}/{stage}" for method in found.maps for stage in model.stages}
+    for method, maps in found.maps.items():
+        for stage, expected in maps.items():
+            assert arrays[f"{method}/{stage}"].dtype == np.float32
+            assert np.allclose(arrays[f"{method}/{stage}"], expected[0, 0], atol=1e-7)
+            drawn = to_uint8(overlay(to_uint8(part)[None] / 255, expected, stage=model.stages[stage])).int()
+            assert (to_uint8(Image.open(tmp_path / f"{method}-{stage}.png")) - drawn).abs().max() <= 1
+            warning = diagnose(expected, found.logits, found.logits.argmax().item())
+            assert told["warnings"][method].get(stage, "") == warning
+            assert told["peak"][method][stage] == pytest.approx(expected.max().relu().item() * expected.numel())
+    assert (told["file"], told["prediction"], told["explained"]) == (str(photo), "left", "left")
+    assert list(told["probabilities"].values()) == pytest.approx(found.logits.softmax(1)[0].tolist())
+    assert told["score"] == pytest.approx(found.scores.item())
+    assert len(list(tmp_path.iterdir())) == len(arrays) + 2
+    last = (tmp_path / "manifest.json").stat().st_mtime_ns
+    assert all(path.stat().st_mtime_ns <= last for path in tmp_path.iterdir())
+
+
+def test_another_class_than_the_predicted_one(folder, photo, tmp_path, explain_py):
+    explain_py(folder, photo, "--out", tmp_path, "--class", "right", "--stages", "stage2")
+    model, told = checkpoint.load(folder), read(tmp_path / "manifest.json")
+    found = explain(model, view(open_image(photo), model), class_score(1), ["stage2"])
+    assert np.allclose(arrays_in(tmp_path)["grad_cam/stage2"], found.maps["grad_cam"]["stage2"][0, 0], atol=1e-7)
+    assert (told["prediction"], told["explained"]) == ("left", "right")
+    assert told["score"] == pytest.approx(found.scores.item())
+
+
+def save_segmenter(folder, **options):
+    """A segmenter that finds each class in about half of a view."""
+    torch.manual_seed(0)
+    model = build("unet", ["horse", "rider"], 16, {"width": 4, "depth": 2}, **options).eval()
+    with torch.no_grad():
+        model.head.bias -= model(torch.rand(4, 3, 16, 16)).transpose(0, 1).flatten(1).median(1).values
+    checkpoint.save(model, folder)
+    return model
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "tiles"])
+def test_a_photo_of_a_segmenter_is_explained_and_masked(crop_mode, pictures, tmp_path, explain_py):
+    model, photo, out = save_segmenter(tmp_path, crop_mode=crop_mode), pictures / "left" / "00.png", tmp_path / "out"
+    explain_py(tmp_path, photo, "--out", out, "--class", "rider")
+    image = open_image(photo)
+    if crop_mode == "tiles":
+        (logits,) = predict_photos(model, [to_uint8(image)])
+    else:
+        logits = predict(model, view(image, model))
+    shares = predicted_masks(model, logits)[0].float().mean((1, 2))
+    assert list(read(out / "manifest.json")["shares"].values()) == pytest.approx(shares.tolist(), abs=0.05)
+    assert set(arrays_in(out)) == {f"grad_cam/{stage}" for stage in model.stages}
+
+    if crop_mode == "center":
+        mask = predicted_masks(model, resize_logits(logits, (20, 24)))[0, 1]
+        assert np.array_equal(Image.open(out / "mask.png"), enlarged(mask_overlay(image, mask.numpy())))
+
+
+def test_nothing_found_is_said_and_drawn(pictures, tmp_path, explain_py):
+    save_segmenter(tmp_path, threshold=0.9999)
+    explain_py(tmp_path, pictures / "left" / "00.png", "--out", tmp_path / "out")
+    told = read(tmp_path / "out" / "manifest.json")
+    assert (told["prediction"], told["score"], told["shares"]) == (None, 0, {"horse": 0, "rider": 0})
+    assert told["notes"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"mask.png", "maps.npz", "manifest.json"}
+    assert not arrays_in(tmp_path / "out")
+
+
+def test_a_photo_that_fails_leaves_no_manifest(folder, photo, pictures, tmp_path, explain_py):
+    out = tmp_path / "out"
+    for wrong in ([pictures / "left" / "05.png"], [photo, "--class", "middle"], [photo, "--data", pictures]):
+        assert explain_py(folder, *wrong, "--out", out)[1]
+        assert not out.exists()
+    explain_py(folder, photo, "--out", out)
+    (out / "maps.npz").unlink()
+    (out / "maps.npz").mkdir()  # in the way
+    assert "maps.npz" in explain_py(folder, photo, "--out", out)[1]
+    assert not (out / "manifest.json").exists()

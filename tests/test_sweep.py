@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+from filelock import FileLock
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -198,6 +199,26 @@ def test_the_run_of_a_killed_worker_is_taken_at_once_and_finished(script: Path) 
     assert run_queue.latest(study)[1].value == 0.05
     assert set(trained(script)) == {f"001 {epoch}" for epoch in range(1, 6)}
     assert sum(trained(script).values()) <= 6  # the epoch in which it was killed
+
+
+def test_a_run_that_ends_while_another_worker_looks_is_no_dead_one(script: Path) -> None:
+    """It is recorded and its lock let go between the other's look at the journal and its look at the lock."""
+    out = script.parent / "sweep"
+    plan = {"runs": [{"lr": "1"}], "script": str(script), "fixed": []}
+    other = run_queue.open_study(out, plan)
+    trial, lock = run_queue.RunQueue(other, out).take()
+
+    class Late(run_queue.RunQueue):
+        def _lock(self, run: int) -> FileLock:
+            if lock.is_locked:
+                other.tell(trial.number, 0.5)
+                lock.release()
+            return super()._lock(run)
+
+    queue = Late(run_queue.open_study(out, plan), out)
+    assert queue.take() is None
+    assert queue.is_done()
+    assert [each.state for each in queue.study.trials] == [TrialState.COMPLETE]
 
 
 def test_a_queue_that_was_cut_off_is_completed(tmp_path: Path) -> None:

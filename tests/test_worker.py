@@ -137,6 +137,17 @@ def test_more_memory_than_its_limit_is_refused_to_it(cache: Path, photo: str) ->
     events.process.kill()
 
 
+def test_a_line_at_the_worker_leaves_the_page_to_the_others(cache: Path, photo: str) -> None:
+    events = events_of(cache)
+    for _ in range(worker.MOST_WAITING):
+        events.line.acquire()
+    with pytest.raises(ValueError, match="Too many visitors"):
+        events.run("predict", ["user/classes"], photo, "user/classes")
+    events.line.release()
+    assert "label" in events.run("predict", ["user/classes"], photo, "user/classes")
+    events.process.kill()
+
+
 def test_progress_arrives_where_the_visitor_waits(cache: Path, photo: str, tmp_path: Path) -> None:
     said: list = []
     events = events_of(cache, said)

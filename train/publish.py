@@ -1,13 +1,15 @@
 """Publish a checkpoint as a model on the Hugging Face Hub, or the page as a Space that offers such models.
 
-    python train/publish.py CHECKPOINT user/name [--private] [--revision BRANCH] [--with-photos]
+    python train/publish.py CHECKPOINT user/name [--private] [--revision BRANCH] [--with-photos] [--onnx]
+    python train/publish.py CHECKPOINT --onnx      nothing is sent
     python train/publish.py --space user/space --models user/a user/b [--private]
 
 You need a token with write access (https://huggingface.co/settings/tokens). Give it to `hf auth login`, or put it in
 HF_TOKEN.
 
 The checkpoint is opened first: if that fails, it is not published. A card that cvlab wrote is written again with the
-name on the Hub. Pictures that contain photographs (report/photos/) are sent only with --with-photos.
+name on the Hub. Pictures that contain photographs (report/photos/) are sent only with --with-photos. --onnx writes
+CHECKPOINT/model.onnx first (cvlab/checkpoint/onnx.py), which other programs and browsers can run.
 
 A Space is app.py and cvlab/, sent in one commit, and installs the versions of .ci/requirements.lock. Its variable
 CVLAB_MODELS names the models that it offers. Visitors may also type the name of any other model of the users in
@@ -23,7 +25,7 @@ import cli
 from huggingface_hub import SpaceCardData
 
 from cvlab import checkpoint
-from cvlab.checkpoint import card, hub
+from cvlab.checkpoint import card, hub, onnx
 from cvlab.files import read_json
 
 SENT = (".py", ".css", ".js", ".html", ".txt")  # of the files in cvlab/
@@ -38,21 +40,29 @@ def main() -> None:
     parser.add_argument("--private", action="store_true", help="make the repository private when it is created")
     parser.add_argument("--revision", help="branch to publish on, created if it does not exist (default: main)")
     parser.add_argument("--with-photos", action="store_true", help="also send report/photos/")
+    parser.add_argument("--onnx", action="store_true", help="write model.onnx; without user/name nothing is sent")
     parser.add_argument("--space", metavar="USER/SPACE", help="publish the page as a Space instead")
     parser.add_argument("--models", nargs="+", metavar="USER/NAME", help="what the Space offers; it opens on the first")
     args = parser.parse_args()
-    if bool(args.space) != bool(args.models) or bool(args.space) == bool(args.id):
-        parser.error("give CHECKPOINT and user/name, or --space and --models")
+    of_model = args.checkpoint and (args.id or args.onnx)
+    if bool(args.space) != bool(args.models) or bool(args.space) == bool(of_model):
+        parser.error("give CHECKPOINT and user/name or --onnx, or --space and --models")
     if args.space:
         publish_space(args.space, [hub.name_of(name) for name in args.models], args.private)
     else:
-        publish_checkpoint(args.checkpoint, args.id, args.private, args.revision, args.with_photos)
+        publish_checkpoint(args.checkpoint, args.id, args.private, args.revision, args.with_photos, args.onnx)
 
 
-def publish_checkpoint(folder: Path, model_id: str, private: bool, revision: str | None, with_photos: bool) -> None:
+def publish_checkpoint(
+    folder: Path, model_id: str | None, private: bool, revision: str | None, with_photos: bool, with_onnx: bool
+) -> None:
     if not folder.is_dir():
         sys.exit(f"{folder} is not a folder: give the folder of a checkpoint.")
-    checkpoint.load(folder)
+    model = checkpoint.load(folder)
+    if with_onnx:
+        print(f"Written: {onnx.write(model, folder)}")
+    if not model_id:
+        return
     readme, is_ours = folder / "README.md", "cvlab" in read_json(folder / "config.json")
     if is_ours and (not readme.is_file() or "library_name: cvlab" in readme.read_text("utf-8")):
         card.write(folder, model_id)

@@ -95,10 +95,10 @@ class RunQueue:
         return failed and ("reason" not in trial.user_attrs or trial.user_attrs["run"] in self.failed_before)
 
     def _is_dead(self, run: int) -> bool:
-        """Whether no worker holds the lock of a run."""
+        """Whether a run has no worker and no end: one records the end, then lets go of the lock."""
         try:
             with self._lock(run).acquire(timeout=0):
-                return True
+                return latest(self.study)[run].state == TrialState.RUNNING
         except Timeout:
             return False
 

@@ -59,6 +59,7 @@ def save(model: Model, folder: str | Path, **facts: object) -> None:
     keys_of_library = model.library_config() if hasattr(model, "library_config") else {}
     config = to_json({**keys_of_library, "cvlab": block}, indent=1) + "\n"  # first, because it may fail
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored(model).state_dict().items()}
+    (folder / hub.ONNX).unlink(missing_ok=True)  # first: it must not stand beside other weights
     write_bytes(folder / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
     (folder / hub.STATISTICS).unlink(missing_ok=True)  # of the model that was there before
     if model.statistics:

@@ -24,9 +24,10 @@ from cvlab.files import write_text
 
 NEEDED = ["config.json", "model.safetensors"]
 STATISTICS = "familiarity.safetensors"  # of photos of training
+ONNX = "model.onnx"  # for other programs: sent, never downloaded
 # At the root of a folder.
 FILES = [*NEEDED, "README.md", "metrics.json", "trust.json", "history.jsonl", "manifest.json", STATISTICS]
-MAX_WEIGHTS_BYTES = 2 * 2**30  # model.safetensors
+MAX_WEIGHTS_BYTES = 2 * 2**30  # model.safetensors, model.onnx
 MAX_TEXT_BYTES = 4 * 2**20  # each of the others
 AROUND = " \t\n\"'“”\u2018\u2019`\u00a0\u200b\u200e\u200f\u2060\ufeff"  # characters that are copied along with a name
 PROBE_SECONDS = 4.0  # how long the Hub may take to answer before the local cache is used instead
@@ -126,8 +127,8 @@ def _cached(model_id: str, repo_id: str, revision: str, cause: Exception) -> Pat
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """The bytes of each file of `FILES` in a folder."""
-    return {name: (folder / name).stat().st_size for name in FILES if (folder / name).is_file()}
+    """The bytes of each file of `FILES` in a folder, and of model.onnx."""
+    return {name: (folder / name).stat().st_size for name in (*FILES, ONNX) if (folder / name).is_file()}
 
 
 def _check_sizes(sizes: dict[str, int | None], where: str) -> None:
@@ -135,7 +136,7 @@ def _check_sizes(sizes: dict[str, int | None], where: str) -> None:
     if missing := [name for name in NEEDED if name not in sizes]:
         raise HubError(f"{where} has no {' and no '.join(missing)}: it is not a checkpoint of cvlab.")
     for name, size in sizes.items():
-        limit = MAX_WEIGHTS_BYTES if name == "model.safetensors" else MAX_TEXT_BYTES
+        limit = MAX_WEIGHTS_BYTES if name in ("model.safetensors", ONNX) else MAX_TEXT_BYTES
         if size is None or size > limit:
             found = "is of unknown size" if size is None else f"has {size:,} bytes"
             raise HubError(f"{where} is refused: {name} {found}, and the limit is {limit:,}.")
@@ -175,8 +176,9 @@ def push(
 ) -> str:
     """Publishes a checkpoint folder as the model user/name in one commit; returns the address of the commit.
 
-    Sends the files of `FILES`, report/*.png and report/*.md. Unchanged files are not sent again. If nothing has
-    changed, no commit is made and the address is that of the last one.
+    Sends the files of `FILES`, model.onnx, report/*.png and report/*.md. Unchanged files are not sent again. If nothing
+    has changed, no commit is made and the address is that of the last one. What an earlier model left there, its
+    model.onnx and statistics, is deleted.
 
     Args:
         folder: holds at least config.json and model.safetensors, within the size limits of `pull`.
@@ -203,6 +205,8 @@ def push(
         api = _open_repository(model_id, "model", private)
         if revision is not None:
             api.create_branch(model_id, branch=revision, exist_ok=True)
+        left = set(api.list_repo_files(model_id, revision=revision)) - set(names)
+        operations += [CommitOperationDelete(name) for name in (STATISTICS, ONNX) if name in left]
         commit = api.create_commit(model_id, operations, commit_message="Publish a cvlab checkpoint", revision=revision)
     return commit.commit_url
 

@@ -168,10 +168,8 @@ def _end(run: Sequence[str], maps: dict[str, Map]) -> str:
         whole = before.to_map(before.gradient)
         return found is not None and (before.to_map(found) - whole).abs().max() <= ROUNDING * whole.abs().max()
 
-    end = run[0]
-    if all_goes_through(run[-1], end):  # as usual
-        return run[-1]
-    for name in run[1:]:
+    end, *others = [name for name in run if not any(name.startswith(f"{block}.") for block in run)]
+    for name in others:
         if all_goes_through(name, end):
             end = name
     return end

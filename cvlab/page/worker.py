@@ -24,10 +24,12 @@ from cvlab.page.models import Models
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2.5  # of memory, beyond what it has when it begins
 SILENT = 120.0  # seconds without a word, after which it is ended
+MOST_WAITING = 8  # events: the page answers ten at once, and the others go on
 STOPPED = (
     "This model was stopped: the page limits the memory and the time of models that it did not come with. On a machine "
     "of your own `python app.py user/name` has no such limits."
 )
+BUSY = "Too many visitors ask for models that this page did not come with: try again in a minute."
 
 
 class Refusal(Models):
@@ -52,6 +54,7 @@ class SafeEvents:
     def __init__(self, models: Models, report: Report) -> None:
         self.models, self.report = models, report
         self.here, self.process, self.lock = Events(models, report), None, threading.Lock()
+        self.line = threading.BoundedSemaphore(MOST_WAITING)
         self.command = [sys.executable, "-m", "cvlab.page.worker", json.dumps(models.offered)]
 
     def run(self, event: str, names: list[str], *arguments: object) -> object:
@@ -59,7 +62,12 @@ class SafeEvents:
         try:
             foreign = filter(self.models.is_foreign, names)
             if folders := {hub.name_of(name): str(self.models.folder(name)) for name in foreign}:
-                return self.work(event, arguments, folders)
+                if not self.line.acquire(blocking=False):
+                    raise ValueError(BUSY)
+                try:
+                    return self.work(event, arguments, folders)
+                finally:
+                    self.line.release()
         except (ValueError, OSError) as error:
             return getattr(Events(Refusal(error), self.report), event)(*arguments)
         return getattr(self.here, event)(*arguments)
@@ -100,9 +108,10 @@ class SafeEvents:
 
     def started(self) -> subprocess.Popen:
         """Another worker, which ends with the page."""
-        environment = os.environ | {host.WORKER_OF: str(host.own_folder()), "PYTHONPATH": str(ROOT)}
+        found = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = os.environ | {host.WORKER_OF: str(host.own_folder()), "PYTHONPATH": found}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        process = subprocess.Popen(self.command, cwd=ROOT, env=environment, text=True, encoding="utf-8", **pipes)
+        process = subprocess.Popen(self.command, env=environment, text=True, encoding="utf-8", **pipes)
         atexit.register(process.kill)
         return process
 

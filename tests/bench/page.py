@@ -1,4 +1,4 @@
-"""How fast the page answers and how steady it stays, with a class of 32 in front of it.
+"""How fast the page answers and how steady it stays, with 64 visitors in front of it.
 
 python tests/bench/page.py                   print the tables; about ten minutes on two cores that do nothing else
 python tests/bench/page.py --json FILE       the figures behind them too
@@ -13,7 +13,7 @@ is answered from memory.
 One upload   against the round trip of an identity app (Gradio hands the same upload back as it is) plus the model's
              pass (one forward and one backward, in this process), all three timed in turn: over HTTP alone, and in a
              Chromium, from the choice of the file until the answer is drawn
-A crowd      32 photos of as many visitors, sent in the same moment, against the ideal queue: one answered after the
+A crowd      64 photos of as many visitors, sent in the same moment, against the ideal queue: one answered after the
              other without a gap, each as fast as for a visitor alone
 First page   from the start of the process until the page arrives
 Memory       resident memory of the process while it answers 500 photos, with 16 MiB for answers kept instead of the
@@ -54,7 +54,7 @@ from cvlab.transforms import open_image, view
 
 MODELS = ("flowers", "horses", "shapes-classifier", "shapes-segmenter")
 SIDE = 512  # pixels of a photo
-CLIENTS = 32
+CLIENTS = 64
 IDENTITY = """
 import sys
 import gradio as gr
