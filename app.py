@@ -2,6 +2,7 @@
 
     python app.py                           the models in checkpoints/ and runs/
     python app.py runs/NAME user/name ...   also these: folders, or names on the Hugging Face Hub
+    python app.py FILE.py:FUNCTION          also the model that a function of your own returns (cvlab.models.adopt)
 
 CVLAB_MODELS="user/a,user/b" adds models as the command line does. On a public server CVLAB_ALLOW="user,school" limits
 the other Hub names that a visitor may type to these owners.
@@ -34,6 +35,7 @@ from starlette.responses import FileResponse
 from starlette.routing import Route
 
 from cvlab.memory import share_arenas
+from cvlab.models.adopted import IN_FILE
 from cvlab.page.api import ONE_AT_A_TIME, Page, add_api, fetch_with_progress, show_progress
 from cvlab.page.events import PICKED
 from cvlab.page.examples import example_files
@@ -261,7 +263,7 @@ def end(page: gr.Blocks) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="a folder, or a name on the Hub (user/name)")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="a folder, a Hub name, or FILE.py:FUNCTION")
     parser.add_argument("--port", type=int, help="by default the first free one from 7860 on")
     args = parser.parse_args()
     if args.port is not None and not 0 < args.port < 65536:
@@ -270,10 +272,15 @@ def main() -> None:
     listed = [os.environ.get(variable, "").split(",") for variable in ("CVLAB_MODELS", "CVLAB_ALLOW")]
     named, owners = ([name.strip() for name in names if name.strip()] for names in listed)
     try:
-        offered, server_name = offered_models(ROOT, [*args.models, *named]), host.address()
+        own = {name: name for name in args.models if IN_FILE.fullmatch(name)}  # here, and nowhere else
+        others = [name for name in args.models if name not in own]
+        models = Models(own | offered_models(ROOT, [*others, *named]), owners, fetch_with_progress)
+        server_name = host.address()
+        for name in own:
+            models[name]  # runs the file
     except ValueError as error:
         parser.error(str(error))
-    page = build_page(Models(offered, owners, fetch_with_progress))
+    page = build_page(models)
     signal.signal(signal.SIGTERM, lambda *_: end(page))
     try:
         launch(page, server_name=server_name, server_port=args.port)  # which looks for a free one

@@ -46,7 +46,7 @@ Evaluation = tuple[dict, dict[str, Callable[[], Image.Image]]]
 
 def main() -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", nargs="?", help="folder of a model, or its name on the Hub")
+    parser.add_argument("checkpoint", nargs="?", help="folder of a model, a Hub name, or FILE.py:FUNCTION")
     parser.add_argument("--data", type=Path, help="data folder, or torchvision:NAME; by default synthetic scenes")
     parser.add_argument("--part", choices=("test", "val", "train", "all"), default="test")
     parser.add_argument("--compare", metavar="CHECKPOINT", help="a second model, on the same pictures")
@@ -66,10 +66,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.checkpoint is None:
         parser.error("which model? Give the folder of a checkpoint, or a name on the Hub.")
-    model = checkpoint.load(args.checkpoint)
+    model = checkpoint.load_own(args.checkpoint)
     if args.calibrate:
         model = calibrate(args.checkpoint, parts_of(model, args.data, "val")[0], args.others)
-    other = checkpoint.load(args.compare) if args.compare else None
+    other = checkpoint.load_own(args.compare) if args.compare else None
     if args.tiles is not None:
         if model.task == "classification":
             raise ValueError("--tiles is for segmenters: a classifier sees one square of a photo.")

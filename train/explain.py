@@ -54,7 +54,7 @@ from cvlab.trust.diagnosis import diagnose
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="folder of a model, or its name on the Hub")
+    parser.add_argument("checkpoint", help="folder of a model, a Hub name, or FILE.py:FUNCTION")
     parser.add_argument("photo", type=Path, nargs="?", help="explain this photo; without it, a part of a data set")
     parser.add_argument("--class", dest="class_name", default="", help="of PHOTO: explain another class than predicted")
     parser.add_argument("--data", type=Path, help="data folder, or torchvision:NAME; by default synthetic scenes")
@@ -68,7 +68,7 @@ def main() -> None:
         parser.error("give PHOTO, or --data and --part")
     if args.class_name and not args.photo:
         parser.error("--class goes with PHOTO")
-    model = checkpoint.load(args.checkpoint)
+    model = checkpoint.load_own(args.checkpoint)
     stages = check_stages(model, args.stages or model.stages)
     if args.photo:
         explain_photo(model, args, stages)

@@ -24,7 +24,8 @@ from torch.utils._pytree import tree_leaves
 from cvlab.checkpoint import hub
 from cvlab.checkpoint.config import FORMAT, CheckpointError, opened, read_config
 from cvlab.files import read_json, to_json, write_bytes, write_text
-from cvlab.models import Model, build, settings_in
+from cvlab.models import NETWORKS, Model, build, settings_in
+from cvlab.models.adopted import IN_FILE, from_file
 from cvlab.models.model import Shapes, misfit, shapes_of
 
 MAX_HEADER_BYTES = 8 * 2**20  # of model.safetensors: names and shapes
@@ -43,7 +44,15 @@ def save(model: Model, folder: str | Path, **facts: object) -> None:
         model: made by `cvlab.models.build` or `load`.
         folder: created if it does not exist.
         facts: further entries of the config, such as data={"name", "split_seed", "fingerprints"} or precision="bf16".
+
+    Raises:
+        CheckpointError: the model was adopted.
     """
+    if model.config["network"] not in NETWORKS:
+        raise CheckpointError(
+            "A network that was adopted cannot be saved as a checkpoint: its code is not cvlab's. Save its weights "
+            "with your own code, and adopt it again where it is needed."
+        )
     folder = Path(folder)
     versions = {name: version(name) for name in ("torch", "torchvision", "timm", "captum")}
     block = {**model.config, **facts, "format": FORMAT, "threshold": model.threshold, "versions": versions}
@@ -125,6 +134,11 @@ def load(folder_or_id: str | Path, most_gib: float = 16) -> Model:
     model.temperature = config.get("temperature", 1.0)
     model.source = hub.source_of(folder)
     return model.eval()
+
+
+def load_own(name: str) -> Model:
+    """As `load`; also the model of one's own file, FILE.py:FUNCTION. It runs the file: for names of its owner only."""
+    return from_file(name) if IN_FILE.fullmatch(name) else load(name)
 
 
 def _stored(model: Model) -> Model:

@@ -1,4 +1,4 @@
-"""Networks by name: `build` makes a `Model` (model.py) of any of them."""
+"""Networks by name: `build` makes a `Model` (model.py) of any of them, `adopt` of somebody's own module."""
 
 import inspect
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from importlib import import_module
 
 import torch
 
+from cvlab.models.adopted import adopt
 from cvlab.models.geometry import locate
 from cvlab.models.model import Grid, Model, Normalize, Stage, mask_levels, probabilities
 
@@ -64,23 +65,19 @@ def build(
         raise ValueError(f"network “{network}” takes no argument “{unknown[0]}”; it takes {', '.join(sorted(known))}")
     model = make(**arguments, **{key: value for key, value in given.items() if key in parameters})
     model.normalize = Normalize(mean, std)
-    model.config = {
-        "task": model.task,
-        "network": network,
-        "arguments": arguments,
-        "class_names": list(class_names),
-        "image_size": image_size,
-        "mean": list(mean),
-        "std": list(std),
-        "crop_pct": crop_pct,
-        "crop_mode": crop_mode,
-        "threshold": threshold,
-        "interpolation": interpolation,
-        "exclusive": exclusive,
-        "stages": list(model.stages),
-    }
-    for name in ("class_names", "image_size", "crop_pct", "crop_mode", "threshold", "interpolation", "exclusive"):
-        setattr(model, name, model.config[name])
+    model.describe(
+        network=network,
+        arguments=arguments,
+        class_names=list(class_names),
+        image_size=image_size,
+        mean=list(mean),
+        std=list(std),
+        crop_pct=crop_pct,
+        crop_mode=crop_mode,
+        threshold=threshold,
+        interpolation=interpolation,
+        exclusive=exclusive,
+    )
     locate(model)
     return model
 

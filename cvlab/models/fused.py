@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
+from cvlab.models.adopted import Adopted
 from cvlab.models.model import Model
 
 TOLERANCE = 1e-3  # of the largest logit: rounding stays far below it, a wrong fusion does not
@@ -24,8 +25,11 @@ def fused(model: Model) -> Model:
     inputs are nearly equal: of 1,760 maps of synthetic scenes 14 differed by more than 1e-5 of their largest value, at
     most by 2e-3, none of them at the last stage. The copy cannot be trained.
 
-    The model itself, if it also uses the output of a convolution without its batch normalisation.
+    The model itself, if it also uses the output of a convolution without its batch normalisation; or if it was adopted:
+    a copy of somebody else's code may lean on the original.
     """
+    if isinstance(model, Adopted):
+        return model
     copy = deepcopy(model).eval().requires_grad_(False)
     images = torch.rand(1, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(0))
     expected = copy(images)

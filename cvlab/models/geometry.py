@@ -104,7 +104,11 @@ def locate(model: Model) -> None:
     follow = _Follow(images)
 
     def record(to_map: Callable, module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        module.grid = follow.settled(output, to_map(output).shape[-1])
+        cells = to_map(output).shape[-1]
+        grid = follow.settled(output, cells)
+        centres_in_view = (cells - 1) * grid.stride < grid.side  # else it was lost on its way through an attention
+        if centres_in_view and isinstance(getattr(module, "grid", None), Grid | None):  # somebody's own stays
+            module.grid = grid
 
     with ExitStack() as afterwards, torch.no_grad():
         afterwards.callback(model.train, model.training)

@@ -28,6 +28,19 @@ def name_fault(name: str) -> str:
     return ""
 
 
+def unique(names: Sequence[str]) -> list[str]:
+    """The names with a number after each repetition: crane, crane (2). A class is found by its name."""
+    found: dict[str, None] = {}  # keeps the order
+    repeats: dict[str, int] = {}
+    for name in names:
+        numbered = name
+        while numbered in found:
+            repeats[name] = repeats.get(name, 1) + 1
+            numbered = f"{name} ({repeats[name]})"
+        found[numbered] = None
+    return list(found)
+
+
 Shapes = dict[str, tuple[int, ...]]  # of tensors, by their names
 
 
@@ -72,8 +85,9 @@ class Stage:
 
     @property
     def grid(self) -> Grid | None:
-        """Where its cells look; None for a model that `cvlab.models.build` did not make."""
-        return getattr(self.module, "grid", None)
+        """Where its cells look; None where `cvlab.models.geometry.locate` did not find it."""
+        grid = getattr(self.module, "grid", None)
+        return grid if isinstance(grid, Grid) else None  # somebody's own module may have another `grid`
 
     @property
     def offset(self) -> float | None:
@@ -102,8 +116,8 @@ class Normalize(nn.Module):
 class Model(nn.Module):
     """A network from images (N, 3, S, S) in [0, 1] to logits (N, C) or (N, C, H, W), with what is needed to use it.
 
-    A subclass sets `task`, normalises in `forward` and declares its `stages`; `cvlab.models.build` sets the rest. It is
-    made with `num_classes`, the number C of logits, and, where its layers depend on it, with `image_size`.
+    A subclass sets `task`, normalises in `forward` and declares its `stages`; `cvlab.models.build` sets the rest, and
+    makes it with `num_classes`, the number C of logits, and, where its layers depend on it, with `image_size`.
     """
 
     task: str  # "classification" or "segmentation"
@@ -136,6 +150,12 @@ class Model(nn.Module):
     def first_object(self) -> int:
         """Index of the first class that is not the background."""
         return int(self.exclusive)
+
+    def describe(self, **config: object) -> None:
+        """Sets `config`, with the task and the names of the stages, and the attributes that it has values of."""
+        self.config = {"task": self.task, **config, "stages": list(self.stages)}
+        for name in ("class_names", "image_size", "crop_pct", "crop_mode", "threshold", "interpolation", "exclusive"):
+            setattr(self, name, config[name])
 
 
 def probabilities(model: Model, logits: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ images -> normalize -> backbone (timm's network with its head) -> logits
 
 import inspect
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -17,7 +16,7 @@ from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 
 from cvlab.files import LFS_POINTER, NOT_FETCHED
-from cvlab.models.model import MAX_CLASSES, Model, Stage, misfit, shapes_of
+from cvlab.models.model import MAX_CLASSES, Model, Stage, misfit, shapes_of, unique
 from cvlab.models.timm_stages import maps_of
 
 # What timm's files of networks call the function that its loader asks to convert tensors of others.
@@ -195,19 +194,6 @@ def imagenet_names(num_classes: int) -> list[str] | None:
     if subset is None:
         return None
     return unique([description.split(",")[0] for description in ImageNetInfo(subset).label_descriptions()])
-
-
-def unique(names: Sequence[str]) -> list[str]:
-    """The names with a number after each repetition: crane, crane (2). A class is found by its name."""
-    found: dict[str, None] = {}  # keeps the order
-    repeats: dict[str, int] = {}
-    for name in names:
-        numbered = name
-        while numbered in found:
-            repeats[name] = repeats.get(name, 1) + 1
-            numbered = f"{name} ({repeats[name]})"
-        found[numbered] = None
-    return list(found)
 
 
 # --- weights of timm --------------------------------------------------------------------------------------------------

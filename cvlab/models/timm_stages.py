@@ -56,9 +56,8 @@ def maps_of(backbone: nn.Module, images: Tensor) -> dict[str, ToMap]:
             block = int(name.removeprefix("blocks."))
             found[name] = partial(windows_to_map, reroll=backbone.reroll, block=block)
             continue
-        of_module, of_norm = (
-            _to_map(shapes.get(each, ()), image_size, reduction, channels_last) for each in (name, f"{name}.norm1")
-        )
+        sides = math.ceil(image_size / reduction), image_size // reduction
+        of_module, of_norm = (to_map_of(shapes.get(each, ()), sides, channels_last) for each in (name, f"{name}.norm1"))
         if of_norm is not None and of_module is not identity:
             found[f"{name}.norm1"] = of_norm
         elif of_module is not None:
@@ -99,17 +98,18 @@ def _check_patches(conv: nn.Conv2d, inputs: tuple[Tensor]) -> None:
         )
 
 
-def _to_map(shape: Sequence[int], image_size: int, reduction: int, channels_last: bool) -> ToMap | None:
+def to_map_of(shape: Sequence[int], sides: Sequence[int], channels_last: bool) -> ToMap | None:
     """How an output of this shape becomes (N, C, h, w), h = w; None where it is no map.
 
-    `channels_last` decides where there are as many channels as rows and columns.
+    Tokens are the grid of the first of the `sides` that does not need more of them. `channels_last` decides where there
+    are as many channels as rows and columns.
     """
     if len(shape) == 4 and shape[1] == shape[2] and (channels_last or shape[2] != shape[3]):
         return channels_last_to_map
     if len(shape) == 4 and shape[2] == shape[3]:
         return identity
     if len(shape) == 3:
-        for side in (math.ceil(image_size / reduction), image_size // reduction):
+        for side in sides:
             if shape[1] >= side**2:
                 return partial(tokens_to_map, prefix_tokens=shape[1] - side**2)
     return None

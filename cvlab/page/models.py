@@ -11,6 +11,7 @@ from cvlab.checkpoint import hub
 from cvlab.data import shapes
 from cvlab.explain import METHODS, explain
 from cvlab.models import Model
+from cvlab.models.adopted import IN_FILE, from_file
 from cvlab.page.cache import Cache
 from cvlab.page.html import quoted
 from cvlab.transforms import view
@@ -47,7 +48,7 @@ class Models:
     A branch on the Hub is looked up once, so that all answers come from one commit while the page runs.
 
     Args:
-        offered: name to folder or Hub name.
+        offered: name to folder, Hub name or FILE.py:FUNCTION, whose model is kept, and answers as it is.
         owners: whose other models on the Hub a visitor may name; empty for everybody's.
         fetch: downloads a Hub name and returns its folder.
         limit: bytes of the models in memory; the least recently used are dropped.
@@ -63,6 +64,7 @@ class Models:
         self.offered, self.owners = offered, owners
         self.loaded = Cache(limit, bytes_of)
         self._fetch, self._fetched = fetch, lru_cache(maxsize=None)(fetch)
+        self._made = lru_cache(maxsize=None)(from_file)
 
     def __getitem__(self, name: str) -> Model:
         """The `faster_copy` of an offered model (a shipped one also as checkpoints/NAME) or of one on the Hub.
@@ -70,6 +72,8 @@ class Models:
         Raises:
             ValueError: there is no such model, or it cannot be opened.
         """
+        if IN_FILE.fullmatch(self._source(name)):
+            return self._made(self._source(name))
         source, budget = self._source(name), {"most_gib": MOST_GIB} if self.is_foreign(name) else {}
         return self.loaded.get(source, lambda: faster_copy(checkpoint.load(self._folder(source), **budget)))
 
@@ -79,7 +83,9 @@ class Models:
 
     def folder(self, name: str) -> Path:
         """The folder with the model's files. Raises the same errors as opening it."""
-        return self._folder(self._source(name))
+        if IN_FILE.fullmatch(source := self._source(name)):
+            raise ValueError(f"This model is not in a folder but made by {source}, so it has no report.")
+        return self._folder(source)
 
     def public_name(self, name: str) -> str:
         """The name for other people: a shipped model's folder in the project, never a path of this machine."""

@@ -5,6 +5,7 @@ Names of classes, photos and models come from strangers. They enter as string li
 
 from cvlab.explain import default_stage
 from cvlab.models import Model
+from cvlab.models.adopted import IN_FILE
 from cvlab.page.question import Question, parse_points
 
 
@@ -19,7 +20,8 @@ def as_python(
     """Lines that leave the map of a question, signed, in `attribution` and save it over the photo.
 
     Args:
-        source: the model's folder or its name on the Hub, as the reader of the lines knows it: no path of a server.
+        source: the model's folder, its name on the Hub, or the FILE.py:FUNCTION that makes it, as the reader of the
+            lines knows it: no path of a server.
         photo, true_mask: names of files.
         model: that of `source`.
         tile: width and height of a photo that is seen in tiles, and the left and top of the one that is explained.
@@ -27,12 +29,16 @@ def as_python(
     Raises:
         ValueError: the question needs a place in the picture and has none.
     """
-    decisive, imported, opened, given = ["class_name", "rather_than", "against"], "", "", ""
+    decisive, opened, given = ["class_name", "rather_than", "against"], "", ""
+    checkpoint, imported, load = "from cvlab import checkpoint\n", "", "checkpoint.load"
+    if IN_FILE.fullmatch(source):
+        checkpoint, imported, load = "", "from cvlab.models.adopted import from_file\n", "from_file"
     names = ["open_image", "view"]  # imported from cvlab.transforms
     if model.task == "segmentation":
         decisive += ["region", "threshold"]
         if question.region.startswith("false"):
-            imported, given = "from cvlab.page.evidence import open_mask\n", ", whole_mask(mask, model.image_size)"
+            imported += "from cvlab.page.evidence import open_mask\n"
+            given = ", whole_mask(mask, model.image_size)"
             opened = f"mask = open_mask({true_mask!r}, model, (image.height, image.width))\n"
             names.append("whole_mask")
         elif question.region != "mask" and parse_points(question.points):
@@ -47,13 +53,12 @@ def as_python(
     asked = ", ".join(f"{name}={value!r}" for name, value in question.chosen.items() if name in decisive)
     method, stage = repr(question.method), repr(question.stage or default_stage(model))
     return f"""\
-from cvlab import checkpoint
-from cvlab.explain import explain
+{checkpoint}from cvlab.explain import explain
 {imported}from cvlab.page.question import Question, score_of
 from cvlab.render import overlay
 from cvlab.transforms import {", ".join(sorted(names))}
 
-model = checkpoint.load({source!r})
+model = {load}({source!r})
 image = open_image({photo!r})
 {opened}images = view(image, model)
 question = Question({asked})

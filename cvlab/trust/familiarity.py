@@ -1,5 +1,8 @@
 """Does a photo look like those that a model was trained on? Statistics in its folder tell, never the photos."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,15 +66,16 @@ def features(model: Model, images: Tensor) -> Tensor:
         return torch.cat([features(model, some) for some in images.split(BATCH_SIZE)])
     images, rows = to_float(images) if images.dtype == torch.uint8 else images, []
 
-    def read(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        rows.extend(torch.std_mean(output.float(), (2, 3), correction=0))
+    def read(to_map: Callable, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        rows.extend(torch.std_mean(to_map(output).float(), (2, 3), correction=0))
 
     with alone_with(model), torch.no_grad():
         if model.config["network"] in PRETRAINED:
             network = model.backbone
             found = network.forward_head(network.forward_features(model.normalize(images)), pre_logits=True).float()
             return found.flatten(2).mean(2) if found.ndim == 4 else found
-        handles = [stage.module.register_forward_hook(read) for stage in model.stages.values()]
+        stages = model.stages.values()
+        handles = [stage.module.register_forward_hook(partial(read, stage.to_map)) for stage in stages]
         try:
             forward(model, images)
         finally:
