@@ -13,6 +13,7 @@ import io
 import json
 import math
 import random
+import re
 import struct
 import sys
 import tempfile
@@ -47,6 +48,9 @@ from cvlab.page.upload import Sent, path_of
 from cvlab.page.visit import Visits
 from cvlab.transforms import open_image
 
+INTERNALS = re.compile(
+    r"Traceback|\b0x[0-9a-f]+|\.(cpp|h|py):\d|Exception raised from"
+)  # in no sentence of the project
 SECONDS, MIB = 10.0, 1024  # of one input at most: processor time, and growth of the peak
 NAMES = ["cat", "dog"]
 NUMBERS = st.one_of(
@@ -255,7 +259,7 @@ def fault_of(error: Exception) -> str:
     if not isinstance(error, ValueError | OSError | gr.Error):
         return f"{type(error).__name__}: {error}"
     said = str(error.message) if isinstance(error, gr.Error) else sentence_of(error)
-    words = "Traceback" in said or not said.isprintable() or not said.endswith(".") or not 10 < len(said) < 1000
+    words = INTERNALS.search(said) or not said.isprintable() or not said.endswith(".") or not 10 < len(said) < 1000
     foreign = type(error) in (UnicodeDecodeError, UnicodeEncodeError, json.JSONDecodeError)
     return f"{type(error).__name__}: {said}" if words or foreign else ""
 
