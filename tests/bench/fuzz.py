@@ -50,7 +50,7 @@ from cvlab.transforms import open_image
 
 INTERNALS = re.compile(
     r"Traceback|\b0x[0-9a-f]+|\.(cpp|h|py):\d|Exception raised from"
-)  # in no sentence of the project
+)  # no words of the project
 SECONDS, MIB = 10.0, 1024  # of one input at most: processor time, and growth of the peak
 NAMES = ["cat", "dog"]
 NUMBERS = st.one_of(
