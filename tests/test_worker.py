@@ -161,6 +161,19 @@ def test_progress_arrives_where_the_visitor_waits(cache: Path, photo: str, tmp_p
     events.process.kill()
 
 
+def test_an_answer_that_nobody_waits_for_is_not_given_to_the_next(cache: Path, photo: str, tmp_path: Path) -> None:
+    def gone(*done: object) -> None:
+        raise RuntimeError("the visitor left")
+
+    events = SafeEvents(Models({}, fetch=lambda name: in_cache(cache, name)), gone)
+    files = [shutil.copy(photo, tmp_path / f"{i}.png") for i in range(3)]
+    asked = [photo, "user/classes", None, *USUAL]
+    with pytest.raises(RuntimeError, match="left"):
+        events.run("many", ["user/classes"], [str(each) for each in files], *asked)
+    assert "label" in events.run("predict", ["user/classes"], photo, "user/classes")
+    events.process.kill()
+
+
 def test_visitors_of_one_worker_get_their_own_answers(events: SafeEvents, photo: str, tmp_path: Path) -> None:
     photos = [str(tmp_path / f"{seed}.png") for seed in range(8)]
     for seed, path in enumerate(photos):

@@ -79,19 +79,22 @@ class SafeEvents:
             ValueError: what the event raised, or the worker was ended.
         """
         with self.lock:
-            process = self.process = self.running() or self.started()
-            with suppress(BrokenPipeError):  # it died: it says nothing more
-                print(json.dumps([event, arguments, folders]), file=process.stdin, flush=True)
-            while line := self.next_line(process):
-                kind, value = json.loads(line)
-                if kind == "answer":
-                    return value
-                if kind == "error":
-                    raise ValueError(value)
-                self.report(*value)
-            process.kill()
-            process.wait()
-            raise ValueError(STOPPED)
+            process, kind, value = self.running() or self.started(), "progress", None
+            self.process = process
+            try:
+                with suppress(BrokenPipeError):  # it died: it says nothing more
+                    print(json.dumps([event, arguments, folders]), file=process.stdin, flush=True)
+                while kind == "progress" and (line := self.next_line(process)):
+                    kind, value = json.loads(line)
+                    if kind == "progress":
+                        self.report(*value)
+            finally:
+                if kind == "progress":  # it ended, or nobody waits: what it still says is no answer to the next event
+                    process.kill()
+                    process.wait()
+        if kind == "answer":
+            return value
+        raise ValueError(value if kind == "error" else STOPPED)
 
     def next_line(self, process: subprocess.Popen) -> str:
         """What the worker says next; empty when it died or was silent for too long."""

@@ -48,9 +48,7 @@ from cvlab.page.upload import Sent, path_of
 from cvlab.page.visit import Visits
 from cvlab.transforms import open_image
 
-INTERNALS = re.compile(
-    r"Traceback|\b0x[0-9a-f]+|\.(cpp|h|py):\d|Exception raised from"
-)  # no words of the project
+INTERNALS = re.compile(r"Traceback|\b0x[0-9a-f]+|\.(cpp|h|py):\d|Exception raised from")  # no words of the project
 SECONDS, MIB = 10.0, 1024  # of one input at most: processor time, and growth of the peak
 NAMES = ["cat", "dog"]
 NUMBERS = st.one_of(
