@@ -36,6 +36,7 @@ from cvlab.page.question import Question
 from cvlab.page.visit import Visits
 from cvlab.transforms import open_image, view
 from cvlab.trust import judge
+from cvlab.trust.familiarity import features
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "bench"))
 from conformance import Scored, as_trained, captum_map
@@ -222,6 +223,18 @@ def test_tokens_are_a_grid_and_are_read_where_they_still_count(prefix: int) -> N
     to_map = model.stages["layers.2.norm1"].to_map
     tokens = torch.arange(prefix + 64).view(1, -1, 1)
     assert torch.equal(to_map(tokens)[0, 0], torch.arange(prefix, prefix + 64).view(8, 8))
+
+
+def test_features_of_tokens_are_those_of_their_map() -> None:
+    """The audit compares pictures by them."""
+    model, image = adopted(Transformer), image_of(32)
+    _, attribution = grad_cam(model, image)
+    assert attribution.shape == (1, 1, 8, 8)
+    seen = []
+    model.network.layers[2].norm1.register_forward_hook(lambda module, inputs, output: seen.append(output[:, 1:]))
+    model(image)
+    deviation, mean = torch.std_mean(seen[0], 1, correction=0)
+    torch.testing.assert_close(features(model, image), torch.cat([deviation, mean], 1))
 
 
 def test_as_many_channels_as_rows_are_not_mistaken_for_rows() -> None:
