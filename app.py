@@ -230,8 +230,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
 def launch(page: gr.Blocks, server_name: str = "127.0.0.1", **options: object) -> None:
     """Starts the server, with the settings that keep it closed: no analytics, no history of the users' pictures."""
     share_arenas()
-    waiting = lambda: [each.request for each in list(events_in(page).values())]  # noqa: E731
-    limits = [Middleware(Limits, waiting=waiting)] if is_public(server_name) else []
+    limits = Middleware(Limits, waiting=lambda: [each.request for each in list(events_in(page).values())])
     page.queue(api_open=False, default_concurrency_limit=10).launch(  # a model gives one answer at a time
         theme=THEME,
         css_paths=CSS,
@@ -241,7 +240,10 @@ def launch(page: gr.Blocks, server_name: str = "127.0.0.1", **options: object) -
         show_error=True,  # else a program that calls with wrong types is told nothing
         ssr_mode=False,
         server_name=server_name,
-        app_kwargs={"middleware": limits, "routes": [Route("/llms.txt", lambda request: FileResponse(FOR_ASSISTANTS))]},
+        app_kwargs={
+            "middleware": [limits] if is_public(server_name) else [],
+            "routes": [Route("/llms.txt", lambda request: FileResponse(FOR_ASSISTANTS))],
+        },
         **options,
     )
 

@@ -104,9 +104,12 @@ class Events:
     def many(self, files: Sequence[str], *asked: object) -> tuple[str, list | None, str | None]:
         """Many photos: gallery, rows, and the path of their table."""
         answer = self._answer(*asked)
+
+        def progress(done: tuple[int, int]) -> None:
+            self.report(*done, "Explaining pictures", "pictures")
+
         try:
-            told = lambda done: self.report(*done, "Explaining pictures", "pictures")  # noqa: E731
-            return explain_files(answer.model, files, answer.given, told, _folder())
+            return explain_files(answer.model, files, answer.given, progress, _folder())
         except (ValueError, OSError) as error:
             return paragraph(sentence_of(error)), None, None
 

@@ -72,9 +72,10 @@ class Models:
         Raises:
             ValueError: there is no such model, or it cannot be opened.
         """
-        if IN_FILE.fullmatch(self._source(name)):
-            return self._made(self._source(name))
-        source, budget = self._source(name), {"most_gib": MOST_GIB} if self.is_foreign(name) else {}
+        source = self._source(name)
+        if IN_FILE.fullmatch(source):
+            return self._made(source)
+        budget = {"most_gib": MOST_GIB} if self.is_foreign(name) else {}
         return self.loaded.get(source, lambda: faster_copy(checkpoint.load(self._folder(source), **budget)))
 
     def is_foreign(self, name: str) -> bool:
