@@ -37,6 +37,7 @@ from starlette.routing import Route
 from cvlab.memory import share_arenas
 from cvlab.models.adopted import IN_FILE
 from cvlab.page.api import ONE_AT_A_TIME, Page, add_api, fetch_with_progress, show_progress
+from cvlab.page.breaking import TOOLS
 from cvlab.page.events import PICKED
 from cvlab.page.examples import example_files
 from cvlab.page.html import paragraph
@@ -140,6 +141,17 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
                 at.other = choice([("(the same)", ""), *names], label="Second model")
                 at.second = photo_input(label="Second picture (empty: the same)", height=180, elem_id="second")
             at.compared = html(paragraph("Choose a second model, a second picture, or both."))
+        with gr.Tab("Break it") as at.breaking:
+            at.part, at.clipboard, at.trail = gr.State(None), gr.State(""), gr.State([])
+            with gr.Row():
+                with gr.Column(min_width=260):
+                    at.canvas = html(elem_id="canvas")
+                with gr.Column(min_width=260):
+                    with gr.Row(elem_id="tools"):
+                        at.tools = {tool: gr.Button(tool, size="sm") for tool in TOOLS}
+                    at.told = html(elem_id="told")
+                    at.size = gr.Slider(5, 60, 25, step=5, label="Size of a part that is clicked, in percent")
+                    at.history = html()
         with gr.Tab("Many pictures"):
             with gr.Row():
                 at.files = gr.UploadButton("Choose pictures", file_count="multiple", variant="primary", elem_id="many")
@@ -194,6 +206,15 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
     def compare(other: str, second: str | None, photo: str | None, name: str, *values: object) -> dict:
         return by_widget(events.run("compare", [name, other or name], other, second, photo, name, *values))
 
+    def choose_part(click: gr.EventData, request: gr.Request, *asked: object) -> dict:
+        return by_widget(events.run("choose_part", [asked[2]], request.session_hash, click.points, *asked))
+
+    def change(request: gr.Request, tool: str, *asked: object) -> dict:
+        return by_widget(events.run("change", [], request.session_hash, tool, *asked))
+
+    def broken(request: gr.Request, *asked: object) -> dict:
+        return by_widget(events.run("broken", [asked[3]], request.session_hash, *asked))
+
     def many(files: list[str] | None, photo: str | None, name: str, *others: object) -> tuple:
         return tuple(events.run("many", [name], files or [], photo, name, *others))
 
@@ -220,6 +241,13 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
     at.upload.upload(None, at.upload, at.photo, js="file => file", api_visibility="private")
     at.camera.input(None, at.camera, [at.photo, at.camera], js=TAKEN, api_visibility="private")
     at.camera_button.click(None, js="() => document.body.classList.toggle('camera')", api_visibility="private")
+    when([at.canvas.select], choose_part, [at.size, *asked], [at.part, at.canvas])
+    for tool in at.tools.values():
+        changing = [tool, at.part, at.clipboard, at.trail, at.photo]
+        when([tool.click], change, changing, [at.photo, at.trail, at.clipboard, at.told])
+    opened = at.breaking.select(lambda part: part or "", at.part, at.part, **quietly)
+    for each in (opened.then, at.photo.change, at.model.input):
+        each(broken, [at.part, at.trail, *asked], [at.canvas, at.history], **quietly)
     both = [at.other, at.second, at.photo, at.model, *settings.values()]
     when([at.other.input, at.second.change], compare, both, [at.compared])
     when([at.report.select, at.model.input], handler("drawing", ["record"]), asked, [at.record])

@@ -44,7 +44,7 @@ FLAGS = [
     "--use-fake-device-for-media-stream",
 ]
 CLASSIFIER, SEGMENTER = "shapes-classifier", "shapes-segmenter"
-TABS = ["Predict", "Grad-CAM", "U-Net stages", "Compare", "Many pictures", "Report", "Code"]
+TABS = ["Predict", "Grad-CAM", "U-Net stages", "Compare", "Break it", "Many pictures", "Report", "Code"]
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -584,6 +584,60 @@ def test_the_report_tells_what_the_folder_holds(page: Page) -> None:
     expect(page.get_by_text("python train/classifier.py --out").filter(visible=True)).to_be_visible()
     page.get_by_text("The model's card").click()
     expect(page.locator("pre.card")).to_contain_text("## Limits")
+
+
+def break_it(browser: Browser, url: str, model: str, **options: object) -> tuple[Page, Locator]:
+    """A page of its own with the tab, and its picture."""
+    page = browser.new_page(**options)
+    page.goto(f"{url}?model={model}")
+    tab(page, "Break it")
+    picker = page.locator("#canvas .picker")
+    expect(picker).to_be_visible()
+    return page, picker
+
+
+def test_a_part_is_erased_by_mouse_and_the_whole_page_answers_about_it(browser: Browser, url: str) -> None:
+    page, picker = break_it(browser, url, CLASSIFIER)
+    page.get_by_role("button", name="Erase").click()
+    expect(page.locator("#told")).to_contain_text("Choose a part")
+    expect(page.locator("#told [aria-live]").or_(page.locator("#told[aria-live]"))).to_have_count(1)
+    box = picker.bounding_box()
+    page.mouse.move(box["x"] + 5, box["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 5, box["y"] + box["height"] - 5)
+    page.mouse.up()
+    expect(picker.locator("path.asked")).to_have_count(1)
+    before = page.locator("#sentence").inner_text()
+    page.get_by_role("button", name="Erase").click()
+    expect(page.get_by_role("cell", name=re.compile("^Erased"))).to_be_visible()
+    expect(page.locator("#sentence")).not_to_have_text(before)
+    page.get_by_role("button", name="Start again").click()
+    expect(page.locator("#sentence")).to_have_text(before)
+    page.close()
+
+
+def test_a_part_is_erased_by_keyboard_alone(browser: Browser, url: str) -> None:
+    page, picker = break_it(browser, url, SEGMENTER)
+    picker.press("ArrowLeft")
+    picker.press("Enter")
+    expect(picker.locator("path.asked")).to_have_count(1)
+    page.get_by_role("button", name="Erase").press("Enter")
+    expect(page.get_by_role("cell", name=re.compile("^Erased"))).to_be_visible()
+    page.get_by_role("button", name="Undo").press("Enter")
+    expect(page.get_by_role("cell", name=re.compile("^Erased"))).to_have_count(0)
+    page.close()
+
+
+def test_a_part_is_moved_by_touch_on_a_phone(browser: Browser, url: str) -> None:
+    page, picker = break_it(browser, url, SEGMENTER, viewport={"width": 390, "height": 844}, has_touch=True)
+    for place, tool, done in ((0.5, "Cut", "Cut out"), (0.2, "Paste", "Pasted over")):
+        picker.scroll_into_view_if_needed()
+        box = picker.bounding_box()
+        page.touchscreen.tap(box["x"] + place * box["width"], box["y"] + place * box["height"])
+        expect(picker.locator("path.asked")).to_have_count(1)
+        page.get_by_role("button", name=tool, exact=True).tap()
+        expect(page.get_by_role("cell", name=re.compile(f"^{done}"))).to_be_visible()
+    page.close()
 
 
 def test_many_pictures_become_a_gallery_and_a_table(page: Page, scene: Path, tmp_path: Path) -> None:

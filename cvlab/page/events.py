@@ -16,6 +16,8 @@ from PIL import Image
 from cvlab.explain import peak, predicted_masks
 from cvlab.models import Model
 from cvlab.models.model import MOST_NAMES
+from cvlab.page.breaking import change
+from cvlab.page.changes import chosen
 from cvlab.page.evidence import mask_size
 from cvlab.page.host import own_folder, sentence_of
 from cvlab.page.html import paragraph
@@ -31,6 +33,7 @@ from cvlab.transforms import open_image, resize_logits, resize_mask
 
 KEPT = ("method", "opacity", "colormap")  # of the settings, when another photo or model is chosen
 PICKED = ("class_name", "rather_than", "region", "points")  # what a click in the picture sets
+COPIED = "Copied. Choose where it goes, in this photo or in another one, then Paste."
 Report = Callable[[int, int, str, str], object]  # told how much is done, of how much, of what, and its unit
 
 
@@ -113,12 +116,32 @@ class Events:
         except (ValueError, OSError) as error:
             return paragraph(sentence_of(error)), None, None
 
+    def choose_part(self, session: str, points: list, size: float, *asked: object) -> dict:
+        """A click or a drag in the picture of "Break it"; `size` is that of a clicked part, in percent of the sides."""
+        part = chosen(points, size)
+        return {"part": part} | draw(self._answer(*asked), ["canvas"], part)
+
+    def change(self, session: str, tool: str, part: str, clipboard: str, trail: list, photo: str | None) -> dict:
+        """A button of "Break it": another photo with its history, or a part that is copied."""
+        try:
+            found = change(tool, part, clipboard, trail, photo, _saved)
+            return {"told": "" if "photo" in found else paragraph(COPIED)} | found
+        except (ValueError, OSError) as error:
+            return {"told": paragraph(sentence_of(error))}
+
+    def broken(self, session: str, part: str | None, trail: list, *asked: object) -> dict:
+        """What "Break it" shows of a photo; nothing until it is opened, when `part` is no longer None."""
+        if part is None:
+            return {}
+        answer = self._answer(*asked)
+        return draw(answer, ["canvas"], part) | draw(answer, ["history"], trail)
+
     def predict(self, image: str, model: str) -> dict:
         """As the endpoint of this name; the mask is a path."""
         answer = self.visits.ask(image, model, Question())
         if answer.segments:
             picture, shares, numbers = masked(open_image(image), answer)
-            return {"mask": _saved(picture), "shares": shares, "numbers": numbers}
+            return {"mask": _saved(enlarged(picture)), "shares": shares, "numbers": numbers}
         ranked = sorted(answer.prediction.shares.items(), key=lambda item: -item[1])[:MOST_NAMES]
         confidences = [{"label": name, "confidence": share} for name, share in ranked]
         names = answer.prediction.names and answer.prediction.names[:MOST_NAMES]
@@ -131,7 +154,7 @@ class Events:
         attribution, images = answer.attribution, answer.evidence.images
         heat = heatmap_picture(attribution, images.shape[-2:], stage=answer.read_at)
         three = to_picture(images), heat, overlay(images, attribution, stage=answer.read_at)
-        return *map(_saved, three), peak(attribution).item()
+        return *(_saved(enlarged(each)) for each in three), peak(attribution).item()
 
     def stages(self, image: str, model: str) -> tuple[str, list[tuple[str, str]]]:
         """As the endpoint of this name; pictures are paths."""
@@ -143,9 +166,10 @@ class Events:
         for name, attribution in maps.items():
             height, width = attribution.shape[-2:]
             caption = f"{name}: {width} x {height}, peak {peak(attribution).item():.3g}. {answer.warning(attribution)}"
-            pictures.append((_saved(overlay(images, attribution, stage=answer.model.stages[name])), caption))
+            drawn = overlay(images, attribution, stage=answer.model.stages[name])
+            pictures.append((_saved(enlarged(drawn)), caption))
         mask = mask_of(answer.question, answer.model, answer.evidence.logits)
-        return _saved(mask_overlay(to_picture(images), mask.numpy())), pictures
+        return _saved(enlarged(mask_overlay(to_picture(images), mask.numpy()))), pictures
 
     def judge(self, image: str, model: str, class_name: str | None, stage: str | None) -> tuple[str, str, dict]:
         """As the endpoint of this name."""
@@ -192,9 +216,9 @@ def _folder() -> Path:
 
 
 def _saved(picture: Image.Image) -> str:
-    """The path of a PNG of it, enlarged."""
+    """The path of a PNG of it."""
     path = _folder() / "image.png"
-    enlarged(picture).save(path, "PNG", compress_level=1)
+    picture.save(path, "PNG", compress_level=1)
     return str(path)
 
 

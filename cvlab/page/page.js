@@ -2,7 +2,7 @@
 // each block, with its `element`, `watch` (runs a function after a change of the HTML) and `trigger` (sends an event).
 
 const root = document.documentElement, opened = {};
-if (element.closest('#answer')) element.setAttribute('aria-live', 'polite');
+if (element.closest('#answer, #told')) element.setAttribute('aria-live', 'polite');
 const fade = value => {
   root.style.setProperty('--fade', value / 100);
   document.querySelectorAll('.fade input').forEach(each => { each.value = value; });

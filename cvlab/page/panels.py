@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cvlab.checkpoint import hub
 from cvlab.explain import heatmap, peak
+from cvlab.page.breaking import canvas, history
 from cvlab.page.compare import compare
 from cvlab.page.host import sentence_of
 from cvlab.page.html import bars, code_block, figure, folded, in_grid, number, paragraph, quoted, scale_bar
@@ -40,7 +41,7 @@ CHECKED = ("chip", "reasons", "believe")  # whether the map can be believed: man
 HUB_HINT = "Another model: type its name on the Hugging Face Hub, user/name, into the list of models."
 
 
-def draw(answer: Answer, names: Iterable[str], *others: Answer) -> dict[str, str]:
+def draw(answer: Answer, names: Iterable[str], *others: object) -> dict[str, str]:
     """Panels by their names, as HTML; an error becomes a sentence.
 
     Where the panel "sentence" fails, model or photo cannot be opened. That is said there, and the rest stays empty.
@@ -181,7 +182,7 @@ def record(answer: Answer) -> str:
 
 PANELS: dict[str, Callable[..., str]] = {
     **{each.__name__: each for each in (sentence, background, look, side, facts, grad_cam, chip, reasons)},
-    **{each.__name__: each for each in (stages, contributions, errors, link, code, record)},
+    **{each.__name__: each for each in (stages, contributions, errors, canvas, history, link, code, record)},
     **{"three": three_stages, "picker": region_picker, "compared": compare, "believe": reasons},
 }
-SPEAKING = ("sentence", "grad_cam", "stages", "errors", "code", "compared", "record")  # of what went wrong
+SPEAKING = ("sentence", "grad_cam", "stages", "errors", "code", "compared", "history", "record")  # of what went wrong
