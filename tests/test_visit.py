@@ -29,7 +29,7 @@ from cvlab.transforms import open_image, resize_logits, view
 from cvlab.trust import judge
 
 ROOT = Path(__file__).resolve().parents[1]
-OF_ONE = [name for name in PANELS if name not in ("sentence", "compared", "record")]
+OF_ONE = [name for name in PANELS if name not in ("sentence", "compared", "canvas", "history", "record")]
 
 
 @pytest.fixture
