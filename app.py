@@ -247,7 +247,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
         when([tool.click], change, changing, [at.photo, at.trail, at.clipboard, at.told])
     opened = at.breaking.select(lambda part: part or "", at.part, at.part, **quietly)
     for each in (opened.then, at.photo.change, at.model.input):
-        each(broken, [at.part, at.trail, *asked], [at.canvas, at.history], **quietly)
+        each(broken, [at.part, at.trail, *asked], [at.canvas, at.history, at.chip], **quietly)
     both = [at.other, at.second, at.photo, at.model, *settings.values()]
     when([at.other.input, at.second.change], compare, both, [at.compared])
     when([at.report.select, at.model.input], handler("drawing", ["record"]), asked, [at.record])
