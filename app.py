@@ -42,6 +42,7 @@ from cvlab.page.events import PICKED
 from cvlab.page.examples import example_files
 from cvlab.page.html import paragraph
 from cvlab.page.limits import Limits, is_public
+from cvlab.page.live import START
 from cvlab.page.many import WIDTHS, Row
 from cvlab.page.models import Models, offered_models
 from cvlab.page.panels import CHECKED, FOLLOWING, REDRAWN
@@ -94,8 +95,9 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
                 example = gr.Button(caption, icon=path, size="sm")
                 example.click(partial(str, path), None, at.photo, api_visibility="private")
         at.model = choice(names, names[0] if names else None, label="Model", container=False, elem_id="model")
-    with gr.Column(elem_id="camera"):
+    with gr.Row(elem_id="camera"):
         at.camera = photo_input(label="Camera, or paste a picture", sources=["webcam", "clipboard"], height=320)
+        at.live = html(START, elem_id="live")
     with gr.Row(elem_id="answer"):
         at.sentence = html("<h2><span>The model is looking …</span></h2>", elem_id="sentence")
         at.chip = html(elem_id="chip")
@@ -209,6 +211,9 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
     def choose_part(click: gr.EventData, request: gr.Request, *asked: object) -> dict:
         return by_widget(events.run("choose_part", [asked[2]], request.session_hash, click.points, *asked))
 
+    def live(click: gr.EventData, request: gr.Request, name: str) -> dict:
+        return by_widget(events.run("live", [name], request.session_hash, click.frame, click.scale, name))
+
     def change(request: gr.Request, tool: str, *asked: object) -> dict:
         return by_widget(events.run("change", [], request.session_hash, tool, *asked))
 
@@ -241,6 +246,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
     at.upload.upload(None, at.upload, at.photo, js="file => file", api_visibility="private")
     at.camera.input(None, at.camera, [at.photo, at.camera], js=TAKEN, api_visibility="private")
     at.camera_button.click(None, js="() => document.body.classList.toggle('camera')", api_visibility="private")
+    at.live.select(live, at.model, at.live, **quietly)
     when([at.canvas.select], choose_part, [at.size, *asked], [at.part, at.canvas])
     for tool in at.tools.values():
         changing = [tool, at.part, at.clipboard, at.trail, at.photo]

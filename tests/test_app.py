@@ -861,6 +861,19 @@ def test_the_camera_takes_the_photo(page: Page) -> None:
     expect(page.get_by_label("capture photo")).to_be_hidden()
 
 
+def test_the_live_camera_is_answered_frame_after_frame_until_it_is_stopped(page: Page) -> None:
+    page.get_by_role("button", name="Camera", exact=True).click()
+    page.get_by_role("button", name="Live camera").click()
+    heat = page.locator("#live .heat")
+    for _ in range(2):  # the picture of Chromium's camera moves
+        before = heat.get_attribute("src", timeout=20_000)
+        expect(heat).not_to_have_attribute("src", before)
+    expect(page.locator("#live [data-scale]")).to_contain_text("%")
+    assert violations(page) == []
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("button", name="Live camera")).to_be_visible()
+
+
 def test_a_phone_needs_no_sideways_scrolling(browser: Browser, url: str) -> None:
     page = browser.new_page(viewport={"width": 390, "height": 844}, has_touch=True)
     page.goto(f"{url}?model={SEGMENTER}")

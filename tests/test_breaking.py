@@ -1,5 +1,7 @@
 """Changes of a part of a photo, and what becomes of the answer; in a browser they are tried in test_app.py."""
 
+import base64
+import io
 import re
 from pathlib import Path
 
@@ -8,9 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from cvlab.explain import peak
 from cvlab.models import Model
 from cvlab.page.breaking import change, heat_in, history, inside
 from cvlab.page.changes import changed, chosen
+from cvlab.page.live import answer_to_frame, look_live
 from cvlab.page.question import Question
 from cvlab.page.visit import Visits
 from cvlab.transforms import WHOLE, open_image
@@ -128,3 +132,27 @@ def test_what_cannot_be_done_says_what_to_do(
     noise().save(tmp_path / "photo.png")
     with pytest.raises(ValueError, match=reason):
         change(tool, part, None, [], photo and str(tmp_path / "photo.png"), str)
+
+
+def test_the_maps_of_a_camera_have_one_scale(visits: Visits) -> None:
+    """The strongest frame so far has the full colours; one with half its peak has half of them."""
+
+    def frame(image: Image.Image) -> str:
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+    def top_level(drawn: str) -> int:
+        content = re.search('class="heat" src="data:image/png;base64,([^"]*)', drawn)[1]
+        return int(np.array(Image.open(io.BytesIO(base64.b64decode(content)))).max())
+
+    answer = answer_to_frame(visits, "tiny", frame(noise()))
+    own = peak(answer.attribution).item()
+    assert own > 0
+    first = look_live(answer, "")
+    scale = re.search('data-scale="([^"]*)"', first)[1]
+    assert float(scale.split()[0]) == pytest.approx(own, rel=1e-4)
+    assert top_level(first) == top_level(look_live(answer, "1e9 of another")) == 255
+    assert top_level(look_live(answer, f"{2 * own} of tiny")) == 128
+    with pytest.raises(ValueError, match="too large"):
+        answer_to_frame(visits, "tiny", "data:," + "A" * 3 * 2**20)

@@ -16,9 +16,9 @@ from cvlab.explain import heatmap
 from cvlab.explain.regions import in_words
 from cvlab.page.changes import DONE, SIDE, box_of, changed, pixels_of
 from cvlab.page.html import paragraph, quoted, table
-from cvlab.page.picture import MAX_SIDE, captioned, cased, heat_layer, hottest_edge, layers, outline, slider, with_photo
-from cvlab.page.question import Question, mask_of
-from cvlab.page.visit import Answer
+from cvlab.page.picture import MAX_SIDE, captioned, cased, layers, slider, with_photo
+from cvlab.page.question import Question
+from cvlab.page.visit import Answer, marks
 from cvlab.page.words import GRID, percent, upper
 from cvlab.transforms import WHOLE, open_image
 
@@ -78,24 +78,17 @@ def change(
 
 def canvas(answer: Answer, part: str) -> str:
     """The photo with the evidence and the part that is chosen, to choose another one in."""
-    photo, box, heat, lines = answer.prediction, WHOLE, {}, ()
-    if photo.evidence:
-        heat = {"heat": heat_layer(answer.attribution, answer.question.colormap, answer.read_at)}
-        hottest = hottest_edge(answer.attribution, answer.box, answer.read_at)
-        box, lines = answer.box, cased("spot" if answer.segments else "edge", hottest)
-    if answer.segments:
-        found = mask_of(answer.question, answer.model, photo.logits)
-        lines += cased("edge", outline(found.numpy().astype(float), 0.5, WHOLE))
+    shown = marks(answer)
     at = SIDE // 2, SIDE // 2
     if part:
         left, top, width, height = (round(SIDE * share) for share in box_of(part))
-        lines += cased("asked", f"M{left} {top}h{width}v{height}h-{width}Z")
+        shown["lines"] += cased("asked", f"M{left} {top}h{width}v{height}h-{width}Z")
         at = left + width // 2, top + height // 2
     label = "The photo; an orange line around the part that is chosen"
-    marks = "Line: what was found. Dashed: the" if answer.segments else "White line: the"
-    says = f"{marks} hottest tenth. Click a part or drag over it, then choose what to do with it."
+    lines = "Line: what was found. Dashed: the" if answer.segments else "White line: the"
+    says = f"{lines} hottest tenth. Click a part or drag over it, then choose what to do with it."
     bar = slider("Heat", answer.question.opacity)
-    return with_photo(captioned(layers(label, box, **heat, lines=lines, picks=SIDE, at=at), "", says, bar), "main")
+    return with_photo(captioned(layers(label, **shown, picks=SIDE, at=at), "", says, bar), "main")
 
 
 def history(answer: Answer, trail: list[dict]) -> str:

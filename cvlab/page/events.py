@@ -21,6 +21,7 @@ from cvlab.page.changes import chosen
 from cvlab.page.evidence import mask_size
 from cvlab.page.host import own_folder, sentence_of
 from cvlab.page.html import paragraph
+from cvlab.page.live import START, answer_to_frame, look_live
 from cvlab.page.many import explain_files
 from cvlab.page.models import Models
 from cvlab.page.panels import CHECKED, FOLLOWING, ON_REQUEST, REDRAWN, draw
@@ -135,6 +136,13 @@ class Events:
             return {}
         answer = self._answer(*asked)
         return draw(answer, ["canvas"], part) | draw(answer, ["history"], trail)
+
+    def live(self, session: str, frame: str, scale: str, name: str) -> dict:
+        """A frame of the camera, as a data: URL."""
+        try:
+            return {"live": look_live(answer_to_frame(self.visits, name, frame), scale)}
+        except (ValueError, OSError) as error:
+            return {"live": paragraph(sentence_of(error)) + START}
 
     def predict(self, image: str, model: str) -> dict:
         """As the endpoint of this name; the mask is a path."""

@@ -83,6 +83,42 @@ element.addEventListener('click', async event => {
   button.textContent = 'Copied';
 });
 
+// Live: a frame of the camera is sent when the one before it is answered.
+if (element.closest('#live')) {
+  const video = document.createElement('video'), canvas = document.createElement('canvas');
+  let frame = '';
+  video.muted = video.playsInline = true;
+  const name = () => { element.querySelector('.live').textContent = video.srcObject ? 'Stop' : 'Live camera'; };
+  const send = () => {
+    if (!video.srcObject) return;
+    const by = Math.min(1, 640 / Math.max(video.videoWidth, video.videoHeight));
+    canvas.width = video.videoWidth * by;
+    canvas.height = video.videoHeight * by;
+    canvas.getContext('2d').drawImage(video, 0, 0, canvas.width, canvas.height);
+    frame = canvas.toDataURL('image/jpeg', 0.85);
+    trigger('select', {frame, scale: element.querySelector('[data-scale]')?.dataset.scale ?? ''});
+  };
+  watch('value', () => {
+    const photos = element.querySelector('.photos');
+    photos?.style.setProperty('--photo', `url(${frame})`);
+    photos?.style.setProperty('--ratio', canvas.width / canvas.height);
+    name();
+    requestAnimationFrame(send);
+  });
+  element.addEventListener('click', async event => {
+    if (!event.target.closest('.live')) return;
+    if (video.srcObject) {
+      video.srcObject.getTracks().forEach(track => track.stop());
+      video.srcObject = null;
+    } else try {
+      video.srcObject = await navigator.mediaDevices.getUserMedia({video: {facingMode: 'environment'}});
+      await video.play();
+      send();
+    } catch (error) { return event.target.textContent = 'The camera cannot be used: ' + error.message; }
+    name();
+  });
+}
+
 // Once for the whole page.
 if (window.cvlab) return;
 window.cvlab = true;

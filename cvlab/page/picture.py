@@ -62,13 +62,16 @@ def hottest_edge(attribution: Tensor, box: Box, stage: Stage | None = None) -> s
     return outline(heat[0, 0].numpy(), least * (1 - 1e-6), box)
 
 
-def heat_layer(attribution: Tensor, colormap: str, stage: Stage | None = None) -> str:
-    """The positive part of a map, divided by its maximum: a PNG, see-through where there is none."""
+def heat_layer(attribution: Tensor, colormap: str, stage: Stage | None = None, share: float = 1.0) -> str:
+    """The positive part of a map, divided by its maximum: a PNG, see-through where there is none.
+
+    `share` is what its maximum is of the maximum of several maps that have one scale.
+    """
     side = max(HEAT_SIDE, *attribution.shape[-2:])
     heat = relative_heat(attribution, (side, side), stage)
     if max(attribution.shape[-2:]) > FINEST:
         heat = F.adaptive_max_pool2d(torch.from_numpy(heat)[None], FINEST)[0].numpy()
-    levels = Image.fromarray(np.uint8(np.round(255 * heat)))
+    levels = Image.fromarray(np.uint8(np.round(255 * share * heat)))
     palette = _palette(colormap)
     levels.putpalette(palette[:, :3].tobytes())
     buffer = BytesIO()

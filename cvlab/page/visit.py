@@ -14,9 +14,9 @@ from cvlab.page.cache import Cache
 from cvlab.page.evidence import Evidence, Paths, Prediction, evidence_of, open_mask, paths_of, predict_photo
 from cvlab.page.html import quoted
 from cvlab.page.models import Models
-from cvlab.page.picture import heated
-from cvlab.page.question import Question, region_words
-from cvlab.transforms import Box, open_image, whole_mask
+from cvlab.page.picture import cased, heat_layer, heated, hottest_edge, outline
+from cvlab.page.question import Question, mask_of, region_words
+from cvlab.transforms import WHOLE, Box, open_image, whole_mask
 from cvlab.trust import Judgement, judge
 from cvlab.trust.diagnosis import diagnose
 
@@ -218,3 +218,20 @@ def draw_map(answer: Answer, stage: str = "", method: str = "", spot: bool = Tru
     label = f"Heatmap: {answer.words} at {stage} by {METHOD_NAMES[method]}, over the photo"
     attribution, read_at = answer.evidence.maps[method][stage], answer.model.stages[stage]
     return heated(attribution, read_at, answer.box, label, answer.question.colormap, spot)
+
+
+def marks(answer: Answer, share: float = 1.0) -> dict:
+    """What lies over the photo in one picture, as arguments of `layers`: the heat, its hottest tenth, the mask.
+
+    `share` is as in `heat_layer`.
+    """
+    shown: dict[str, object] = {"lines": ()}
+    if answer.prediction.evidence:  # else nothing was found
+        attribution, stage = answer.attribution, answer.read_at
+        line = "spot" if answer.segments else "edge"
+        shown = {"box": answer.box, "heat": heat_layer(attribution, answer.question.colormap, stage, share)}
+        shown["lines"] = cased(line, hottest_edge(attribution, answer.box, stage))
+    if answer.segments:
+        mask = mask_of(answer.question, answer.model, answer.prediction.logits)
+        shown["lines"] += cased("edge", outline(mask.numpy().astype(float), 0.5, WHOLE))
+    return shown
