@@ -168,7 +168,7 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
             at.code = html()
     with gr.Accordion("Colours", open=False):
         at.colormap = gr.Dropdown(COLORMAP_CHOICES, value=usual.colormap, label="Colour map")
-    at.link, at.background = html(), html()
+    at.link, at.save, at.saved, at.background = html(), gr.Button("Save as a page", size="sm"), html(), html()
     at.photo.render()  # after the strip, whose input for files is the first of the page
     return at
 
@@ -183,7 +183,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
     settings = {field.name: getattr(at, field.name) for field in fields(Question)}
     asked = [at.photo, at.model, at.mask, *settings.values()]
     changed = [getattr(at, name) for name in {**dict.fromkeys(REDRAWN), **dict.fromkeys(CHECKED)}]
-    everything = [at.shown, at.background, at.facts, at.model, *changed, *settings.values()]
+    everything = [at.shown, at.photo, at.background, at.facts, at.model, *changed, *settings.values()]
 
     def by_widget(shown: dict[str, object]) -> dict:
         lists = {name: choice(**value) if isinstance(value, dict) else value for name, value in shown.items()}
@@ -192,7 +192,9 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
     def begin(request: gr.Request, before: str, photo: str | None, name: str, *others: object) -> dict:
         query = {} if before else dict(request.query_params)
         linked = {"model": query["model"]} if query.get("model") else {}
-        name = linked.get("model", name)
+        examples = {caption: path for path, caption in example_files().items()}
+        linked |= {"photo": examples[query["example"]]} if query.get("example") in examples else {}
+        photo, name = linked.get("photo", photo), linked.get("model", name)
         shown = events.run("begin", [name], request.session_hash, query, before, photo, name, *others)
         return by_widget(shown | linked)
 
@@ -257,6 +259,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
     both = [at.other, at.second, at.photo, at.model, *settings.values()]
     when([at.other.input, at.second.change], compare, both, [at.compared])
     when([at.report.select, at.model.input], handler("drawing", ["record"]), asked, [at.record])
+    when([at.save.click], handler("drawing", ["saved"]), asked, [at.saved])
     explained = [at.gallery, at.rows, at.table]
     when([at.files.upload, at.again.click], many, [at.files, *asked], explained, concurrency_limit=1)
 

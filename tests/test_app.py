@@ -666,9 +666,30 @@ def test_a_link_restores_model_and_settings(page: Page, url: str) -> None:
     expect(page.locator("[data-name=why]").filter(visible=True)).to_contain_text("HiResCAM at stage2")
     choose(page, "Read at the stage", "stage3")
     picture(page, "Heatmap: Evidence for “star” at stage3")
-    link = f"?model={CLASSIFIER}&class_name=star&stage=stage3&method=hires_cam&colormap=jet"
+    link = f"?model={CLASSIFIER}&example=flower&class_name=star&stage=stage3&method=hires_cam&colormap=jet"
     expect(page.get_by_role("link", name="Link to this model")).to_have_attribute("href", link)
     expect(page).to_have_url(url + link)
+
+
+def test_a_link_restores_an_example_too(page: Page, url: str) -> None:
+    page.goto(f"{url}?model={CLASSIFIER}&example=star")
+    expect(likeliest(page)).to_have_text("star")
+    expect(page.locator(".question-link")).to_have_attribute("href", f"?model={CLASSIFIER}&example=star")
+
+
+def test_a_saved_page_shows_the_same_answer_without_the_server(page: Page, browser: Browser, tmp_path: Path) -> None:
+    checked(page)
+    told, heat = page.locator("#sentence h2").inner_text(), page.locator("#first .heat").get_attribute("src")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as a page").click()
+    download.value.save_as(tmp_path / "saved.html")
+    alone = browser.new_page(offline=True, java_script_enabled=False)
+    alone.goto(f"file://{tmp_path / 'saved.html'}")
+    expect(alone.locator("h2").first).to_have_text(told)
+    assert alone.locator(".heat").first.get_attribute("src") == heat
+    expect(alone.locator(".chip")).to_be_visible()
+    expect(alone.get_by_text("checkpoint.load('checkpoints/shapes-classifier')")).to_be_visible()
+    alone.close()
 
 
 def test_the_code_makes_the_map_that_is_shown(

@@ -24,6 +24,7 @@ const drawn = () => {
   if (slider) set ? slider.value = 100 * set : fade(slider.value);
   element.querySelectorAll('details').forEach(each => { each.open = opened[each.dataset.name]; });
   outlines(element);
+  element.querySelector('a.download')?.click();
 };
 watch('value', drawn);
 drawn();

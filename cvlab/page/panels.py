@@ -5,6 +5,7 @@ Those of segmenters alone are in cvlab/page/unet.py.
 
 import html
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from cvlab.checkpoint import hub
 from cvlab.explain import heatmap, peak
 from cvlab.page.breaking import canvas, history
 from cvlab.page.compare import compare
+from cvlab.page.examples import example_files
 from cvlab.page.host import sentence_of
 from cvlab.page.html import bars, code_block, figure, folded, in_grid, number, paragraph, quoted, scale_bar
 from cvlab.page.picture import captioned, slider, with_photo
 from cvlab.page.question import to_query
 from cvlab.page.record import record_panel
+from cvlab.page.saved import document, download
 from cvlab.page.snippet import as_python
 from cvlab.page.unet import contributions, errors, region_picker, stages, three_stages
 from cvlab.page.visit import METHOD_NAMES, UNIT, Answer, draw_map
@@ -38,6 +41,7 @@ REDRAWN = (  # what a question changes, the sentence first
 )
 FOLLOWING = ("three", "stages", "contributions")  # of a segmenter: they take more passes, and are drawn once more
 CHECKED = ("chip", "reasons", "believe")  # whether the map can be believed: many passes, so they come last
+IN_FILE = ("sentence", "chip", "background", "look", "side", "reasons", "grad_cam", "stages", "contributions", "code")
 HUB_HINT = "Another model: type its name on the Hugging Face Hub, user/name, into the list of models."
 
 
@@ -157,9 +161,21 @@ def reasons(answer: Answer) -> str:
 
 
 def link(answer: Answer) -> str:
-    """A link to the model and the question."""
-    href = html.escape(to_query(answer.name, answer.question))
-    return f'<a class="question-link" href="{href}">Link to this model and these settings</a> (without the photo)'
+    """A link to the model and the question, and to the photo if it is an example."""
+    example = example_files().get(answer.photo, "")
+    href = html.escape(to_query(answer.name, answer.question, example))
+    without = "" if example else " (without the photo)"
+    return f'<a class="question-link" href="{href}">Link to this model and these settings</a>{without}'
+
+
+def saved(answer: Answer) -> str:
+    """A link that saves the answer as a page of its own, with the verdict if it takes few seconds."""
+    _ = answer.prediction
+    with suppress(ValueError):  # nothing was found
+        if answer.quick:
+            answer.work_out_verdict()
+    title = f"{answer.name} about {Path(answer.photo).name}"
+    return download(document(title, draw(answer, IN_FILE).values()), "cvlab.html")
 
 
 def code(answer: Answer) -> str:
@@ -182,7 +198,8 @@ def record(answer: Answer) -> str:
 
 PANELS: dict[str, Callable[..., str]] = {
     **{each.__name__: each for each in (sentence, background, look, side, facts, grad_cam, chip, reasons)},
-    **{each.__name__: each for each in (stages, contributions, errors, canvas, history, link, code, record)},
+    **{each.__name__: each for each in (stages, contributions, errors, canvas, history, link, saved, code, record)},
     **{"three": three_stages, "picker": region_picker, "compared": compare, "believe": reasons},
 }
-SPEAKING = ("sentence", "grad_cam", "stages", "errors", "code", "compared", "history", "record")  # of what went wrong
+# Those that say what went wrong.
+SPEAKING = ("sentence", "grad_cam", "stages", "errors", "code", "compared", "history", "record", "saved")

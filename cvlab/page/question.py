@@ -74,9 +74,9 @@ def settings_of(model: Model, question: Question) -> dict[str, object]:
     return asdict(replace(question, class_name=first, rather_than=other, stage=stage, threshold=threshold))
 
 
-def to_query(model: str, question: Question) -> str:
-    """The query of a link that restores model and question: ?model=...&stage=... Defaults are left out."""
-    return "?" + urlencode({"model": model} | question.chosen)
+def to_query(model: str, question: Question, example: str = "") -> str:
+    """The query of a link that restores model, question and example: ?model=...&stage=... Defaults are left out."""
+    return "?" + urlencode({"model": model} | ({"example": example} if example else {}) | question.chosen)
 
 
 def from_query(query: Mapping[str, str]) -> Question:
