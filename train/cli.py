@@ -94,8 +94,8 @@ def converted(value: object, action: argparse.Action) -> object:
 
 
 def data_folder(data: Path | None) -> Path | None:
-    """The folder that --data means; torchvision:NAME is downloaded if it is not there yet."""
-    return public.folder_of(str(data)) if str(data).startswith(public.SCHEME) else data
+    """The folder that --data means; torchvision:NAME and hf:user/dataset are downloaded if they are not there yet."""
+    return public.folder_of(str(data)) if str(data).startswith(public.SCHEMES) else data
 
 
 def read_recipe(name: str) -> dict:
@@ -127,7 +127,7 @@ def parser(script: str, doc: str, **defaults: object) -> Parser:
     style = argparse.ArgumentDefaultsHelpFormatter
     parser = Parser(prog=f"{script}.py", description=doc.splitlines()[0], formatter_class=style)
     add = parser.add_argument_group("data").add_argument
-    add("--data", type=Path, help="data folder, or torchvision:NAME; by default synthetic scenes are drawn")
+    add("--data", type=Path, help="data folder, torchvision:NAME or hf:user/dataset; else synthetic scenes")
     add("--split-seed", type=int, default=0, help="seed of the split into train, val and test")
     add("--image-size", type=int, help="side of the square input, pixels")
     add("--normalize", choices=NORMALIZATIONS, default="data", help="by whose mean and std of each channel")

@@ -1,0 +1,124 @@
+"""Data sets of the Hugging Face Hub by name: `datasets` downloads them, and they are laid out once as folders.
+
+    hf:user/dataset           ROOT/folders/hf--user--dataset/{train,val,test}/<class>/train-0000012.jpeg
+    hf:user/dataset:config    one of several configurations
+
+ROOT is that of public.py. A set, of parquet files or folders of pictures, has a column of pictures and one of class
+labels, or of masks: {train,val,test}/{images,masks}. Rows without a label and splits of other names are left out. The
+files are those of the set, byte by byte; who reads one checks its size before decoding. Nothing of a set is executed.
+"""
+
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cvlab.data.folders import IMAGE_SUFFIXES, PART_FOLDERS, DataError
+from cvlab.files import new_folder, printable
+from cvlab.models.model import name_fault, unique
+
+SCHEME = "hf:"
+NAME = re.compile(r"hf:\w[\w.-]*/\w[\w.-]*(:\w[\w.-]*)?", re.ASCII)
+OF_MASKS = re.compile("mask|label|annot|segm|trimap", re.IGNORECASE)  # in the name of a column of pictures
+
+
+def name_of(folder: Path) -> str:
+    """hf:user/dataset for its folder, for another folder the folder's name."""
+    key = folder.name.removeprefix("hf--")
+    return folder.name if key == folder.name else SCHEME + key.replace("--", "/", 1).replace("--", ":", 1)
+
+
+def folder_of(name: str, root: Path) -> Path:
+    """The folder of a data set "hf:user/dataset" below ROOT. It is downloaded if it is not there yet.
+
+    Raises:
+        DataError: the name, the files, the columns or a class are of no use, or `datasets` is not installed.
+        FileNotFoundError: it is not there and cannot be downloaded.
+    """
+    if "--" in name or not NAME.fullmatch(name):
+        raise DataError(f"{name} is no name of a data set: write hf:user/dataset or hf:user/dataset:config.")
+    folder = root / "folders" / re.sub("[:/]", "--", name)
+    if folder.is_dir():
+        return folder
+    try:
+        from datasets import load_dataset_builder
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise DataError(f"--data {name} needs: pip install datasets") from error
+    repo, _, config = name.removeprefix(SCHEME).partition(":")
+    prepared = folder.with_name(f".{folder.name}.arrow")  # of `datasets`, which goes on there after a stop
+    try:
+        builder = load_dataset_builder(repo, config or None, cache_dir=str(prepared))
+        if builder.name not in ("parquet", "imagefolder"):  # the others decode in ways of their own
+            raise DataError(f"{name} is of the kind {builder.name}; cvlab reads parquet files and folders of pictures.")
+        files = [file.split("@")[1] for each in builder.config.data_files.values() for file in each]  # commit/path
+        commit = files[0].split("/")[0]
+        listed = HfApi().list_repo_tree(repo, recursive=True, revision=commit, repo_type="dataset")
+        size = sum(entry.size for entry in listed if f"{commit}/{entry.path}" in set(files))
+        print(f"{name}: {size / 1e6:.1f} MB to download, for {folder}", flush=True)
+        builder.download_and_prepare()
+        splits = builder.as_dataset()
+    except DataError:
+        raise
+    except Exception as error:  # of datasets, pyarrow, the client of the Hub, or its connection
+        said = printable(" ".join(str(error.__cause__ or error).split()))[:500].rstrip(".")
+        raise FileNotFoundError(
+            f"{name} could not be downloaded ({said}). Check its name and the connection."
+        ) from error
+    with new_folder(folder) as filling:
+        left_out = Counter(_lay_out(name, splits, filling, builder.name == "imagefolder"))
+    shutil.rmtree(prepared)
+    for reason, number in left_out.items():
+        print(f"{name}: rows left out because {reason}: {number}.")
+    return folder
+
+
+def _lay_out(name: str, splits: dict, folder: Path, with_paths: bool) -> Iterator[str]:
+    """Writes the pictures; yields for each row that is left out the reason."""
+    from datasets import ClassLabel
+    from datasets import Image as Picture
+
+    features = next(iter(splits.values())).features
+    pictures = [column for column, feature in features.items() if isinstance(feature, Picture)]
+    images = [column for column in pictures if not OF_MASKS.search(column)]
+    labels = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
+    targets = [column for column in pictures if column not in images] or labels
+    if not images or not targets:
+        raise DataError(f"{name} has no column of pictures with one of labels or masks: {printable(str([*features]))}.")
+    image, target = images[0], targets[0]
+    print(printable(f"{name}: the column {image} has the pictures, {target} what they show."))
+    classes = features[target].names if targets is labels else []
+    for class_name in classes:
+        if fault := name_fault(class_name):
+            raise DataError(f"The name of the class {class_name[:60]!a} in {name} {fault}.")
+    places = unique([re.sub(r"^\.|/", "-", class_name) for class_name in classes])
+    columns = [image] if classes else [image, target]
+    for split, rows in splits.items():
+        part = PART_FOLDERS.get(split.casefold(), "train" if len(splits) == 1 else "")
+        for column in columns:
+            rows = rows.cast_column(column, Picture(decode=False))
+        for i, row in enumerate(tqdm(rows.select_columns([image, target]), f"writing {split}", leave=False)):
+            if not part:
+                yield f"{split} is none of train, validation and test"
+            elif classes and row[target] not in range(len(classes)):
+                yield "they have no label"
+            elif None in (contents := [_content(row[column], with_paths) for column in columns]):
+                yield "they have no picture"
+            else:
+                for place, column, content in zip(
+                    [places[row[target]]] if classes else ("images", "masks"), columns, contents, strict=True
+                ):
+                    suffix = Path(row[column]["path"] or "").suffix.lower()
+                    path = folder / part / place / f"{split}-{i:07d}{suffix if suffix in IMAGE_SUFFIXES else ''}"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(content)
+
+
+def _content(value: dict | None, with_path: bool) -> bytes | None:
+    """A file's content. A table may name any path; only those of a folder of pictures are its own."""
+    if value and value["bytes"] is None and with_path:
+        return Path(value["path"]).read_bytes()
+    return value and value["bytes"]
