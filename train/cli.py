@@ -155,6 +155,7 @@ def parser(script: str, doc: str, **defaults: object) -> Parser:
     add = group.add_argument
     add("--out", type=Path, default=Path("runs") / script, help="folder of the run")
     add("--push", metavar="USER/NAME", help="publish the trained model on the Hugging Face Hub")
+    add("--track", choices=("trackio", "tensorboard"), help="scores, options and pictures also for this tracker")
     add = group.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="continue the run in --out from where it was last saved")
     add("--overwrite", action="store_true", help="replace the run or model that is in --out")

@@ -32,7 +32,7 @@ from cvlab.models import Model, build, settings_in
 from cvlab.models.model import misfit, shapes_of
 
 SUMS = "sha256.json"  # in the folder of a state: file name to checksum
-FREE = ("out", "data", "resume", "overwrite", "push", "recipe", "list_recipes", "patience", "others")
+FREE = ("out", "data", "resume", "overwrite", "push", "track", "recipe", "list_recipes", "patience", "others")
 FIXED_LENGTH = ("onecycle", "cosine")  # every rate of these schedules follows from the number of epochs
 # What tells of the model of a folder. The record of when the test part was read is none of it: it stays.
 OF_A_MODEL = ("report", hub.ONNX, *(name for name in hub.FILES if name != "README.md"))
