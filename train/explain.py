@@ -189,7 +189,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def hash_of_weights(model: Model) -> str:
     """A short hash of all tensors of a model."""
-    return hash_of(tensor.contiguous().numpy().tobytes() for tensor in model.state_dict().values())
+    return hash_of(tensor.cpu().contiguous().numpy().tobytes() for tensor in model.state_dict().values())
 
 
 def hash_of(contents: Iterable[bytes]) -> str:
