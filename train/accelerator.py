@@ -56,17 +56,11 @@ def accelerator_for(
 
 
 def start_tracking(accelerator: Accelerator, args: Namespace, epoch: int) -> None:
-    """Opens the tracker of --track, which goes on after the epochs that are done. The folder of the run names it.
-
-    trackio keeps runs in TRACKIO_DIR by project, the folder around the run's; tensorboard in RUN/tensorboard.
-    """
-    settings = {
-        "trackio": {"name": args.out.resolve().name, "resume": "allow" if epoch else "never"},
-        "tensorboard": {"purge_step": epoch + 1},
-    }
-    project = "tensorboard" if args.track == "tensorboard" else args.out.resolve().parent.name
+    """Opens the tracker of --track after `epoch` epochs: trackio's project is the folder around that of the run."""
+    out, resumed = args.out.resolve(), "allow" if epoch else "never"
+    settings = {"trackio": {"name": out.name, "resume": resumed}, "tensorboard": {"purge_step": epoch + 1}}
     config = {key: each if isinstance(each, int | float | str) else str(each) for key, each in vars(args).items()}
-    accelerator.init_trackers(project, config, settings)
+    accelerator.init_trackers(out.parent.name if args.track == "trackio" else args.track, config, settings)
 
 
 def track(accelerator: Accelerator, epoch: int, numbers: dict, picture: Image.Image | None) -> None:

@@ -61,6 +61,8 @@ class Parser(argparse.ArgumentParser):
         args.data = data_folder(args.data)
         if vars(args).get("others"):
             existing(args.others)
+        if vars(args).get("push_state") and not args.push:
+            self.error("--push-state goes with --push USER/NAME")
         check_numbers(args)
         return args
 
@@ -155,6 +157,9 @@ def parser(script: str, doc: str, **defaults: object) -> Parser:
     add = group.add_argument
     add("--out", type=Path, default=Path("runs") / script, help="folder of the run")
     add("--push", metavar="USER/NAME", help="publish the trained model on the Hugging Face Hub")
+    add(
+        "--push-state", action="store_true", help="there also each state; with --resume it is fetched to go on anywhere"
+    )
     add("--track", choices=("trackio", "tensorboard"), help="scores, options and pictures also for this tracker")
     add = group.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="continue the run in --out from where it was last saved")

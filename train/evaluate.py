@@ -47,9 +47,7 @@ Evaluation = tuple[dict, dict[str, Callable[[], Image.Image]]]
 def main() -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", help="folder of a model, a Hub name, or FILE.py:FUNCTION")
-    parser.add_argument(
-        "--data", type=Path, help="data folder, torchvision:NAME or hf:user/dataset; else synthetic scenes"
-    )
+    parser.add_argument("--data", type=Path, help="folder, torchvision:NAME or hf:user/dataset; else synthetic scenes")
     parser.add_argument("--part", choices=("test", "val", "train", "all"), default="test")
     parser.add_argument("--compare", metavar="CHECKPOINT", help="a second model, on the same pictures")
     tiles = "predict photos at their own resolution in overlapping tiles; by default as it was trained"

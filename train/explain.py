@@ -57,9 +57,7 @@ def main() -> None:
     parser.add_argument("checkpoint", help="folder of a model, a Hub name, or FILE.py:FUNCTION")
     parser.add_argument("photo", type=Path, nargs="?", help="explain this photo; without it, a part of a data set")
     parser.add_argument("--class", dest="class_name", default="", help="of PHOTO: explain another class than predicted")
-    parser.add_argument(
-        "--data", type=Path, help="data folder, torchvision:NAME or hf:user/dataset; else synthetic scenes"
-    )
+    parser.add_argument("--data", type=Path, help="folder, torchvision:NAME or hf:user/dataset; else synthetic scenes")
     parser.add_argument("--part", choices=("val", "test", "train", "all"), help="by default val")
     parser.add_argument("--out", type=Path, required=True, help="folder of the maps")
     parser.add_argument("--stages", nargs="+", help="by default all stages of the model")

@@ -172,6 +172,11 @@ class Run:
         self.states = [*self.states, path][-2:]
         if self.accelerator.is_main_process:
             delete(set(saved_states(self.out)) - set(self.states))
+            if self.args.push_state:
+                try:
+                    hub.push_state(self.out, path, self.args.push)
+                except hub.HubError as error:
+                    tqdm.write(f"This state is not on the Hub: {error}")
 
     def finish(self, model: Model) -> None:
         """Writes manifest and card, says what to do with the model, and publishes it if --push asks."""
