@@ -128,11 +128,13 @@ def test_what_is_of_no_use_is_refused_with_its_name(hub: Hub, client: Client) ->
 
     bad = Features({"image": Picture(), "label": ClassLabel(names=["a\x1b[2J", "b"])})
     rows = [{"image": {"bytes": photo(i)}, "label": i} for i in range(2)]
-    refused(client, holding("classes", {"train.parquet": table(bad, rows)}), "control characters")
+    unnamed = fetched(client, holding("classes", {"train.parquet": table(bad, rows)}))
+    with pytest.raises(ValueError, match="control characters"):
+        classification_parts(unnamed)
     refused(client, holding("plain", {"train.parquet": table(Features({"n": Value("int64")}), [{"n": 1}])}), r"\['n'\]")
     refused(client, holding("lines", {"train.csv": b"image,label\na,b\n"}), "csv")
-    refused(client, holding("script", {"script.py": b"raise SystemExit"}), "could not be downloaded")
-    refused(client, "hf:user/nothing", "could not be downloaded")
+    refused(client, holding("script", {"script.py": b"raise SystemExit"}), "could not be fetched")
+    refused(client, "hf:user/nothing", "could not be fetched")
     for name in ("hf:nothing", "hf:user/../x", "hf:user/a--b", "hf:/etc", "hf:a/b:c:d"):
         refused(client, name, "user/dataset")
 

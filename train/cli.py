@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
             self.error(f"there is no {unknown[0]}{nearest(unknown[0].split('=')[0], self._option_string_actions)}")
         if args.recipe and args.data is None and (how := read_recipe(args.recipe).get("data")):
             raise ValueError(f"Recipe {args.recipe} needs a folder of photos, given with --data: {how}")
-        args.data = data_folder(args.data)
+        args.data = public.folder_of(args.data)
         if vars(args).get("others"):
             existing(args.others)
         if vars(args).get("push_state") and not args.push:
@@ -93,11 +93,6 @@ def converted(value: object, action: argparse.Action) -> object:
     if action.choices and value not in action.choices:
         raise ValueError(value)
     return value
-
-
-def data_folder(data: Path | None) -> Path | None:
-    """The folder that --data means; torchvision:NAME and hf:user/dataset are downloaded if they are not there yet."""
-    return public.folder_of(str(data)) if str(data).startswith(public.SCHEMES) else data
 
 
 def read_recipe(name: str) -> dict:
@@ -157,9 +152,7 @@ def parser(script: str, doc: str, **defaults: object) -> Parser:
     add = group.add_argument
     add("--out", type=Path, default=Path("runs") / script, help="folder of the run")
     add("--push", metavar="USER/NAME", help="publish the trained model on the Hugging Face Hub")
-    add(
-        "--push-state", action="store_true", help="there also each state; with --resume it is fetched to go on anywhere"
-    )
+    add("--push-state", action="store_true", help="each state too; --resume fetches it to another machine")
     add("--track", choices=("trackio", "tensorboard"), help="scores, options and pictures also for this tracker")
     add = group.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="continue the run in --out from where it was last saved")

@@ -148,8 +148,7 @@ class Run:
                 delete(self.out / name for name in OF_A_MODEL if name not in hub.NEEDED)
                 delete(set(saved_states(self.out)) - set(self.states))
             self._show_history()
-            picture = frame(f"epoch {self.epoch}") if self.best_epoch and frame else None
-            if picture:
+            if picture := self.best_epoch and frame and frame(f"epoch {self.epoch}"):
                 render.save_png(picture, self.frames / f"epoch-{self.epoch:03}.png")
             track(self.accelerator, self.epoch, line, picture)
         self.save()

@@ -78,10 +78,9 @@ def take(study: optuna.Study, out: Path) -> tuple[Trial, FileLock] | None:
         except Timeout:
             continue
         trial = study.trials[i]  # with the lock in hand: another worker may have ended it just before
-        continued = trial.state == TrialState.RUNNING  # its worker died; a waiting one the storage gives to one only
-        if not is_over(trial) and (
-            continued or study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
-        ):
+        # A running one lost its worker; a waiting one the storage gives to one worker only.
+        running, start = trial.state == TrialState.RUNNING, study._storage.set_trial_state_values
+        if not is_over(trial) and (running or start(trial._trial_id, TrialState.RUNNING)):
             plan = study.user_attrs["plan"]
             # The number is in the seed: workers with the same seed would all begin with the same draw.
             study.sampler = SAMPLERS[plan["sampler"]](seed=plan["seed"] + i)

@@ -58,7 +58,15 @@ def main() -> None:
     plan = make_plan(args, recipe, sys.argv[cut + 1 :])
     try:
         study = open_study(args.out, plan, args.storage)
-        work(study, args.out)
+        while not all(map(is_over, study.trials)):
+            if taken := take(study, args.out):
+                trial, lock = taken
+                train(study, trial, args.out)
+                lock.release()
+                write_tables(study, args.out)
+            else:
+                time.sleep(POLL)  # other workers have the last runs, and may die
+            show(study, args.out)
         write_tables(study, args.out)
         conclude(study, args.out)
     except KeyboardInterrupt:
@@ -68,19 +76,6 @@ def main() -> None:
             raise
         needed = "It has to answer; PostgreSQL also needs pip install 'psycopg[binary]'."
         raise ValueError(f"The database of --storage is of no use. {needed} {error}") from error
-
-
-def work(study: optuna.Study, out: Path) -> None:
-    """Takes runs and trains them until all are over, those of other workers too: they may die."""
-    while not all(map(is_over, study.trials)):
-        if taken := take(study, out):
-            trial, lock = taken
-            train(study, trial, out)
-            lock.release()
-            write_tables(study, out)
-        else:
-            time.sleep(POLL)
-        show(study, out)
 
 
 def train(study: optuna.Study, trial: optuna.Trial, out: Path) -> None:

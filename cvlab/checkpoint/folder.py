@@ -137,10 +137,7 @@ def load(folder_or_id: str | Path, most_gib: float = 16) -> Model:
 
 
 def load_own(name: str) -> Model:
-    """As `load`, on the GPU if there is one; also the model of one's own file, FILE.py:FUNCTION.
-
-    It runs the file: for names of its owner only.
-    """
+    """As `load`, on the GPU if there is one; also of FILE.py:FUNCTION, which is run: for names of its owner only."""
     return (from_file(name) if IN_FILE.fullmatch(name) else load(name)).to(device())
 
 

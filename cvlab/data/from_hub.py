@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from cvlab.data.folders import IMAGE_SUFFIXES, PART_FOLDERS, DataError
 from cvlab.files import new_folder, printable
-from cvlab.models.model import name_fault, unique
+from cvlab.models.model import unique
 
 SCHEME = "hf:"
 NAME = re.compile(r"hf:\w[\w.-]*/\w[\w.-]*(:\w[\w.-]*)?", re.ASCII)
@@ -32,28 +32,24 @@ def name_of(folder: Path) -> str:
 
 
 def folder_of(name: str, root: Path) -> Path:
-    """The folder of a data set "hf:user/dataset" below ROOT. It is downloaded if it is not there yet.
+    """The folder of "hf:user/dataset" below ROOT. It is downloaded if it is not there yet.
 
-    Raises:
-        DataError: the name, the files, the columns or a class are of no use, or `datasets` is not installed.
-        FileNotFoundError: it is not there and cannot be downloaded.
+    DataError if its name or columns are of no use; FileNotFoundError if it cannot be fetched.
     """
     if "--" in name or not NAME.fullmatch(name):
         raise DataError(f"{name} is no name of a data set: write hf:user/dataset or hf:user/dataset:config.")
     folder = root / "folders" / re.sub("[:/]", "--", name)
     if folder.is_dir():
         return folder
-    try:
-        from datasets import load_dataset_builder
-        from huggingface_hub import HfApi
-    except ImportError as error:
-        raise DataError(f"--data {name} needs: pip install datasets") from error
     repo, _, config = name.removeprefix(SCHEME).partition(":")
     prepared = folder.with_name(f".{folder.name}.arrow")  # of `datasets`, which goes on there after a stop
     try:
+        from datasets import load_dataset_builder
+        from huggingface_hub import HfApi
+
         builder = load_dataset_builder(repo, config or None, cache_dir=str(prepared))
         if builder.name not in ("parquet", "imagefolder"):  # the others decode in ways of their own
-            raise DataError(f"{name} is of the kind {builder.name}; cvlab reads parquet files and folders of pictures.")
+            raise ValueError(f"it is of the kind {builder.name}; cvlab reads parquet files and folders of pictures")
         files = [file.split("@")[1] for each in builder.config.data_files.values() for file in each]  # commit/path
         commit = files[0].split("/")[0]
         listed = HfApi().list_repo_tree(repo, recursive=True, revision=commit, repo_type="dataset")
@@ -61,13 +57,11 @@ def folder_of(name: str, root: Path) -> Path:
         print(f"{name}: {size / 1e6:.1f} MB to download, for {folder}", flush=True)
         builder.download_and_prepare()
         splits = builder.as_dataset()
-    except DataError:
-        raise
+    except ImportError as error:
+        raise DataError(f"--data {name} needs: pip install datasets") from error
     except Exception as error:  # of datasets, pyarrow, the client of the Hub, or its connection
-        said = printable(" ".join(str(error.__cause__ or error).split()))[:500].rstrip(".")
-        raise FileNotFoundError(
-            f"{name} could not be downloaded ({said}). Check its name and the connection."
-        ) from error
+        said = printable(" ".join(str(error.__cause__ or error).split()))[:500]
+        raise FileNotFoundError(f"{name} could not be fetched: {said.rstrip('.')}.") from error
     with new_folder(folder) as filling:
         left_out = Counter(_lay_out(name, splits, filling, builder.name == "imagefolder"))
     shutil.rmtree(prepared)
@@ -77,7 +71,7 @@ def folder_of(name: str, root: Path) -> Path:
 
 
 def _lay_out(name: str, splits: dict, folder: Path, with_paths: bool) -> Iterator[str]:
-    """Writes the pictures; yields for each row that is left out the reason."""
+    """Writes the pictures; yields why rows are left out. With paths only from `datasets`: a table may name any file."""
     from datasets import ClassLabel
     from datasets import Image as Picture
 
@@ -91,9 +85,6 @@ def _lay_out(name: str, splits: dict, folder: Path, with_paths: bool) -> Iterato
     image, target = images[0], targets[0]
     print(printable(f"{name}: the column {image} has the pictures, {target} what they show."))
     classes = features[target].names if targets is labels else []
-    for class_name in classes:
-        if fault := name_fault(class_name):
-            raise DataError(f"The name of the class {class_name[:60]!a} in {name} {fault}.")
     places = unique([re.sub(r"^\.|/", "-", class_name) for class_name in classes])
     columns = [image] if classes else [image, target]
     for split, rows in splits.items():
@@ -105,20 +96,13 @@ def _lay_out(name: str, splits: dict, folder: Path, with_paths: bool) -> Iterato
                 yield f"{split} is none of train, validation and test"
             elif classes and row[target] not in range(len(classes)):
                 yield "they have no label"
-            elif None in (contents := [_content(row[column], with_paths) for column in columns]):
+            elif not all(row[column] and (row[column]["bytes"] or with_paths) for column in columns):
                 yield "they have no picture"
             else:
-                for place, column, content in zip(
-                    [places[row[target]]] if classes else ("images", "masks"), columns, contents, strict=True
-                ):
-                    suffix = Path(row[column]["path"] or "").suffix.lower()
+                kinds = [places[row[target]]] if classes else ["images", "masks"]
+                for place, file in zip(kinds, [row[column] for column in columns], strict=True):
+                    content = file["bytes"] or Path(file["path"]).read_bytes()
+                    suffix = Path(file["path"] or "").suffix.lower()
                     path = folder / part / place / f"{split}-{i:07d}{suffix if suffix in IMAGE_SUFFIXES else ''}"
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(content)
-
-
-def _content(value: dict | None, with_path: bool) -> bytes | None:
-    """A file's content. A table may name any path; only those of a folder of pictures are its own."""
-    if value and value["bytes"] is None and with_path:
-        return Path(value["path"]).read_bytes()
-    return value and value["bytes"]

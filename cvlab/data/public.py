@@ -6,7 +6,6 @@
     torchvision:oxfordiiitpet   ROOT/folders/oxfordiiitpet/{images,masks}/Abyssinian_1.*
     torchvision:oxfordiiitpet-segmentation     the same, but the pets' outlines are 255: not to be scored
     torchvision:voc             ROOT/folders/voc/{train,val}/{images,masks}/2007_000032.*, of 2012, 20 classes
-
     hf:user/dataset             of the Hugging Face Hub (from_hub.py)
 
 ROOT is the folder in the environment variable CVLAB_DATA, by default ~/.cache/cvlab. torchvision's own files are beside
@@ -25,24 +24,25 @@ from cvlab.data import from_hub
 from cvlab.files import new_folder
 
 SCHEME = "torchvision:"
-SCHEMES = (SCHEME, from_hub.SCHEME)
 VOC_CLASSES = (  # the values 1 to 20 of its masks
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 
 
-def folder_of(name: str) -> Path:
-    """The folder of a data set "torchvision:NAME" or "hf:user/dataset". It is downloaded if it is not there yet.
+def folder_of(data: str | Path | None) -> Path | None:
+    """The folder that --data means: torchvision:NAME and hf:user/dataset are downloaded if they are not there yet.
 
     Raises:
         ValueError: there is no data set of this name.
         FileNotFoundError: it is not there and cannot be downloaded; the message says where it belongs.
     """
-    root = Path(os.environ.get("CVLAB_DATA", Path.home() / ".cache" / "cvlab"))
+    name, root = str(data), Path(os.environ.get("CVLAB_DATA", Path.home() / ".cache" / "cvlab"))
     if name.startswith(from_hub.SCHEME):
         return from_hub.folder_of(name, root)
-    key = str(name).removeprefix(SCHEME)
+    if not name.startswith(SCHEME):
+        return data
+    key = name.removeprefix(SCHEME)
     if key not in LISTINGS:
         raise ValueError(
             f"{name} is not known. Data sets of torchvision: {', '.join(SCHEME + known for known in LISTINGS)}."

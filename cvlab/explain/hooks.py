@@ -44,8 +44,7 @@ class Recorder:
         scores = self.score(logits)
         if not scores.requires_grad:
             raise ValueError("The score has no gradient: the score or the model detaches or rounds its inputs.")
-        # (N, C) or (N, C, H, W), and (N,), where the images are
-        self.logits, self.scores = logits.detach().to(images.device), scores.detach().to(images.device)
+        self.logits, self.scores = (each.detach().to(images.device) for each in (logits, scores))  # (N, C, ...), (N,)
         return scores
 
     def record(self, name: str, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
@@ -89,10 +88,7 @@ def passes(
 
 
 def forward(model: Model, images: Tensor) -> Tensor:
-    """The model's logits of images (N, 3, S, S) in [0, 1]; ValueError if it cannot take them or they are not finite.
-
-    The images are brought to the device of the model, where the logits are.
-    """
+    """The logits of images (N, 3, S, S) in [0, 1], on the model's device; ValueError if it has none that are finite."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         found = f"{tuple(images.shape)} of {str(images.dtype).removeprefix('torch.')}"
         raise ValueError(f"images must be (N, 3, H, W) of floats in [0, 1], not {found}: see cvlab.transforms.view")
