@@ -158,5 +158,7 @@ def test_a_classifier_learns_from_it_and_its_card_names_it(hub: Hub, client: Cli
     printed = client.command("train/classifier.py", "--data", "hf:user/learn", *words)
     assert "MB to download" in printed
     assert json.loads((tmp_path / "run/config.json").read_text())["cvlab"]["data"]["name"] == "hf:user/learn"
+    client.command("train/evaluate.py", tmp_path / "run", "--data", "hf:user/learn", "--part", "val")
+    assert (tmp_path / "run/report/val/metrics.json").is_file()
     card.write(tmp_path / "run", "user/model")
     assert "datasets:\n- user/learn\n" in (tmp_path / "run/README.md").read_text()

@@ -54,12 +54,14 @@ def test_a_killed_training_goes_on_upon_another_machine(hub: Hub, data: Path, wh
     left = hub.files(repo, "state")
     steps = {path.split("/")[1] for path in left if path.startswith("state/")}
     assert len(steps) == 1
+    assert {path for path in left if not path.startswith("state/")} == {"config.json", "model.safetensors"}
     assert not hub.files(repo, "main")
     shutil.rmtree(tmp_path / "a/run")
     other.command(*words, tmp_path / "b/run")
     assert same(last(tmp_path / "b/run"), last(whole))
     assert same(kept(tmp_path / "b/run"), kept(whole))
     assert without_time(tmp_path / "b/run") == without_time(whole)
+    assert not list((tmp_path / "b/run").glob(".*"))
     assert not [path for path in hub.files(repo, "main") if path.startswith("state/")]
     assert checkpoint.load(other.pull(name)).class_names == ["blue", "red"]
 

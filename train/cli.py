@@ -61,8 +61,8 @@ class Parser(argparse.ArgumentParser):
         args.data = public.folder_of(args.data)
         if vars(args).get("others"):
             existing(args.others)
-        if vars(args).get("push_state") and not args.push:
-            self.error("--push-state goes with --push USER/NAME")
+        if vars(args).get("push_state") and not (args.push and os.environ.get("WORLD_SIZE", "1") == "1"):
+            self.error("--push-state goes with --push USER/NAME and a single process")
         check_numbers(args)
         return args
 

@@ -89,7 +89,7 @@ def main() -> None:
     parts, trained_on = parts_of(model, args.data, args.part)
     own = is_own_test_part(model, parts)
     if not (own and args.part == "test") and (args.out is None or (out / "config.json").is_file()):
-        report = out / "report" / (args.part if own else f"{parts.name}-{args.part}")
+        report = out / "report" / (args.part if own else f"{Path(parts.name).name}-{args.part}")
         figures = report / "metrics.json"
 
     evaluate = evaluate_classifier if model.task == "classification" else evaluate_segmenter

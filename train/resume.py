@@ -85,10 +85,7 @@ def open_run(args: Namespace) -> Path | None:
 
 
 def fetch_state(out: Path, model_id: str) -> None:
-    """Fetches the state and the best model that a run pushed from another machine, if there are any.
-
-    ValueError if a file of the state holds more than numbers: pickles can run code.
-    """
+    """Fetches what a run pushed from another machine, if anything; ValueError for pickles of more than numbers."""
     place = out / ".fetched.tmp"
     hub.pull_state(place, model_id)
     try:
@@ -96,8 +93,9 @@ def fetch_state(out: Path, model_id: str) -> None:
             load_numbers(path)
     except (UnpicklingError, RuntimeError) as error:
         raise ValueError(f"{path.name} of {model_id}@{hub.STATE} is not opened: {error}") from error
-    for found in [*place.glob("*.*"), *place.glob("state/*")]:  # the state last
+    for found in [*filter(Path.is_file, place.glob("*")), *place.glob("state/*")]:  # the state last
         os.replace(found, out / found.relative_to(place))
+    delete([place])
 
 
 def delete(paths: Iterable[Path]) -> None:

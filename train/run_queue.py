@@ -3,6 +3,7 @@
 A worker is a process of train/sweep.py. Any number of them share the folder of a sweep, on one machine or several:
 
 FOLDER/journal.log   Optuna's journal: every run, its options, how it ended; journal.lock is held while it is written
+FOLDER/queue.lock    held by a worker that opens the sweep
 FOLDER/NNN/lock      held by the worker that trains run NNN; the system takes it from one that died, also by a kill
 
 Run NNN is Optuna's trial NNN - 1. With --storage a database stands in for the journal. Workers on several machines

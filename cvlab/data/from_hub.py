@@ -50,10 +50,10 @@ def folder_of(name: str, root: Path) -> Path:
         builder = load_dataset_builder(repo, config or None, cache_dir=str(prepared))
         if builder.name not in ("parquet", "imagefolder"):  # the others decode in ways of their own
             raise ValueError(f"it is of the kind {builder.name}; cvlab reads parquet files and folders of pictures")
-        files = [file.split("@")[1] for each in builder.config.data_files.values() for file in each]  # commit/path
-        commit = files[0].split("/")[0]
+        files = {file.partition("@")[2] for each in builder.config.data_files.values() for file in each}
+        commit = min(files).split("/")[0]  # of commit/path
         listed = HfApi().list_repo_tree(repo, recursive=True, revision=commit, repo_type="dataset")
-        size = sum(entry.size for entry in listed if f"{commit}/{entry.path}" in set(files))
+        size = sum(entry.size for entry in listed if f"{commit}/{entry.path}" in files)
         print(f"{name}: {size / 1e6:.1f} MB to download, for {folder}", flush=True)
         builder.download_and_prepare()
         splits = builder.as_dataset()
