@@ -17,23 +17,20 @@ def folder_of_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs.colours(tmp_path_factory.mktemp("data") / "colours")
 
 
-def events(out: Path) -> EventAccumulator:
-    return EventAccumulator(str(out / "tensorboard"), {"images": 0}).Reload()
-
-
 def test_tensorboard_has_every_epoch_once_also_of_a_resumed_run(folder_of_classes: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs" / "one"
     words = ["--data", folder_of_classes, "--out", out, *SMALL_CLASSIFIER, "--schedule", "constant"]
     words += ["--track", "tensorboard"]
     here("classifier", *words, "--epochs", 1)
-    here("classifier", *words, "--epochs", 3, "--resume")
-    here("classifier", *words, "--epochs", 2, "--overwrite")
-    for name in SCORES:
-        found = [(event.step, event.value) for event in events(out).Scalars(name)]
-        assert found == [(line["epoch"], pytest.approx(line[name], abs=1e-6)) for line in history(out)]
-    pictures = events(out).Images("picture")
-    drawn = Image.open(out / "report/photos/epochs/epoch-002.png")
-    assert [(each.step, each.width, each.height) for each in pictures] == [(1, *drawn.size), (2, *drawn.size)]
+    for more in (["--epochs", 2, "--resume"], ["--epochs", 1, "--overwrite"]):
+        here("classifier", *words, *more)
+        seen, lines = EventAccumulator(str(out / "tensorboard"), {"images": 0}).Reload(), history(out)
+        for name in SCORES:
+            found = [(event.step, event.value) for event in seen.Scalars(name)]
+            assert found == [(line["epoch"], pytest.approx(line[name], abs=1e-6)) for line in lines]
+        drawn = Image.open(out / "report/photos/epochs/epoch-001.png").size
+        pictures = [(each.step, each.width, each.height) for each in seen.Images("picture")]
+        assert pictures == [(line["epoch"], *drawn) for line in lines]
 
 
 def test_trackio_keeps_a_run_under_the_project_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
