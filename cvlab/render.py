@@ -177,10 +177,10 @@ def training_frame(model: Model, views: Tensor, title: str, masks: Sequence[Tens
     Args:
         masks: a segmenter's true masks, (C, H, W) bool each.
     """
-    drawn, titles, device = [], [], next(model.parameters()).device
+    drawn, titles = [], []
     last = model.stages[default_stage(model)]
     for i, view in enumerate(views):
-        images = to_float(view)[None].to(device)
+        images = to_float(view)[None]
         if model.task == "classification":
             logits, attribution = grad_cam(model, images)
             drawn.append(overlay(images, attribution, stage=last))

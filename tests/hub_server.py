@@ -1,7 +1,7 @@
 """A small Hugging Face Hub on this machine, for the true huggingface_hub client (2.4).
 
 It speaks what creating, pushing and pulling a repository takes: create, branch, preupload, LFS (also in parts),
-commit, tree, and files by HEAD and GET. Repositories live in memory, file contents under a folder.
+commit, tree, paths, and files by HEAD and GET. Repositories live in memory, file contents under a folder.
 
     with serve(tmp_path) as hub:
         subprocess.run(..., env=os.environ | hub.env(tmp_path / "hf_home"))   # read when huggingface_hub is imported
@@ -39,7 +39,8 @@ class Hub:
 
     Attributes:
         repos: (kind, "user/name") -> {"private", "branches": name -> commit, "commits": commit -> {path: file},
-            "variables"}, where kind is "models" or "spaces" and a file is {"size", "sha256", "git_sha1", "lfs"}.
+            "variables"}, where kind is "models", "datasets" or "spaces" and a file is {"size", "sha256", "git_sha1",
+            "lfs"}.
         token: what a client has to send to write, or to see a private repository; None lets everybody.
         faults: part of an address -> what goes wrong there: an HTTP status, a pair of that and the Hub's code for the
             reason, or with a sentence too, "corrupt" or "truncate" its bytes, or "hang": no answer at all.
@@ -66,6 +67,13 @@ class Hub:
 
     def blob(self, sha256: str) -> Path:
         return self.root / sha256
+
+    def create(self, kind: str, repo_id: str, private: bool = False) -> dict:
+        """An empty repository."""
+        repo = {"id": repo_id, "private": private, "branches": {}, "commits": {}, "variables": {}}
+        self.repos[kind, repo_id] = repo
+        self.commit(repo, {}, "main")
+        return repo
 
     def add(self, repo: dict, files: dict[str, bytes], branch: str = "main") -> str:
         """Put files into a repository past the client, as a stranger's git push would. Returns the commit."""
@@ -135,10 +143,7 @@ def make_app(hub: Hub) -> Starlette:
         url = f"{hub.url}/{'' if kind == 'models' else kind + '/'}{repo_id}"
         if (kind, repo_id) in hub.repos:
             return JSONResponse({"error": "You already created this repo", "url": url}, 409)
-        repo = {"id": repo_id, "private": wanted.get("visibility") == "private", "branches": {}, "commits": {}}
-        repo |= {"variables": {}}
-        hub.repos[kind, repo_id] = repo
-        hub.commit(repo, {}, "main")
+        hub.create(kind, repo_id, wanted.get("visibility") == "private")
         return JSONResponse({"url": url, "name": repo_id, "id": repo_id})
 
     async def branch(request: Request) -> Response:
@@ -167,14 +172,30 @@ def make_app(hub: Hub) -> Starlette:
         return JSONResponse(answer | {"tags": [], "downloads": 0, "likes": 0})
 
     async def tree(request: Request) -> Response:
-        repo = find(request)
-        entries = []
-        for path, file in sorted(repo["commits"][find_commit(request, repo)].items()):
+        """The files below a folder, or its own files and folders."""
+        repo, below = find(request), unquote(request.path_params.get("path", ""))
+        paths = listed(repo["commits"][find_commit(request, repo)])
+        paths = {path: entry for path, entry in paths.items() if not below or path.startswith(f"{below}/")}
+        if request.query_params.get("recursive", "").lower() != "true":
+            paths = {path: entry for path, entry in paths.items() if path.rpartition("/")[0] == below}
+        return JSONResponse(list(paths.values()))
+
+    async def paths_info(request: Request) -> Response:
+        repo, form = find(request), await request.form()
+        paths = listed(repo["commits"][find_commit(request, repo)])
+        return JSONResponse([paths[path] for path in form.getlist("paths") if path in paths])
+
+    def listed(files: dict[str, dict]) -> dict[str, dict]:
+        """Files and folders as the Hub lists them, by path."""
+        entries = {}
+        for path, file in files.items():
+            for folder in map(str, Path(path).parents):
+                if folder != ".":
+                    entries[folder] = {"type": "directory", "path": folder, "size": 0, "oid": "0" * 40}
             entry = {"type": "file", "path": path, "size": file["size"], "oid": file["git_sha1"]}
-            if file["lfs"]:
-                entry["lfs"] = {"oid": file["sha256"], "size": file["size"], "pointerSize": 134}
-            entries.append(entry)
-        return JSONResponse(entries)
+            lfs = {"lfs": {"oid": file["sha256"], "size": file["size"], "pointerSize": 134}} if file["lfs"] else {}
+            entries[path] = entry | lfs
+        return dict(sorted(entries.items()))
 
     async def preupload(request: Request) -> Response:
         repo = find(request, write=True)
@@ -280,6 +301,8 @@ def make_app(hub: Hub) -> Starlette:
             Route(repo, info),
             Route(repo + "/revision/{revision}", info),
             Route(repo + "/tree/{revision}", tree),
+            Route(repo + "/tree/{revision}/{path:path}", tree),
+            Route(repo + "/paths-info/{revision}", paths_info, methods=["POST"]),
             Route(repo + "/branch/{branch}", branch, methods=["POST"]),
             Route(repo + "/preupload/{revision}", preupload, methods=["POST"]),
             Route(repo + "/commit/{revision}", commit, methods=["POST"]),

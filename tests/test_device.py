@@ -1,4 +1,7 @@
-"""Training on a GPU, without one: torch's fake tensors know their device and refuse to meet those of another."""
+"""Working on a GPU, without one: torch's fake tensors know their device and refuse to meet those of another.
+
+They have no numbers: what is computed there is not tested here.
+"""
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -11,13 +14,18 @@ import torch.nn.functional as F
 from run import Run
 from timm.data import Mixup
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 
+from cvlab.checkpoint import folder
 from cvlab.data.parts import Parts
 from cvlab.data.sets import AugmentedImages, AugmentedPairs, EvaluationSet, onto_gpu
+from cvlab.explain import METHODS, explain, predict
+from cvlab.explain.many import explain_predictions
 from cvlab.learning.losses import SEGMENTATION_LOSSES
 from cvlab.metrics import class_counts
-from cvlab.models import build
+from cvlab.models import Model, build, device
+from cvlab.page.models import MAX_BYTES, Models
+from cvlab.trust.familiarity import features
 
 SIDE = 32
 SETS: dict[str, Callable] = {
@@ -93,3 +101,45 @@ def test_the_totals_of_a_run_wait_for_no_gpu(counts: int, tmp_path: Path) -> Non
     assert run.sums.device.type == "cuda"
     with pytest.raises(DataDependentOutputException):
         run.sums[0].item()
+
+
+@pytest.fixture(params=["convnet", "unet"])
+def there(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Model:
+    """A model on another device: backward passes on a fake GPU ask for a true one, on the meta device for none."""
+    monkeypatch.setattr(Tensor, "__bool__", lambda tensor: True)  # whether all logits are finite
+    with torch.device("meta"):
+        return build(request.param, ["a", "b"], SIDE).eval()
+
+
+def first(logits: Tensor) -> Tensor:
+    return logits[:, 0].reshape(len(logits), -1).mean(1)
+
+
+@pytest.mark.parametrize("methods", [["grad_cam"], list(METHODS)])
+@pytest.mark.parametrize("single", [True, False])
+def test_answers_of_a_model_on_a_gpu_come_back_to_the_images(there: Model, methods: list[str], single: bool) -> None:
+    images, stages = torch.rand(2, 3, SIDE, SIDE), list(there.stages)[-1:] if single else None
+    with pytest.raises(RuntimeError, match="on the same device"):
+        there(images)
+    found = explain(there, images, first, stages, methods)
+    maps = [each for of in found.maps.values() for each in of.values()]
+    assert {each.device.type for each in (predict(there, images), found.logits, found.scores, *maps)} == {"cpu"}
+    assert features(there, images).device.type == "cpu"
+    assert predict(there, images.to("meta")).device.type == "meta"
+
+
+def test_masks_and_classes_are_chosen_where_the_logits_are(there: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the predicted class, as train/explain.py asks; a fake index is class 0."""
+    monkeypatch.setattr(FakeTensor, "tolist", lambda tensor: [0] * tensor.numel())
+    monkeypatch.setattr(Tensor, "__setitem__", lambda *_: None)  # of a fake mask nobody knows how many are True
+    found = explain_predictions(there, torch.rand(2, 3, SIDE, SIDE))
+    assert {each.device.type for each in (found.logits, *found.maps["grad_cam"].values())} == {"cpu"}
+
+
+def test_there_is_one_device_for_commands_and_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (device().type, Models({}).loaded.limit) == ("cpu", MAX_BYTES)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**30, 2**33))
+    monkeypatch.setattr(folder, "load", lambda name: Namespace(to=lambda device: device))
+    assert (device().type, Models({}).loaded.limit) == ("cuda", 2**32)
+    assert folder.load_own("user/name").type == "cuda"

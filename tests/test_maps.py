@@ -169,6 +169,19 @@ def test_a_killed_run_goes_on_to_what_an_undisturbed_one_gives(folder, pictures,
             assert max(raw.max(), 0) * raw.size == pytest.approx(value)
 
 
+def test_two_processes_write_the_bytes_of_one(folder, pictures, tmp_path, run):
+    assert run(folder, pictures, tmp_path / "one")[1] == ""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = [sys.executable, *torchrun, *command(folder, pictures, tmp_path / "two")[1:]]
+    subprocess.run(words, cwd=ROOT, check=True, capture_output=True, timeout=400)
+    one, two = (
+        {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        for out in (tmp_path / "one", tmp_path / "two")
+    )
+    assert len(one) == 14  # twelve batches
+    assert one == two
+
+
 def test_other_settings_need_another_folder(folder, pictures, tmp_path, run):
     more = ["--stages", "stage1", "--methods", "hires_cam"]
     assert run(folder, pictures, tmp_path, *more)[1] == ""

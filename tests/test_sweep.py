@@ -4,9 +4,12 @@ import argparse
 import csv
 import json
 import multiprocessing
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -185,40 +188,105 @@ def test_the_run_of_a_killed_worker_is_taken_at_once_and_finished(script: Path) 
     process = begin(script, "--over", "lr=0.1", "--out", out, "--", "--epochs", 5)
     wait_for(out / "001" / "history.jsonl")
     study = optuna.load_study(study_name="sweep", storage=JournalStorage(JournalFileBackend(str(out / "journal.log"))))
-    queue = run_queue.RunQueue(study, out)
-    assert queue.take() is None  # the other worker lives
-    assert not queue.is_done()
+    assert run_queue.take(study, out) is None  # the other worker lives
     process.kill()
     process.join()
-    trial, lock = queue.take()
-    assert (trial.user_attrs["run"], trial.user_attrs["options"]) == (1, {"lr": "0.1"})
-    assert run_queue.RunQueue(study, out).take() is None  # this worker lives
-    sweep.train(study, trial, queue)
+    trial, lock = run_queue.take(study, out)
+    assert (trial.number, trial.user_attrs["options"]) == (0, {"lr": "0.1"})
+    assert run_queue.take(study, out) is None  # this worker lives
+    sweep.train(study, trial, out)
     lock.release()
-    assert queue.is_done()
-    assert run_queue.latest(study)[1].value == 0.05
+    assert study.trials[0].value == 0.05
     assert set(trained(script)) == {f"001 {epoch}" for epoch in range(1, 6)}
     assert sum(trained(script).values()) <= 6  # the epoch in which it was killed
 
 
-def test_a_run_that_ends_while_another_worker_looks_is_no_dead_one(script: Path) -> None:
+def test_a_run_that_ends_while_another_worker_looks_is_no_dead_one(
+    script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is recorded and its lock let go between the other's look at the journal and its look at the lock."""
     out = script.parent / "sweep"
-    plan = {"runs": [{"lr": "1"}], "script": str(script), "fixed": []}
+    plan = {"runs": [{"lr": "1"}], "sampler": "tpe", "seed": 0}
     other = run_queue.open_study(out, plan)
-    trial, lock = run_queue.RunQueue(other, out).take()
+    trial, lock = run_queue.take(other, out)
 
-    class Late(run_queue.RunQueue):
-        def _lock(self, run: int) -> FileLock:
-            if lock.is_locked:
-                other.tell(trial.number, 0.5)
-                lock.release()
-            return super()._lock(run)
+    def late(path: Path) -> FileLock:
+        if lock.is_locked:
+            other.tell(trial.number, 0.5)
+            lock.release()
+        return FileLock(path)
 
-    queue = Late(run_queue.open_study(out, plan), out)
-    assert queue.take() is None
-    assert queue.is_done()
-    assert [each.state for each in queue.study.trials] == [TrialState.COMPLETE]
+    study = run_queue.open_study(out, plan)
+    monkeypatch.setattr(run_queue, "FileLock", late)
+    assert run_queue.take(study, out) is None
+    assert [each.state for each in study.trials] == [TrialState.COMPLETE]
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    """The URL of a PostgreSQL of its own, that only a socket in its folder reaches."""
+    found = [*Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), *filter(None, [shutil.which("pg_ctl")])]
+    if not found:
+        pytest.skip("there is no pg_ctl: install the package postgresql")
+    user = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}  # it refuses root
+    folder = Path(tempfile.mkdtemp())
+    if user:
+        shutil.chown(folder, "nobody", "nogroup")
+
+    def control(*words: str) -> None:
+        command = [found[0], "-D", folder / "data", "-s", "-w", *words]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder, **user)
+
+    control("initdb", "-o", "-A trust -U sweeper --no-sync")
+    control("start", "-l", folder / "log", "-o", f"-k {folder} -c listen_addresses= -F")
+    yield f"postgresql://sweeper@/postgres?host={folder}"
+    control("stop", "-m", "immediate")
+    shutil.rmtree(folder)
+
+
+def test_workers_share_the_runs_of_a_database(script: Path, database: str) -> None:
+    out = script.with_name("shared")
+    arguments = [script, "--over", "lr=0.1,0.2,0.3,0.4", "--out", out, "--storage", database]
+    processes = [begin(*arguments) for _ in range(2)]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert column(out, "best val") == [f"{lr * 0.03:.4f}" for lr in range(1, 5)]
+    run(*arguments)
+    assert set(trained(script).values()) == {1}
+    assert not (out / "journal.log").exists()
+
+
+def test_the_run_of_a_killed_worker_goes_on_by_a_database(script: Path, database: str) -> None:
+    arguments = [script, "--over", "lr=0.1,0.4", "--out", script.with_name("killed"), "--storage", database]
+    process = begin(*arguments, "--", "--epochs", 4)
+    wait_for(script.with_name("killed") / "001" / "history.jsonl")
+    process.kill()
+    process.join()
+    run(*arguments, "--", "--epochs", 4)
+    assert column(script.with_name("killed"), "state") == ["done"] * 2
+    assert set(trained(script)) == {f"{n:03} {epoch}" for n in (1, 2) for epoch in (1, 2, 3, 4)}
+    assert sum(trained(script).values()) <= 9
+
+
+@pytest.mark.parametrize("sampler", run_queue.SAMPLERS)
+def test_a_seed_draws_the_same_with_a_journal_and_a_database(tmp_path: Path, database: str, sampler: str) -> None:
+    plan, drawn = {"runs": [None] * 3, "sampler": sampler, "seed": 5}, {}
+    for where in (None, database):
+        study = run_queue.open_study(tmp_path / f"{sampler} {where is None}", plan, where)
+        for _ in plan["runs"]:
+            trial, lock = run_queue.take(study, tmp_path)
+            drawn.setdefault(where, []).append(sweep_plan.draw(trial, "lr", "1e-4..1e-1"))
+            study.tell(trial, 0.5)
+            lock.release()
+    assert drawn[None] == drawn[database]
+    assert len(set(drawn[None])) == 3
+
+
+@pytest.mark.parametrize("url", ["postgresql://me@127.0.0.1:9/none", "oracle://me@127.0.0.1:9/none", "nothing"])
+def test_a_database_that_is_not_there_is_a_sentence(script: Path, url: str) -> None:
+    with pytest.raises(ValueError, match="--storage"):
+        run(script, "--over", "lr=0.1", "--out", script.with_name("none"), "--storage", url)
 
 
 def test_a_queue_that_was_cut_off_is_completed(tmp_path: Path) -> None:
@@ -227,9 +295,9 @@ def test_a_queue_that_was_cut_off_is_completed(tmp_path: Path) -> None:
     run_queue.open_study(tmp_path, plan)
     journal = tmp_path / "journal.log"
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:-1]))
-    queued = run_queue.latest(run_queue.open_study(tmp_path, plan))
-    assert {run: trial.user_attrs["options"] for run, trial in queued.items()} == {1: {"lr": "1"}, 2: {"lr": "2"}}
-    assert len(run_queue.open_study(tmp_path, plan).trials) == 2
+    for _ in range(2):
+        study = run_queue.open_study(tmp_path, plan)
+        assert [trial.user_attrs["options"] for trial in study.trials] == plan["runs"]
 
 
 def test_half_a_line_of_a_full_disk_ends_no_sweep(tmp_path: Path) -> None:
@@ -239,10 +307,10 @@ def test_half_a_line_of_a_full_disk_ends_no_sweep(tmp_path: Path) -> None:
     journal.write_bytes(journal.read_bytes()[:-20])
     for _ in range(2):  # what is written after the half line can be read again
         study = run_queue.open_study(tmp_path, plan)
-        assert list(run_queue.latest(study)) == [1, 2]
+        assert [trial.user_attrs["options"] for trial in study.trials] == plan["runs"]
 
 
-@pytest.mark.parametrize("sampler", sweep.SAMPLERS)
+@pytest.mark.parametrize("sampler", run_queue.SAMPLERS)
 def test_a_sampler_draws_so_many_runs_within_the_ranges(script: Path, sampler: str) -> None:
     ranges = ["lr=1e-4..1e-1", "width=2..8", "early=on,off"]
     out = script.with_name("sweep")

@@ -6,11 +6,15 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, broadcast_object_list
+from PIL import Image
 from resume import SUMS, checksums
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -33,6 +37,9 @@ def accelerator_for(
     """
     # Without a GPU accelerate ignores torchrun unless it is told to use the CPU.
     cpu = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
+    tracker = vars(args).get("track")
+    if tracker and find_spec(tracker) is None:
+        raise ValueError(f"--track {tracker} needs: pip install {tracker}")
     processes = PartialState(cpu=cpu)
     precision = read_json(state / "progress.json")["precision"] if state else args.precision
     if precision == "auto" and processes.device.type == "cuda":
@@ -44,7 +51,26 @@ def accelerator_for(
     mixed = "no" if precision == "fp32" else "bf16"
     # Processes wait for the gradients of all parameters, and a frozen encoder gives none.
     some = [DistributedDataParallelKwargs(find_unused_parameters=True)] if vars(args).get("frozen_epochs") else []
-    return Accelerator(mixed_precision=mixed, dataloader_config=loading, cpu=cpu, kwargs_handlers=some)
+    tracking = {"log_with": tracker, "project_dir": args.out} if tracker else {}
+    return Accelerator(mixed_precision=mixed, dataloader_config=loading, cpu=cpu, kwargs_handlers=some, **tracking)
+
+
+def start_tracking(accelerator: Accelerator, args: Namespace, epoch: int) -> None:
+    """Opens the tracker of --track after `epoch` epochs: trackio's project is the folder around that of the run."""
+    out, resumed = args.out.resolve(), "allow" if epoch else "never"
+    settings = {"trackio": {"name": out.name, "resume": resumed}, "tensorboard": {"purge_step": epoch + 1}}
+    config = {key: each if isinstance(each, int | float | str) else str(each) for key, each in vars(args).items()}
+    accelerator.init_trackers(out.parent.name if args.track == "trackio" else args.track, config, settings)
+
+
+def track(accelerator: Accelerator, epoch: int, numbers: dict, picture: Image.Image | None) -> None:
+    """Gives an epoch to the trackers, if there are any."""
+    for tracker in accelerator.trackers:
+        if picture and tracker.name == "tensorboard":
+            tracker.log_images({"picture": np.asarray(picture)[None]}, epoch, dataformats="NHWC")
+        elif picture:
+            tracker.log({"picture": import_module(tracker.name).Image(picture)}, epoch)
+    accelerator.log(numbers, epoch)
 
 
 def fastest_precision(model: Model, images: Tensor, criterion: Callable[[Tensor], Tensor], repeats: int = 3) -> str:

@@ -51,7 +51,7 @@ SHOWN = 5  # pictures before and after
 def main() -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder of a model, a Hub name, or FILE.py:FUNCTION")
-    parser.add_argument("--data", type=Path, help="data folder, or torchvision:NAME; by default synthetic scenes")
+    parser.add_argument("--data", type=Path, help="folder, torchvision:NAME or hf:user/dataset; else synthetic scenes")
     parser.add_argument("--part", choices=(*PARTS, "all"), default="test", help="the pictures that are counted")
     parser.add_argument("--out", type=Path, help="folder of the report, by default the model's")
     parser.add_argument("--clean", type=Path, metavar="DIR2", help="write the data there, with suspects painted over")

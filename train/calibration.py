@@ -23,7 +23,7 @@ PIXELS = 10_000  # of each picture, drawn at random
 
 def calibrate(folder: str | Path, parts: Parts, others: Path | None = None) -> Model:
     """Fits on val what a model's folder tells about it, and writes it there. `others` are photos of anything else."""
-    model = checkpoint.load(folder)
+    model = checkpoint.load_own(str(folder))
     read = read_views if model.task == "classification" else read_photos
     views, labels = read(parts, "val", model)
     before = model.temperature

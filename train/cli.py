@@ -58,9 +58,11 @@ class Parser(argparse.ArgumentParser):
             self.error(f"there is no {unknown[0]}{nearest(unknown[0].split('=')[0], self._option_string_actions)}")
         if args.recipe and args.data is None and (how := read_recipe(args.recipe).get("data")):
             raise ValueError(f"Recipe {args.recipe} needs a folder of photos, given with --data: {how}")
-        args.data = data_folder(args.data)
+        args.data = public.folder_of(args.data)
         if vars(args).get("others"):
             existing(args.others)
+        if vars(args).get("push_state") and not (args.push and os.environ.get("WORLD_SIZE", "1") == "1"):
+            self.error("--push-state goes with --push USER/NAME and a single process")
         check_numbers(args)
         return args
 
@@ -93,11 +95,6 @@ def converted(value: object, action: argparse.Action) -> object:
     return value
 
 
-def data_folder(data: Path | None) -> Path | None:
-    """The folder that --data means; torchvision:NAME is downloaded if it is not there yet."""
-    return public.folder_of(str(data)) if str(data).startswith(public.SCHEME) else data
-
-
 def read_recipe(name: str) -> dict:
     """The tables of a recipe; ValueError if there is none of this name."""
     names = [path.stem for path in sorted(RECIPES.glob("*.toml"))]
@@ -127,7 +124,7 @@ def parser(script: str, doc: str, **defaults: object) -> Parser:
     style = argparse.ArgumentDefaultsHelpFormatter
     parser = Parser(prog=f"{script}.py", description=doc.splitlines()[0], formatter_class=style)
     add = parser.add_argument_group("data").add_argument
-    add("--data", type=Path, help="data folder, or torchvision:NAME; by default synthetic scenes are drawn")
+    add("--data", type=Path, help="data folder, torchvision:NAME or hf:user/dataset; else synthetic scenes")
     add("--split-seed", type=int, default=0, help="seed of the split into train, val and test")
     add("--image-size", type=int, help="side of the square input, pixels")
     add("--normalize", choices=NORMALIZATIONS, default="data", help="by whose mean and std of each channel")
@@ -155,6 +152,8 @@ def parser(script: str, doc: str, **defaults: object) -> Parser:
     add = group.add_argument
     add("--out", type=Path, default=Path("runs") / script, help="folder of the run")
     add("--push", metavar="USER/NAME", help="publish the trained model on the Hugging Face Hub")
+    add("--push-state", action="store_true", help="each state too; --resume fetches it to another machine")
+    add("--track", choices=("trackio", "tensorboard"), help="scores, options and pictures also for this tracker")
     add = group.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="continue the run in --out from where it was last saved")
     add("--overwrite", action="store_true", help="replace the run or model that is in --out")

@@ -47,7 +47,7 @@ Evaluation = tuple[dict, dict[str, Callable[[], Image.Image]]]
 def main() -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", help="folder of a model, a Hub name, or FILE.py:FUNCTION")
-    parser.add_argument("--data", type=Path, help="data folder, or torchvision:NAME; by default synthetic scenes")
+    parser.add_argument("--data", type=Path, help="folder, torchvision:NAME or hf:user/dataset; else synthetic scenes")
     parser.add_argument("--part", choices=("test", "val", "train", "all"), default="test")
     parser.add_argument("--compare", metavar="CHECKPOINT", help="a second model, on the same pictures")
     tiles = "predict photos at their own resolution in overlapping tiles; by default as it was trained"
@@ -89,7 +89,7 @@ def main() -> None:
     parts, trained_on = parts_of(model, args.data, args.part)
     own = is_own_test_part(model, parts)
     if not (own and args.part == "test") and (args.out is None or (out / "config.json").is_file()):
-        report = out / "report" / (args.part if own else f"{parts.name}-{args.part}")
+        report = out / "report" / (args.part if own else f"{Path(parts.name).name}-{args.part}")
         figures = report / "metrics.json"
 
     evaluate = evaluate_classifier if model.task == "classification" else evaluate_segmenter

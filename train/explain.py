@@ -33,10 +33,12 @@ from pathlib import Path
 import cli
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
 from cvlab import checkpoint
+from cvlab.data import public
 from cvlab.data.evaluation import parts_of
 from cvlab.data.folders import DataError
 from cvlab.data.parts import Parts
@@ -57,7 +59,7 @@ def main() -> None:
     parser.add_argument("checkpoint", help="folder of a model, a Hub name, or FILE.py:FUNCTION")
     parser.add_argument("photo", type=Path, nargs="?", help="explain this photo; without it, a part of a data set")
     parser.add_argument("--class", dest="class_name", default="", help="of PHOTO: explain another class than predicted")
-    parser.add_argument("--data", type=Path, help="data folder, or torchvision:NAME; by default synthetic scenes")
+    parser.add_argument("--data", type=Path, help="folder, torchvision:NAME or hf:user/dataset; else synthetic scenes")
     parser.add_argument("--part", choices=("val", "test", "train", "all"), help="by default val")
     parser.add_argument("--out", type=Path, required=True, help="folder of the maps")
     parser.add_argument("--stages", nargs="+", help="by default all stages of the model")
@@ -124,8 +126,8 @@ def explain_photo(model: Model, args: argparse.Namespace, stages: list[str]) -> 
 
 
 def explain_part(model: Model, args: argparse.Namespace, stages: list[str]) -> None:
-    """The files of a part of a data set, batch after batch."""
-    data, size, part = cli.data_folder(args.data), args.batch_size, args.part or "val"
+    """The files of a part of a data set, batch after batch; several processes (torchrun) share the batches."""
+    data, size, part = public.folder_of(args.data), args.batch_size, args.part or "val"
     parts, _ = parts_of(model, data, part)
     for note in parts.notes:
         print(note)
@@ -139,8 +141,10 @@ def explain_part(model: Model, args: argparse.Namespace, stages: list[str]) -> N
     write_text(args.out / "settings.json", json.dumps(settings, indent=1) + "\n")
 
     paths = [args.out / "maps" / f"{i:06d}.npz" for i in range(-(-len(samples) // size))]
-    to_do = [i for i, path in enumerate(paths) if not path.is_file()]
-    faster = fused(model)  # the same maps in 0.7 of the time
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    own = range(processes.process_index, len(paths), processes.num_processes)
+    to_do = [i for i in own if not paths[i].is_file()]
+    faster = fused(model).to(processes.device)  # the same maps in 0.7 of the time
     for i in tqdm(to_do, "explaining"):
         batch = slice(i * size, (i + 1) * size)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -161,6 +165,9 @@ def explain_part(model: Model, args: argparse.Namespace, stages: list[str]) -> N
         arrays = {f"{m}/{s}": maps[:, 0].numpy() for m, of in explanation.maps.items() for s, maps in of.items()}
         write_arrays(paths[i], {"lines": np.array(lines), **arrays})
 
+    processes.wait_for_everyone()
+    if not processes.is_main_process:
+        return
     manifest = []
     for path in sorted((args.out / "maps").glob("*.npz")):  # one batch after the other
         with np.load(path) as arrays:
@@ -187,7 +194,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def hash_of_weights(model: Model) -> str:
     """A short hash of all tensors of a model."""
-    return hash_of(tensor.contiguous().numpy().tobytes() for tensor in model.state_dict().values())
+    return hash_of(tensor.cpu().contiguous().numpy().tobytes() for tensor in model.state_dict().values())
 
 
 def hash_of(contents: Iterable[bytes]) -> str:

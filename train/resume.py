@@ -20,9 +20,11 @@ from argparse import Namespace
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import BinaryIO
 
 import torch
+from accelerate.utils import load as load_numbers
 
 from cvlab import checkpoint
 from cvlab.checkpoint import hub
@@ -32,7 +34,8 @@ from cvlab.models import Model, build, settings_in
 from cvlab.models.model import misfit, shapes_of
 
 SUMS = "sha256.json"  # in the folder of a state: file name to checksum
-FREE = ("out", "data", "resume", "overwrite", "push", "recipe", "list_recipes", "patience", "others")
+FREE = ("out", "data", "resume", "overwrite", "push", "push_state", "track", "recipe", "list_recipes", "patience")
+FREE += ("others",)
 FIXED_LENGTH = ("onecycle", "cosine")  # every rate of these schedules follows from the number of epochs
 # What tells of the model of a folder. The record of when the test part was read is none of it: it stays.
 OF_A_MODEL = ("report", hub.ONNX, *(name for name in hub.FILES if name != "README.md"))
@@ -73,10 +76,26 @@ def open_run(args: Namespace) -> Path | None:
     states.mkdir(exist_ok=True)
     hold(out)
     delete(out.rglob(".*.tmp"))  # of a run that was killed while it wrote
+    if args.resume and args.push_state and not made:
+        fetch_state(out, args.push)
     state = newest_whole(out) if args.resume else None
     if state:
         check_options(args, state)
     return state
+
+
+def fetch_state(out: Path, model_id: str) -> None:
+    """Fetches what a run pushed from another machine, if anything; ValueError for pickles of more than numbers."""
+    place = out / ".fetched.tmp"
+    hub.pull_state(place, model_id)
+    try:
+        for path in place.glob("state/*/*.[bp]*"):  # .bin and .pkl
+            load_numbers(path)
+    except (UnpicklingError, RuntimeError) as error:
+        raise ValueError(f"{path.name} of {model_id}@{hub.STATE} is not opened: {error}") from error
+    for found in [*filter(Path.is_file, place.glob("*")), *place.glob("state/*")]:  # the state last
+        os.replace(found, out / found.relative_to(place))
+    delete([place])
 
 
 def delete(paths: Iterable[Path]) -> None:

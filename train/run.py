@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerator import save_state
+from accelerator import save_state, start_tracking, track
 from calibration import calibrate
 from PIL import Image
 from resume import OF_A_MODEL, delete, record, release, saved_states
@@ -56,6 +56,8 @@ class Run:
         self._show_history()  # a killed run may have written one line more
         self.frames = self.out / "report" / ("photos" if args.data else "") / "epochs"
         self.started, self.stopping = time.time(), False
+        if vars(args).get("track"):
+            start_tracking(accelerator, args, self.epoch)
 
     @property
     def total_steps(self) -> int:
@@ -146,8 +148,9 @@ class Run:
                 delete(self.out / name for name in OF_A_MODEL if name not in hub.NEEDED)
                 delete(set(saved_states(self.out)) - set(self.states))
             self._show_history()
-            if self.best_epoch and frame:
-                render.save_png(frame(f"epoch {self.epoch}"), self.frames / f"epoch-{self.epoch:03}.png")
+            if picture := self.best_epoch and frame and frame(f"epoch {self.epoch}"):
+                render.save_png(picture, self.frames / f"epoch-{self.epoch:03}.png")
+            track(self.accelerator, self.epoch, line, picture)
         self.save()
         ending = f"lr {line['lr']:.1e}  {line['seconds']:>6.1f} s {'*' if better else ' '}"
         tqdm.write(f"epoch {self.epoch:>3}/{self.last}  {shown(line, 'train', 'val')}  {ending}")
@@ -168,6 +171,11 @@ class Run:
         self.states = [*self.states, path][-2:]
         if self.accelerator.is_main_process:
             delete(set(saved_states(self.out)) - set(self.states))
+            if self.args.push_state:
+                try:
+                    hub.push_state(self.out, path, self.args.push)
+                except hub.HubError as error:
+                    tqdm.write(f"This state is not on the Hub: {error}")
 
     def finish(self, model: Model) -> None:
         """Writes manifest and card, says what to do with the model, and publishes it if --push asks."""

@@ -1,22 +1,28 @@
-"""Hands the runs of a sweep to its workers; a run whose worker died is queued again.
+"""Hands the runs of a sweep to its workers; the run of a worker that died is continued by another one.
 
 A worker is a process of train/sweep.py. Any number of them share the folder of a sweep, on one machine or several:
 
 FOLDER/journal.log   Optuna's journal: every run, its options, how it ended; journal.lock is held while it is written
-FOLDER/queue.lock    held by the worker that takes a run: one at a time
-FOLDER/NNN/lock      held by the worker that trains run NNN
+FOLDER/queue.lock    held by a worker that opens the sweep
+FOLDER/NNN/lock      held by the worker that trains run NNN; the system takes it from one that died, also by a kill
 
-The system takes the lock of a worker that died, also of a killed one. Its run is queued again, as another trial with
-the same run number. Workers on several machines need a folder whose file locks bind them all, as those of NFS 4 do.
+Run NNN is Optuna's trial NNN - 1. With --storage a database stands in for the journal. Workers on several machines
+need a folder whose file locks bind them all, as those of NFS 4 do.
 """
 
 from pathlib import Path
 
 import optuna
 from filelock import FileLock, Timeout
-from optuna.storages import JournalStorage
+from optuna.exceptions import OptunaError
+from optuna.samplers import GPSampler, RandomSampler, TPESampler
+from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+SAMPLERS = {"tpe": TPESampler, "random": RandomSampler, "gp": GPSampler}
+OF_A_DATABASE = (ImportError, OptunaError, SQLAlchemyError)  # its driver is absent, it does not answer, or refuses
 
 
 class Journal(JournalFileBackend):
@@ -28,80 +34,62 @@ class Journal(JournalFileBackend):
             super().append_logs(logs)
 
 
-def open_study(out: Path, plan: dict) -> optuna.Study:
-    """Opens the study of a sweep's folder, and creates it if there is none.
+def open_study(out: Path, plan: dict, database: str | None = None) -> optuna.Study:
+    """Opens the study of a sweep's folder, and creates it if there is none. What had failed is to be tried again.
 
-    `plan` is the sweep as JSON; plan["runs"] has the options of each run, None where a sampler draws them.
+    `plan` is the sweep as JSON; plan["runs"] has the options of each run, None where a sampler draws them. `database`
+    is an SQLAlchemy URL, in place of the folder's journal. Raises OF_A_DATABASE.
     """
     out.mkdir(parents=True, exist_ok=True)
-    storage = JournalStorage(Journal(str(out / "journal.log"), FileLock(out / "journal.lock")))
-    names = {"study_name": "sweep", "direction": "maximize", "load_if_exists": True}
-    with FileLock(out / "queue.lock"):
+    with FileLock(out / "queue.lock"):  # all runs are queued once
+        if database:
+            storage, name = RDBStorage(database), f"cvlab sweep in {out.resolve()}"
+        else:
+            storage, name = JournalStorage(Journal(str(out / "journal.log"), FileLock(out / "journal.lock"))), "sweep"
+        names = {"study_name": name, "direction": "maximize", "load_if_exists": True}
         study = optuna.create_study(storage=storage, pruner=optuna.pruners.MedianPruner(), **names)
         if study.user_attrs.get("plan", plan) != plan:
             raise ValueError(f"{out} holds the sweep of another command: choose another --out, or repeat that command.")
         study.set_user_attr("plan", plan)
-        queued = latest(study)  # all of them, unless the first worker was killed here
-        for run, options in enumerate(plan["runs"], 1):
-            if run not in queued:
-                study.enqueue_trial({}, user_attrs={"run": run, "options": options})
+        for trial in study.trials:
+            if trial.user_attrs.get("reason"):
+                storage.set_trial_user_attr(trial._trial_id, "reason", None)
+        for options in plan["runs"][len(study.trials) :]:  # all of them, unless the first worker was killed here
+            study.enqueue_trial({}, user_attrs={"options": options})
     return study
 
 
-def latest(study: optuna.Study) -> dict[int, FrozenTrial]:
-    """The last attempt at each run, by run number."""
-    return {trial.user_attrs["run"]: trial for trial in study.trials}
+def is_over(trial: FrozenTrial) -> bool:
+    """Whether a run has ended. One that failed keeps Optuna's state "running", so that it can be tried again."""
+    return trial.state.is_finished() or bool(trial.user_attrs.get("reason"))
 
 
-class RunQueue:
-    """The runs of a study as one worker sees them. Runs that had failed before it started are tried once more."""
+def take(study: optuna.Study, out: Path) -> tuple[Trial, FileLock] | None:
+    """The next run that has no worker, with its lock, for this worker alone until it releases that; None without any.
 
-    def __init__(self, study: optuna.Study, out: Path) -> None:
-        self.study, self.out = study, out
-        self.failed_before = {run for run, trial in latest(study).items() if trial.state == TrialState.FAIL}
-
-    def is_done(self) -> bool:
-        """Whether no worker has anything left to do."""
-        return all(trial.state.is_finished() and not self._try_again(trial) for trial in latest(self.study).values())
-
-    def take(self) -> tuple[optuna.Trial, FileLock] | None:
-        """The next waiting run with its lock, for this worker alone until it releases that; None if no run is waiting.
-
-        How the run ended has to be recorded before the release.
-        """
-        with FileLock(self.out / "queue.lock"):
-            for run, trial in latest(self.study).items():
-                died = trial.state == TrialState.RUNNING and self._is_dead(run)
-                if died:
-                    self.study.tell(trial.number, state=TrialState.FAIL)
-                if died or self._try_again(trial):
-                    options = trial.user_attrs["options"]
-                    self.study.enqueue_trial(trial.params, user_attrs={"run": run, "options": options})
-            self.failed_before.clear()
-            if not self.study.get_trials(states=[TrialState.WAITING]):
-                return None
-            trial = self.study.ask()
-            lock = self._lock(trial.user_attrs["run"])
-            lock.acquire()
-            return trial, lock
-
-    def folder(self, run: int) -> Path:
-        """The folder of a run."""
-        return self.out / f"{run:03}"
-
-    def _try_again(self, trial: FrozenTrial) -> bool:
-        """Whether a run failed because its worker died, which leaves no reason, or before this worker started."""
-        failed = trial.state == TrialState.FAIL
-        return failed and ("reason" not in trial.user_attrs or trial.user_attrs["run"] in self.failed_before)
-
-    def _is_dead(self, run: int) -> bool:
-        """Whether a run has no worker and no end: one records the end, then lets go of the lock."""
+    How the run ended has to be recorded before the release.
+    """
+    for i, listed in enumerate(study.trials):
+        if is_over(listed):
+            continue
+        folder_of(out, i).mkdir(exist_ok=True)
+        lock = FileLock(folder_of(out, i) / "lock")
         try:
-            with self._lock(run).acquire(timeout=0):
-                return latest(self.study)[run].state == TrialState.RUNNING
+            lock.acquire(timeout=0)
         except Timeout:
-            return False
+            continue
+        trial = study.trials[i]  # with the lock in hand: another worker may have ended it just before
+        # A running one lost its worker; a waiting one the storage gives to one worker only.
+        running, start = trial.state == TrialState.RUNNING, study._storage.set_trial_state_values
+        if not is_over(trial) and (running or start(trial._trial_id, TrialState.RUNNING)):
+            plan = study.user_attrs["plan"]
+            # The number is in the seed: workers with the same seed would all begin with the same draw.
+            study.sampler = SAMPLERS[plan["sampler"]](seed=plan["seed"] + i)
+            return Trial(study, trial._trial_id), lock
+        lock.release()
+    return None
 
-    def _lock(self, run: int) -> FileLock:
-        self.folder(run).mkdir(exist_ok=True)
-        return FileLock(self.folder(run) / "lock")
+
+def folder_of(out: Path, number: int) -> Path:
+    """The folder of a run, by its trial's number."""
+    return out / f"{number + 1:03}"

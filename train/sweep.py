@@ -5,7 +5,9 @@
     python train/sweep.py --recipe scenes8-sweep --data DIR
 
 What stands after -- goes to every run. After a stop or a crash the same command continues the sweep. Starting it again
-in another terminal, or on another machine that shares the folder, adds a worker (run_queue.py).
+in another terminal, or on another machine that shares the folder, adds a worker (run_queue.py). Eight on a cluster:
+
+    sbatch --array=1-8 --gpus=1 --wrap "python train/sweep.py ... --storage postgresql://user@host/name --out SHARED"
 
 OUT/001, 002, ...                     run folders of the script; what it printed is in their log.txt
 OUT/README.md, runs.csv, curves.png   the table of the runs, the best in bold, and their losses and scores
@@ -23,13 +25,11 @@ from pathlib import Path
 
 import cli
 import optuna
-from optuna.samplers import GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
-from run_queue import RunQueue, latest, open_study
+from run_queue import OF_A_DATABASE, SAMPLERS, folder_of, is_over, open_study, take
 from sweep_plan import SCRIPTS, as_words, draw, find_script, make_plan
 from sweep_tables import best_run, kept_epoch, markdown, table, val_scores, write_tables
 
-SAMPLERS = {"tpe": TPESampler, "random": RandomSampler, "gp": GPSampler}
 POLL = 1.0  # seconds between two looks at a run
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -48,36 +48,39 @@ def main() -> None:
     parser.add_argument("--prune", action=argparse.BooleanOptionalAction, help=(
         "stop a run while its val score is below the median of the others; by default only with --trials"
     ))  # fmt: skip
+    parser.add_argument("--storage", metavar="URL", help="a database for the workers, in place of a journal in --out")
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"), help="folder of the sweep; default runs/sweep")
     args = parser.parse_args(sys.argv[1:cut])
     recipe = cli.read_recipe(args.recipe) if args.recipe else {}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the training saves its state first
 
-    study = open_study(args.out, make_plan(args, recipe, sys.argv[cut + 1 :]))
-    queue = RunQueue(study, args.out)
+    plan = make_plan(args, recipe, sys.argv[cut + 1 :])
     try:
-        while not queue.is_done():
-            if taken := queue.take():
+        study = open_study(args.out, plan, args.storage)
+        while not all(map(is_over, study.trials)):
+            if taken := take(study, args.out):
                 trial, lock = taken
-                train(study, trial, queue)
+                train(study, trial, args.out)
                 lock.release()
                 write_tables(study, args.out)
             else:
                 time.sleep(POLL)  # other workers have the last runs, and may die
             show(study, args.out)
+        write_tables(study, args.out)
+        conclude(study, args.out)
     except KeyboardInterrupt:
         sys.exit("\nStopped; every finished epoch is saved. The same command continues.")
-    write_tables(study, args.out)
-    conclude(study, args.out)
+    except OF_A_DATABASE as error:
+        if not args.storage:
+            raise
+        needed = "It has to answer; PostgreSQL also needs pip install 'psycopg[binary]'."
+        raise ValueError(f"The database of --storage is of no use. {needed} {error}") from error
 
 
-def train(study: optuna.Study, trial: optuna.Trial, queue: RunQueue) -> None:
+def train(study: optuna.Study, trial: optuna.Trial, out: Path) -> None:
     """Runs the script until it ends or is pruned; records how it ended."""
-    plan, run = study.user_attrs["plan"], trial.user_attrs["run"]
-    folder = queue.folder(run)
-    # The trial's number is in the seed: workers with the same seed would all begin with the same draw.
-    study.sampler = SAMPLERS[plan["sampler"]](seed=plan["seed"] + trial.number)
+    plan, folder = study.user_attrs["plan"], folder_of(out, trial.number)
     options = trial.user_attrs["options"] or {
         name: draw(trial, name, values) for name, values in plan["ranges"].items()
     }
@@ -86,7 +89,7 @@ def train(study: optuna.Study, trial: optuna.Trial, queue: RunQueue) -> None:
     command += ["--out", str(folder), "--resume"]
     with open(folder / "log.txt", "ab") as log:
         child = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_the_sweep)
-    reported = 0
+    reported = len(study.trials[trial.number].intermediate_values)
     try:
         while child.returncode is None:
             with suppress(subprocess.TimeoutExpired):
@@ -100,7 +103,7 @@ def train(study: optuna.Study, trial: optuna.Trial, queue: RunQueue) -> None:
                 child.wait()
                 study.tell(trial, state=TrialState.PRUNED)
                 return
-            show(study, queue.out)
+            show(study, out)
     except KeyboardInterrupt:
         child.terminate()  # it finishes its step and saves
         child.wait()
@@ -111,7 +114,6 @@ def train(study: optuna.Study, trial: optuna.Trial, queue: RunQueue) -> None:
         lines = (folder / "log.txt").read_text(errors="replace").splitlines()
         printed = [line.strip() for line in lines if line.strip()]
         trial.set_user_attr("reason", printed[-1] if printed else "it printed nothing")
-        study.tell(trial, state=TrialState.FAIL)
 
 
 def die_with_the_sweep() -> None:
@@ -133,10 +135,10 @@ def conclude(study: optuna.Study, out: Path) -> None:
     data = f" --data {shlex.quote(fixed[fixed.index('--data') + 1])}" if "--data" in fixed else ""
     if best := best_run(study):
         print(f"Best by validation. Measure it once:  python train/evaluate.py {out / best}{data} --part test")
-    failed = {run: trial for run, trial in latest(study).items() if trial.state == TrialState.FAIL}
+    failed = {trial.number: trial.user_attrs["reason"] for trial in study.trials if trial.user_attrs.get("reason")}
     if failed:
-        reasons = "\n".join(f"  {run:03}: {trial.user_attrs.get('reason')}" for run, trial in failed.items())
-        sys.exit(f"{len(failed)} of {len(latest(study))} runs failed; the same command tries them again:\n{reasons}")
+        reasons = "\n".join(f"  {number + 1:03}: {reason}" for number, reason in failed.items())
+        sys.exit(f"{len(failed)} of {len(study.trials)} runs failed; the same command tries them again:\n{reasons}")
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import optuna
 from optuna.trial import TrialState
-from run_queue import latest
+from run_queue import folder_of
 
 from cvlab import plots, render
 from cvlab.checkpoint.card import read_history
 from cvlab.files import read_json, write_text
 
-STATES = {"WAITING": "waiting", "RUNNING": "running", "COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}
+STATES = {"WAITING": "waiting", "RUNNING": "running", "COMPLETE": "done", "PRUNED": "pruned"}
 MEASURED = ("state", "epochs", "best val", "at epoch", "minutes", "test")  # columns after the options
 
 
@@ -36,16 +36,17 @@ def table(study: optuna.Study, out: Path) -> list[dict[str, str]]:
     The score on test with its interval is there where train/evaluate.py measured a run.
     """
     rows, names = [], {}
-    for run, trial in sorted(latest(study).items()):
-        folder, options = out / f"{run:03}", trial.user_attrs["options"] or {}
+    for trial in study.trials:
+        folder, options = folder_of(out, trial.number), trial.user_attrs["options"] or {}
         history, epoch = read_history(folder), kept_epoch(folder)
         best = f"{val_scores(folder)[epoch]:.4f}" if epoch else ""
         minutes = f"{sum(line['seconds'] for line in history) / 60:.1f}"
         found = read_json(folder / "metrics.json")
         score = found.get("accuracy", found.get("iou")) if found.get("part") == "test" else None
         test = "{value:.3f} ({low:.3f} to {high:.3f})".format(**score) if score else ""
-        measured = (STATES[trial.state.name], str(len(history)), best, str(epoch or ""), minutes, test)
-        rows.append({"run": f"{run:03}", **options, **dict(zip(MEASURED, measured, strict=True))})
+        state = "failed" if trial.user_attrs.get("reason") else STATES[trial.state.name]
+        measured = (state, str(len(history)), best, str(epoch or ""), minutes, test)
+        rows.append({"run": folder.name, **options, **dict(zip(MEASURED, measured, strict=True))})
         names |= options
     shown = ("run", *names, *(name for name in MEASURED if name != "test" or any(row["test"] for row in rows)))
     return [{name: row.get(name, "") for name in shown} for row in rows]
@@ -61,8 +62,8 @@ def markdown(rows: list[dict[str, str]], best: str | None) -> str:
 
 def best_run(study: optuna.Study) -> str | None:
     """The finished run with the highest val score, the first one if several have it; None if none has finished."""
-    done = {run: trial.value for run, trial in sorted(latest(study).items()) if trial.state == TrialState.COMPLETE}
-    return f"{max(done, key=done.get):03}" if done else None
+    done = {trial.number: trial.value for trial in study.trials if trial.state == TrialState.COMPLETE}
+    return f"{max(done, key=done.get) + 1:03}" if done else None
 
 
 def write_tables(study: optuna.Study, out: Path) -> None:

@@ -309,6 +309,7 @@ def _front_matter(name: str, folder: Path) -> str:
         library_name="cvlab",
         pipeline_tag=tag,
         tags=["cvlab", tag, "grad-cam"],
+        datasets=[data.split(":")[1]] if data.startswith("hf:") else None,
         model_name=name if results else None,
         eval_results=results,
     )

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from cvlab.checkpoint import hub
 from cvlab.checkpoint.config import FORMAT, CheckpointError, opened, read_config
 from cvlab.files import read_json, to_json, write_bytes, write_text
-from cvlab.models import NETWORKS, Model, build, settings_in
+from cvlab.models import NETWORKS, Model, build, device, settings_in
 from cvlab.models.adopted import IN_FILE, from_file
 from cvlab.models.model import Shapes, misfit, shapes_of
 
@@ -137,8 +137,8 @@ def load(folder_or_id: str | Path, most_gib: float = 16) -> Model:
 
 
 def load_own(name: str) -> Model:
-    """As `load`; also the model of one's own file, FILE.py:FUNCTION. It runs the file: for names of its owner only."""
-    return from_file(name) if IN_FILE.fullmatch(name) else load(name)
+    """As `load`, on the GPU if there is one; also of FILE.py:FUNCTION, which is run: for names of its owner only."""
+    return (from_file(name) if IN_FILE.fullmatch(name) else load(name)).to(device())
 
 
 def _stored(model: Model) -> Model:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx2  # the HTTP client of huggingface_hub, which passes its connection errors on
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, parse_hf_uri, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
@@ -27,6 +27,7 @@ STATISTICS = "familiarity.safetensors"  # of photos of training
 ONNX = "model.onnx"  # for other programs: sent, never downloaded
 # At the root of a folder.
 FILES = [*NEEDED, "README.md", "metrics.json", "trust.json", "history.jsonl", "manifest.json", STATISTICS]
+STATE = "state"  # the branch of a training in progress
 MAX_WEIGHTS_BYTES = 2 * 2**30  # model.safetensors, model.onnx
 MAX_TEXT_BYTES = 4 * 2**20  # each of the others
 AROUND = " \t\n\"'“”\u2018\u2019`\u00a0\u200b\u200e\u200f\u2060\ufeff"  # characters that are copied along with a name
@@ -198,6 +199,26 @@ def push(
     report = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]
     names = [*sizes, *(path.relative_to(folder).as_posix() for path in report)]
 
+    return _send(folder, names, model_id, revision, private)
+
+
+def push_state(folder: Path, state: Path, model_id: str) -> None:
+    """Puts a state of a training with its best model so far on the branch STATE, in one commit, in place of the last.
+
+    `state` is a folder below the training's own. Raises HubError as `push`.
+    """
+    paths = [*(folder / name for name in NEEDED), *sorted(state.iterdir())]
+    _send(folder, [path.relative_to(folder).as_posix() for path in paths if path.is_file()], name_of(model_id), STATE)
+
+
+def pull_state(folder: Path, model_id: str) -> None:
+    """Brings into a folder what `push_state` left; nothing where there is none. HubError if it cannot be fetched."""
+    with hub_errors(model_id), suppress(RepositoryNotFoundError, RevisionNotFoundError):
+        snapshot_download(name_of(model_id), revision=STATE, allow_patterns=["state/*", *NEEDED], local_dir=folder)
+
+
+def _send(folder: Path, names: list[str], model_id: str, revision: str | None, private: bool = False) -> str:
+    """Sends files in one commit, and deletes those of before that tell of another model; returns its address."""
     # Named one by one, because upload_folder is not safe here: its * matches / too, so report/*.png would send
     # report/photos/; and it may split a large upload into several commits.
     operations = [CommitOperationAdd(name, folder / name) for name in names]
@@ -206,7 +227,8 @@ def push(
         if revision is not None:
             api.create_branch(model_id, branch=revision, exist_ok=True)
         left = set(api.list_repo_files(model_id, revision=revision)) - set(names)
-        operations += [CommitOperationDelete(name) for name in (STATISTICS, ONNX) if name in left]
+        gone = [name for name in sorted(left) if name in (STATISTICS, ONNX) or name.startswith("state/")]
+        operations += map(CommitOperationDelete, gone)
         commit = api.create_commit(model_id, operations, commit_message="Publish a cvlab checkpoint", revision=revision)
     return commit.commit_url
 

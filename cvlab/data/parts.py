@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from cvlab.data import shapes
+from cvlab.data import from_hub, shapes
 from cvlab.data.cache import Cache
 from cvlab.data.duplicates import Copies, fingerprint
 from cvlab.data.folders import DataError, class_pictures, existing, left_out_notes, mask_pairs
@@ -277,7 +277,7 @@ def _shapes_parts(
 
 
 def _empty_parts(folder: str | Path, class_names: Sequence[str], split: dict) -> Parts:
-    name = os.fsencode(Path(folder).resolve().name).decode("utf-8", "replace")
+    name = os.fsencode(from_hub.name_of(Path(folder).resolve())).decode("utf-8", "replace")
     return Parts(name, list(class_names), {part: [] for part in PARTS}, open_image, split)
 
 

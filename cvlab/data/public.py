@@ -6,6 +6,7 @@
     torchvision:oxfordiiitpet   ROOT/folders/oxfordiiitpet/{images,masks}/Abyssinian_1.*
     torchvision:oxfordiiitpet-segmentation     the same, but the pets' outlines are 255: not to be scored
     torchvision:voc             ROOT/folders/voc/{train,val}/{images,masks}/2007_000032.*, of 2012, 20 classes
+    hf:user/dataset             of the Hugging Face Hub (from_hub.py)
 
 ROOT is the folder in the environment variable CVLAB_DATA, by default ~/.cache/cvlab. torchvision's own files are beside
 `folders`; the pictures are hard links to them and take no extra space.
@@ -19,6 +20,7 @@ import numpy as np
 from PIL import Image
 from torchvision.datasets import Caltech101, Caltech256, Flowers102, OxfordIIITPet, VOCSegmentation
 
+from cvlab.data import from_hub
 from cvlab.files import new_folder
 
 SCHEME = "torchvision:"
@@ -28,19 +30,23 @@ VOC_CLASSES = (  # the values 1 to 20 of its masks
 )
 
 
-def folder_of(name: str) -> Path:
-    """The folder of a data set "torchvision:NAME". It is downloaded if it is not there yet.
+def folder_of(data: str | Path | None) -> Path | None:
+    """The folder that --data means: torchvision:NAME and hf:user/dataset are downloaded if they are not there yet.
 
     Raises:
         ValueError: there is no data set of this name.
         FileNotFoundError: it is not there and cannot be downloaded; the message says where it belongs.
     """
-    key = str(name).removeprefix(SCHEME)
+    name, root = str(data), Path(os.environ.get("CVLAB_DATA", Path.home() / ".cache" / "cvlab"))
+    if name.startswith(from_hub.SCHEME):
+        return from_hub.folder_of(name, root)
+    if not name.startswith(SCHEME):
+        return data
+    key = name.removeprefix(SCHEME)
     if key not in LISTINGS:
         raise ValueError(
             f"{name} is not known. Data sets of torchvision: {', '.join(SCHEME + known for known in LISTINGS)}."
         )
-    root = Path(os.environ.get("CVLAB_DATA", Path.home() / ".cache" / "cvlab"))
     folder = root / "folders" / key
     if not folder.is_dir():
         try:

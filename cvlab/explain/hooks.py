@@ -44,7 +44,7 @@ class Recorder:
         scores = self.score(logits)
         if not scores.requires_grad:
             raise ValueError("The score has no gradient: the score or the model detaches or rounds its inputs.")
-        self.logits, self.scores = logits.detach(), scores.detach()  # (N, C) or (N, C, H, W), and (N,)
+        self.logits, self.scores = (each.detach().to(images.device) for each in (logits, scores))  # (N, C, ...), (N,)
         return scores
 
     def record(self, name: str, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
@@ -88,19 +88,17 @@ def passes(
 
 
 def forward(model: Model, images: Tensor) -> Tensor:
-    """The model's logits of images (N, 3, S, S) in [0, 1]; ValueError if it cannot take them or they are not finite."""
+    """The logits of images (N, 3, S, S) in [0, 1], on the model's device; ValueError if it has none that are finite."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         found = f"{tuple(images.shape)} of {str(images.dtype).removeprefix('torch.')}"
         raise ValueError(f"images must be (N, 3, H, W) of floats in [0, 1], not {found}: see cvlab.transforms.view")
+    weight = next(model.parameters(), images)
     try:
-        logits = model(images)
+        logits = model(images.to(weight.device))
     except (RuntimeError, AssertionError) as error:
-        weight = next(model.parameters(), images)
-        if (weight.dtype, weight.device) != (images.dtype, images.device):
-            ours, theirs = (f"{str(each.dtype).removeprefix('torch.')} on {each.device}" for each in (weight, images))
-            raise ValueError(
-                f"the model is {ours}, the images are {theirs}: call model.float(), and move both to one device"
-            ) from error
+        if weight.dtype != images.dtype:
+            ours, theirs = (str(each.dtype).removeprefix("torch.") for each in (weight, images))
+            raise ValueError(f"the model is {ours}, the images are {theirs}: call model.float()") from error
         height, width = images.shape[-2:]
         side = model.image_size
         if height == width == side:

@@ -5,7 +5,8 @@
     hires_cam  activation times gradient at every pixel, summed over channels (Draelos and Carin, "HiResCAM", 2020)
 
 Maps are raw and signed: negative values are evidence against the score. `heatmap` resizes the positive part to the
-image. One thread at a time explains a model, and hooks and modes are always restored (hooks.py).
+image. One thread at a time explains a model, and hooks and modes are always restored (hooks.py). A model works on the
+device where it is; results come back to that of the images.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ class Explanation:
 def predict(model: Model, images: Tensor) -> Tensor:
     """Logits in eval mode without gradients, while no other thread explains the same model."""
     with alone_with(model), torch.no_grad():
-        return forward(model, images)
+        return forward(model, images).to(images.device)
 
 
 @takes_wrapped
@@ -97,14 +98,16 @@ def explain(
     if list(methods) == ["grad_cam"] and len(stages) == 1 and known[stages[0]].to_map is identity:
         with recorded(model, images, score, modules) as (seen, images):
             attribution = LayerGradCam(seen, modules[stages[0]]).attribute(images, grad_kwargs=UNUSED_IS_ZERO)
-        return Explanation(seen.logits, seen.scores, {"grad_cam": {stages[0]: attribution.detach().float()}})
+        return Explanation(
+            seen.logits, seen.scores, {"grad_cam": {stages[0]: attribution.detach().float().to(seen.logits.device)}}
+        )
     seen, gradients = passes(model, images, score, modules)
     maps: dict[str, dict[str, Tensor]] = {method: {} for method in methods}
     for name in stages:
         to_map = known[name].to_map
         activation, gradient = to_map(seen.activations[name]), to_map(gradients[name])
         for method in methods:
-            maps[method][name] = METHODS[method](activation, gradient).float()
+            maps[method][name] = METHODS[method](activation, gradient).float().to(images.device)
     return Explanation(seen.logits, seen.scores, maps)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from cvlab.models.adopted import adopt
 from cvlab.models.geometry import locate
-from cvlab.models.model import Grid, Model, Normalize, Stage, mask_levels, probabilities
+from cvlab.models.model import Grid, Model, Normalize, Stage, device, mask_levels, probabilities
 
 # Module and class. Each is imported when it is first built: importing timm and torchvision, which the last four need,
 # takes as long as importing torch itself.

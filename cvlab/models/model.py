@@ -100,6 +100,11 @@ class Stage:
         return self.grid and self.grid.stride
 
 
+def device() -> torch.device:
+    """Where commands and the page let a model work: on the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class Normalize(nn.Module):
     """(images - mean) / std per channel, as part of the model, so that training and serving cannot differ."""
 

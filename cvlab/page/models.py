@@ -4,14 +4,15 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from cvlab import checkpoint
 from cvlab.checkpoint import hub
 from cvlab.data import shapes
 from cvlab.explain import METHODS, explain
-from cvlab.models import Model
-from cvlab.models.adopted import IN_FILE, from_file
+from cvlab.models import Model, device
+from cvlab.models.adopted import IN_FILE
 from cvlab.page.cache import Cache
 from cvlab.page.html import quoted
 from cvlab.transforms import view
@@ -51,7 +52,7 @@ class Models:
         offered: name to folder, Hub name or FILE.py:FUNCTION, whose model is kept, and answers as it is.
         owners: whose other models on the Hub a visitor may name; empty for everybody's.
         fetch: downloads a Hub name and returns its folder.
-        limit: bytes of the models in memory; the least recently used are dropped.
+        limit: bytes of the models in memory, by default of a GPU half of its own; the least recently used are dropped.
     """
 
     def __init__(
@@ -59,12 +60,13 @@ class Models:
         offered: dict[str, str],
         owners: Sequence[str] = (),
         fetch: Callable[[str], Path] = hub.pull,
-        limit: int = MAX_BYTES,
+        limit: int | None = None,
     ) -> None:
         self.offered, self.owners = offered, owners
-        self.loaded = Cache(limit, bytes_of)
+        room = torch.cuda.mem_get_info()[1] // 2 if device().type == "cuda" else MAX_BYTES
+        self.loaded = Cache(limit or room, bytes_of)
         self._fetch, self._fetched = fetch, lru_cache(maxsize=None)(fetch)
-        self._made = lru_cache(maxsize=None)(from_file)
+        self._made = lru_cache(maxsize=None)(checkpoint.load_own)
 
     def __getitem__(self, name: str) -> Model:
         """The `faster_copy` of an offered model (a shipped one also as checkpoints/NAME) or of one on the Hub.
@@ -121,7 +123,7 @@ class Models:
 
 
 def faster_copy(model: Model) -> Model:
-    """A copy with batch normalisation fused into the convolutions, which answers faster.
+    """A copy with batch normalisation fused into the convolutions, which answers faster, on the GPU if there is one.
 
     The model itself, if a map of any stage differs by more than TOLERANCE of its maximum on a synthetic scene.
     """
@@ -133,6 +135,7 @@ def faster_copy(model: Model) -> Model:
             _ = familiarity(model, images), nearest(model, images) if "rows" in model.statistics else None
     except (ValueError, RuntimeError):  # a stranger's statistics may be of another network
         model.statistics = None
+    model = model.to(device())
     copy = fused(model).eval()
     own, theirs = (explain(each, images, _first_class, None, tuple(METHODS)).maps for each in (model, copy))
     for method, stages in own.items():

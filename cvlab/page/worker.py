@@ -113,6 +113,7 @@ class SafeEvents:
         """Another worker, which ends with the page."""
         found = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = os.environ | {host.WORKER_OF: str(host.own_folder()), "PYTHONPATH": found}
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # the memory that it could take of a GPU has no limit
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         process = subprocess.Popen(self.command, env=environment, text=True, encoding="utf-8", **pipes)
         atexit.register(process.kill)

@@ -64,7 +64,8 @@ def features(model: Model, images: Tensor) -> Tensor:
     """What enters the head of a timm network; of others each stage's deviation and mean by channel: (N, D)."""
     if len(images) > BATCH_SIZE:
         return torch.cat([features(model, some) for some in images.split(BATCH_SIZE)])
-    images, rows = to_float(images) if images.dtype == torch.uint8 else images, []
+    home, place = images.device, next(model.parameters(), images).device
+    images, rows = (to_float(images) if images.dtype == torch.uint8 else images).to(place), []
 
     def read(to_map: Callable, module: nn.Module, inputs: tuple, output: Tensor) -> None:
         rows.extend(torch.std_mean(to_map(output).float(), (2, 3), correction=0))
@@ -73,7 +74,7 @@ def features(model: Model, images: Tensor) -> Tensor:
         if model.config["network"] in PRETRAINED:
             network = model.backbone
             found = network.forward_head(network.forward_features(model.normalize(images)), pre_logits=True).float()
-            return found.flatten(2).mean(2) if found.ndim == 4 else found
+            return (found.flatten(2).mean(2) if found.ndim == 4 else found).to(home)
         stages = model.stages.values()
         handles = [stage.module.register_forward_hook(partial(read, stage.to_map)) for stage in stages]
         try:
@@ -81,7 +82,7 @@ def features(model: Model, images: Tensor) -> Tensor:
         finally:
             for handle in handles:
                 handle.remove()
-    return torch.cat(rows, 1)
+    return torch.cat(rows, 1).to(home)
 
 
 def foreignness(statistics: dict[str, Tensor], found: Tensor) -> Tensor:
