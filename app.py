@@ -150,6 +150,8 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
             at.table = gr.File(label="Table (CSV)", interactive=False, height=90)
         with gr.Tab("Report") as at.report:
             at.record = html()
+        with gr.Tab("Audit") as at.audited:
+            at.audit = html()
         with gr.Tab("Code"):
             at.code = html()
     with gr.Accordion("Colours", open=False):
@@ -223,6 +225,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
     both = [at.other, at.second, at.photo, at.model, *settings.values()]
     when([at.other.input, at.second.change], compare, both, [at.compared])
     when([at.report.select, at.model.input], handler("drawing", ["record"]), asked, [at.record])
+    when([at.audited.select, at.model.input], handler("drawing", ["audit"]), asked, [at.audit])
     explained = [at.gallery, at.rows, at.table]
     when([at.files.upload, at.again.click], many, [at.files, *asked], explained, concurrency_limit=1)
 

@@ -44,7 +44,7 @@ FLAGS = [
     "--use-fake-device-for-media-stream",
 ]
 CLASSIFIER, SEGMENTER = "shapes-classifier", "shapes-segmenter"
-TABS = ["Predict", "Grad-CAM", "U-Net stages", "Compare", "Many pictures", "Report", "Code"]
+TABS = ["Predict", "Grad-CAM", "U-Net stages", "Compare", "Many pictures", "Report", "Audit", "Code"]
 ROOT = Path(__file__).resolve().parents[1]
 
 
