@@ -88,7 +88,7 @@ def test_the_worst_masks_come_first_with_their_errors():
 def segmenter(tmp_path_factory):
     """A small U-Net and its data: discs, a quarter of the pictures dark."""
     folder = tmp_path_factory.mktemp("segmenter")
-    data = discs(folder / "data", 100)
+    data = discs(folder / "data", 160)
     for path in sorted((data / "images").iterdir())[::4]:
         Image.fromarray((np.asarray(Image.open(path)) * 0.3).astype(np.uint8)).save(path)
     small = ["--image-size", SIDE, "--width", 4, "--depth", 2, "--batch-size", 8, "--precision", "fp32"]
