@@ -6,8 +6,8 @@ Each network of these folders gets three scores for its marked class, and the ar
 unused ones are compared.
 
 SpRAy (Lapuschkin et al., "Unmasking Clever Hans predictors", 2019): Grad-CAM maps of the class's pictures are clustered
-spectrally; a gap in the eigenvalues says that there are clearly separated ways to decide. Its score is the largest gap
-among the first eigenvalues. A person would look at every cluster, which no score replaces.
+spectrally; a gap after the second eigenvalue or a later one says that there are clearly separated ways to decide. Its
+score is the largest such gap. A person would look at every cluster, which no score replaces.
 
 cleanlab's score of spurious correlations: how well a single fact of pictures (brightness, blur, ...), here the facts of
 cvlab/audit/data.py and of the files, tells the class from the others: the balanced accuracy, less one half. It does not
@@ -55,12 +55,12 @@ def eigengap(maps: Tensor) -> float:
     """
     small = F.adaptive_avg_pool2d(maps, min(SIDE, maps.shape[-1])).flatten(1)
     rows = F.normalize(small, dim=1).numpy()
-    graph = kneighbors_graph(rows, min(NEIGHBOURS, len(rows) - 1)).toarray()
+    graph = kneighbors_graph(rows, max(3, round(NEIGHBOURS * len(rows)))).toarray()
     graph = np.maximum(graph, graph.T)
     degree = graph.sum(1)
     laplacian = np.eye(len(rows)) - graph / np.sqrt(np.outer(degree, degree))
     values = eigh(laplacian, eigvals_only=True, subset_by_index=[0, min(LARGEST_GROUPS, len(rows) - 1)])
-    return float(np.diff(values).max())
+    return float(np.diff(values)[1:].max())  # the first one is large where all maps are alike
 
 
 def spray(model: Model, views: Tensor, class_idx: int) -> float:
@@ -95,7 +95,10 @@ def main() -> None:
             if row["mark"] and not UNUSED <= row["truth"] < USED:
                 found.append(row | scores(run, row["class"]))
                 told = {name: found[-1][name] for name in ("mark", "truth", "effect", "heat", "spray", "fact")}
-                print({name: value if name == "mark" else round(value, 3) for name, value in told.items()}, flush=True)
+                print(
+                    {name: value if name == "mark" else round(float(value), 3) for name, value in told.items()},
+                    flush=True,
+                )
     used = [row["truth"] >= USED for row in found]
     names = {"effect": "the audit: proven effect", "heat": "share of the heatmaps on the mark, which has to be known"}
     names |= {"spray": "SpRAy: gap of the eigenvalues", "fact": "what a single fact tells (cleanlab)"}
