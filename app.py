@@ -164,6 +164,8 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
             at.table = gr.File(label="Table (CSV)", interactive=False, height=90)
         with gr.Tab("Report") as at.report:
             at.record = html()
+        with gr.Tab("Audit") as at.audited:
+            at.audit = html()
         with gr.Tab("Code"):
             at.code = html()
     with gr.Accordion("Colours", open=False):
@@ -260,6 +262,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
     when([at.other.input, at.second.change], compare, both, [at.compared])
     when([at.report.select, at.model.input], handler("drawing", ["record"]), asked, [at.record])
     when([at.save.click], handler("drawing", ["saved"]), asked, [at.saved])
+    when([at.audited.select, at.model.input], handler("drawing", ["audit"]), asked, [at.audit])
     explained = [at.gallery, at.rows, at.table]
     when([at.files.upload, at.again.click], many, [at.files, *asked], explained, concurrency_limit=1)
 

@@ -6,7 +6,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -86,6 +86,22 @@ def read_json(path: str | Path) -> dict:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}.") from error
+
+
+class Kept(dict):
+    """Results by name, of what JSON can hold, in a file that is written as each is made; of another `key` none."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        found = read_json(path)
+        super().__init__(found if found.get("key") == key else {"key": key})
+        self.path = path
+
+    def of(self, name: str, make: Callable[[], object]) -> object:
+        """The result of this name, made if it is not there."""
+        if name not in self:
+            self[name] = make()
+            write_text(self.path, json.dumps(self))
+        return self[name]
 
 
 @contextmanager

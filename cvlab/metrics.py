@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -30,6 +31,12 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
 def interval(value: float, bounds: tuple[float, float]) -> dict[str, float]:
     """A score with the bounds of its 95% interval, as metrics.json holds it."""
     return {"value": value, "low": bounds[0], "high": bounds[1]}
+
+
+def normal_interval(value: float, error: float, tried: int = 1) -> dict[str, float]:
+    """`interval` of a value with a standard error: of 95% for all that were tried together (Bonferroni)."""
+    reach = NormalDist().inv_cdf(1 - 0.025 / max(tried, 1)) * error
+    return interval(value, (value - reach, value + reach))
 
 
 def balanced_scores(labels: Tensor, predicted: Tensor) -> dict[str, dict]:

@@ -44,7 +44,7 @@ FLAGS = [
     "--use-fake-device-for-media-stream",
 ]
 CLASSIFIER, SEGMENTER = "shapes-classifier", "shapes-segmenter"
-TABS = ["Predict", "Grad-CAM", "U-Net stages", "Compare", "Break it", "Many pictures", "Report", "Code"]
+TABS = ["Predict", "Grad-CAM", "U-Net stages", "Compare", "Break it", "Many pictures", "Report", "Audit", "Code"]
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -584,6 +584,8 @@ def test_the_report_tells_what_the_folder_holds(page: Page) -> None:
     expect(page.get_by_text("python train/classifier.py --out").filter(visible=True)).to_be_visible()
     page.get_by_text("The model's card").click()
     expect(page.locator("pre.card")).to_contain_text("## Limits")
+    tab(page, "Audit")
+    expect(page.get_by_text("python train/audit.py FOLDER --data DIR")).to_be_visible()
 
 
 def break_it(browser: Browser, url: str, model: str, **options: object) -> tuple[Page, Locator]:
@@ -770,7 +772,7 @@ def test_no_accessibility_violation_in_any_tab_and_state(
             with page.expect_file_chooser() as chooser:
                 page.get_by_role("button", name="Choose pictures").click()
             chooser.value.set_files([scene, __file__])
-        shown = page.locator("pre.code") if name == "Code" else page.locator("figure")
+        shown = page.locator({"Code": "pre.code", "Audit": "p:text('Does it cheat?')"}.get(name, "figure"))
         expect(shown.filter(visible=True).first).to_be_visible()
         check(name)
     tab(page, "Predict")

@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from runs import here
+from scipy.stats import ttest_ind
 
 from cvlab.audit import fixed, patches, whole
-from cvlab.audit.data import facts_of, odd_labels, telling
+from cvlab.audit.data import facts_of, odd_labels, telling, weak_groups
 from cvlab.audit.mistakes import mistakes_page
 from cvlab.audit.prove import prove, without
 from cvlab.models import Model, build
 from cvlab.render import to_picture
+from cvlab.transforms import to_float, to_uint8
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, EACH = 32, 80  # pixels; pictures of each of three classes
@@ -196,7 +199,7 @@ def test_light_that_differs_in_all_tones_is_found_and_put_into_others():
     images, labels = (0.9 * grey + 0.1 * blobs(20)).clamp(0.1, 0.8), torch.arange(3).repeat(EACH)
     gains = torch.tensor([1.2, 1.0, 0.8]).view(3, 1, 1)
     warm = torch.where((labels == 1).view(-1, 1, 1, 1), images * gains, images)
-    found = {mark.class_idx: mark for mark in whole.propose(as_views(warm), labels, 3) if mark.kind == "light"}
+    found = {mark.class_idx: mark for mark in whole.propose(as_views(warm), labels, 3, {}) if mark.kind == "light"}
     drawn = found[1].added(images[:5])
     assert found[1].strength == max(mark.strength for mark in found.values())
     ratio = (drawn / images[:5]).mean((0, 2, 3))
@@ -210,7 +213,7 @@ def test_blurred_pictures_are_found_and_others_are_blurred_as_much():
     images, labels = torch.rand(3 * EACH, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3)), torch.arange(3)
     labels = labels.repeat(EACH)
     views = torch.where((labels == 2).view(-1, 1, 1, 1), gaussian_blur(images, 7, 1.0), images)
-    (mark,) = (mark for mark in whole.propose(as_views(views), labels, 3) if mark.kind == "sharpness")
+    (mark,) = (mark for mark in whole.propose(as_views(views), labels, 3, {}) if mark.kind == "sharpness")
     assert (mark.class_idx, mark.sigma) == (2, 1.0)
     assert (mark.added(images[:3]) - gaussian_blur(images[:3], 7, 1.0)).abs().max() < 1e-6
 
@@ -228,7 +231,7 @@ def test_light_is_proved_by_what_it_changes_beyond_what_another_class_gains(weig
     images, labels = blobs(21).clamp(0.1, 0.8), torch.arange(2).repeat(3 * EACH // 2)
     gains = torch.tensor([1.25, 1.0, 0.75]).view(3, 1, 1)
     warm = as_views(torch.where((labels == 1).view(-1, 1, 1, 1), images * gains, images))
-    mark = whole.WholePicture(1, 0.2, gains, 0.0, "light")
+    mark = whole.WholePicture(1, 0.2, "light", gains)
     model = Warmth(weight)
     proof = prove(model, mark, warm, labels, tried=1)
     assert (proof.level, proof.removed) == (level, None)
@@ -245,13 +248,90 @@ def test_brightness_tells_the_classes_where_it_does_and_nothing_where_nothing_do
     assert telling(facts_of(as_views(darker)), labels)["brightness"] > 0.6
 
 
+def saved(folder: Path, images: torch.Tensor, qualities: list[int | None]) -> list[tuple[Path, int]]:
+    """The pictures as JPEG files of these qualities, as PNG where it is None."""
+    folder.mkdir()
+    for i, (image, quality) in enumerate(zip(images, qualities, strict=True)):
+        kind = {"format": "JPEG", "quality": quality} if quality else {"format": "PNG"}
+        to_picture(image).save(folder / f"{i:03}", **kind)
+    return [(path, 0) for path in sorted(folder.iterdir())]
+
+
+def test_the_facts_of_files_are_those_they_were_saved_with(tmp_path):
+    images = blobs(24, 6)
+    facts = facts_of(as_views(images), saved(tmp_path / "x", images, [15, 30, 50, 75, 95, None]))
+    assert facts["JPEG quality"].tolist() == pytest.approx([15, 30, 50, 75, 95, 100], abs=1)
+    assert set(facts["width"].tolist()) == {SIDE}
+    size = (tmp_path / "x" / "000").stat().st_size
+    assert facts["bytes by pixel"][0].item() == pytest.approx(size / SIDE**2)
+    labels = torch.tensor([0, 1, 0, 1, 0, 1])
+    assert "width" not in telling(facts, labels)  # it is the same in all
+    assert "JPEG quality" in telling(facts, labels)
+
+
+class Blocky(Reader):
+    """Class 1 gets `weight` times how much the steps at the edges of JPEG's blocks exceed those within."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        steps = images.diff(dim=3).abs().mean((1, 2))
+        at_edges, within = steps[:, 7::8].mean(1), steps[:, 3::8].mean(1)
+        return torch.stack([torch.zeros(len(images)), self.weight * (at_edges - within)], 1)
+
+
+@pytest.mark.parametrize(("weight", "level"), [(300.0, "used"), (0.0, "there but not used")])
+def test_the_compression_of_a_class_is_found_in_its_files_and_proved(tmp_path, weight, level):
+    images, labels = blobs(25), torch.arange(3).repeat(EACH)
+    facts = facts_of(as_views(images), saved(tmp_path / "x", images, [10 if i == 1 else 90 for i in labels]))
+    (mark,) = (each for each in whole.propose(as_views(images), labels, 3, facts) if each.kind == "compression")
+    assert (mark.class_idx, mark.scale) == (1, 1.0)
+    assert mark.quality == pytest.approx(10, abs=1)
+    proof = prove(Blocky(weight), mark, as_views(images), (labels == 1).long(), tried=1)
+    assert (proof.level, proof.removed) == (level, None)
+    bare, file = images[labels != 1], tmp_path / "one.jpg"
+    changed = []
+    for image in bare:
+        to_picture(image).save(file, quality=mark.quality)
+        changed.append(to_float(to_uint8(Image.open(file))))
+    model = Blocky(weight)
+    true = model(torch.stack(changed)).softmax(1)[:, 1] - model(bare).softmax(1)[:, 1]
+    assert proof.added["value"] == pytest.approx(true.mean().item(), abs=0.05)
+
+
+def test_a_group_that_fails_more_is_found_on_val_and_measured_on_test():
+    draw = torch.Generator().manual_seed(0)
+    facts, errors = {}, {}
+    for part, count in (("val", 300), ("test", 400)):
+        dark, other = torch.rand(2, count, generator=draw)
+        facts[part] = {"brightness": dark, "the same": dark + 0.01 * other, "other": other, "constant": 0 * dark}
+        share = torch.where(dark < 0.2, 0.6, 0.1)
+        errors[part] = (torch.rand(count, generator=draw) < share).double()
+    (found,) = weak_groups(facts, errors)
+    assert found["fact"] in ("brightness", "the same")
+    assert (found["side"], found["bound"]) == ("at most", pytest.approx(0.2, abs=0.05))
+    inside = facts["test"][found["fact"]] <= found["bound"]
+    own, rest = errors["test"][inside], errors["test"][~inside]
+    assert (found["n"], found["error"], found["rest"]) == (len(own), own.mean(), rest.mean())
+    bounds = ttest_ind(own, rest, equal_var=False).confidence_interval(0.95)
+    assert (found["more"]["low"], found["more"]["high"]) == pytest.approx((bounds.low, bounds.high), abs=0.01)
+    assert found["more"]["value"] == pytest.approx(0.5, abs=0.15)
+
+
+@pytest.mark.parametrize("seed", range(20, 25))
+def test_what_only_val_shows_is_no_group(seed):
+    draw = torch.Generator().manual_seed(seed)
+    facts = {part: {str(i): torch.rand(200, generator=draw) for i in range(10)} for part in ("val", "test")}
+    errors = {part: (torch.rand(200, generator=draw) < 0.2).double() for part in facts}
+    errors["val"][facts["val"]["3"] > 0.8] = 1.0
+    assert weak_groups(facts, errors) == []
+
+
 def test_the_page_of_mistakes_shows_the_surest_first_and_renders_no_strangers_text():
     torch.manual_seed(0)
     model = build("convnet", ["<b>a</b>", "b & c"], SIDE, {"widths": [4, 8]}).eval()
     views, labels = as_views(blobs(23, 6)), torch.tensor([0, 0, 0, 1, 1, 1])
     logits = torch.tensor([[2.0, 0], [0, 1.0], [0, 3.0], [0, 2.0], [0, 1.0], [0, 4.0]])
     files = [f"<i>{i}.png" for i in range(6)]
-    like = [(views[0], f"train{i}") for i in range(6)]
+    like = [(views[0], f"train{i}", 1) for i in range(6)]
     page = mistakes_page(model, "T <x>", views, labels, logits, files, like)
     assert not any(raw in page for raw in ("<b>", "<i>", "<x>", "b & c"))
     order = [page.index(f"&lt;i&gt;{i}.png:") for i in (2, 1, 4, 3, 5, 0)]  # sure mistakes; then doubtful right ones
@@ -259,6 +339,9 @@ def test_the_page_of_mistakes_shows_the_surest_first_and_renders_no_strangers_te
     assert page.count('<a href="#0-1">2</a>') == 1
     assert page.index('id="0-1"') < page.index('id="1-1"') < page.index('id="0-0"')
     assert page.count("train") > 6
+    # The most similar pictures are all of class 1: of the mistakes of class 0 those are to be looked at first.
+    assert "For 2 of 2 the most similar picture of train is of b &amp; c" in page
+    assert "For 0 of 1 the most similar picture of train is of" not in page
 
 
 def test_after_cleaning_a_network_shows_what_it_has_without_the_mark(tmp_path):

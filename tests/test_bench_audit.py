@@ -93,12 +93,6 @@ def test_clean_paints_the_marks_over_and_leaves_other_pictures_as_they_are(out, 
     assert "Traceback" not in said
 
 
-def test_segmenters_are_refused_in_a_sentence(tmp_path):
-    said = run("train/audit.py", ROOT / "checkpoints/shapes-segmenter", "--out", tmp_path, code=1)
-    assert "segmenter" in said
-    assert "Traceback" not in said
-
-
 def test_the_table_counts_what_was_found():
     def row(mark, truth, effect, accused, class_name="a"):
         suspects = [{"class_name": class_name}] if accused else []

@@ -35,7 +35,7 @@ ROOMS = {
     "data": {"models", "tiles", "transforms", "files"},
     "explain": {"models", "tiles"},
     "trust": {"explain", "models", "transforms"},
-    "audit": {"explain", "metrics", "models", "render", "transforms", "trust"},
+    "audit": {"explain", "files", "metrics", "models", "render", "transforms", "trust"},
     "plots": {"fonts"},
     "render": {"explain", "models", "transforms", "files", "fonts", "plots"},
     "checkpoint": {"models", "files"},

@@ -13,7 +13,7 @@ from cvlab import checkpoint
 from cvlab.checkpoint import card
 from cvlab.data import shapes
 from cvlab.models import build
-from cvlab.page.record import record_panel
+from cvlab.page.record import audit_panel, record_panel
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "<img src=x onerror=alert(1)>"
@@ -144,12 +144,16 @@ def test_what_an_audit_found_is_told_and_its_photographs_are_not_published(folde
     suspect = {"level": "used", "sentence": f"{MARK} is fixed in place", "class_name": MARK}
     found = {"n": 9, "accuracy": effect, "suspects": [suspect], "tried": [suspect], "telling": {"brightness": 0.5}}
     found["labels"] = [{"file": f"{MARK}.png", "label": "a", "likely": "b"}]
+    group = {"fact": MARK, "side": "at most", "bound": 0.25, "n": 12, "error": 0.625, "rest": 0.125, "more": effect}
+    found |= {"groups": [group], "chance": 0.2}
     (folder / "audit.json").write_text(json.dumps(found))
     (folder / "audit").mkdir()
     shapes.scene(1, 32).image.save(folder / "audit" / "suspect-1.png")
-    shown = record_panel(folder)
+    assert "is fixed in place" not in record_panel(folder)  # it has a tab of its own
+    shown = audit_panel(folder)
     assert "is fixed in place" in shown
     assert 'alt="Suspect 1"' in shown
+    assert all(told in shown for told in ("at most 0.25", "0.625", "0.125", "0.20"))
     assert MARK not in shown
     for model_id, linked in ((None, True), ("user/name", False)):
         card.write(folder, model_id)
@@ -157,3 +161,21 @@ def test_what_an_audit_found_is_told_and_its_photographs_are_not_published(folde
         assert ("audit/suspect-1.png" in text) == linked
         assert "is fixed in place" in text
         assert MARK not in text
+
+
+@pytest.mark.parametrize("text", ["", MARK, "{}", "[]", '{"iou": 1}', "[" * 10**5, '{"tried": [{}], "n": "<b>"}'])
+def test_the_tab_of_the_audit_tells_how_to_ask_and_shows_no_strangers_markup(tmp_path: Path, text: str) -> None:
+    if text:
+        (tmp_path / "audit.json").write_text(text)
+    shown = audit_panel(tmp_path)
+    assert shown
+    assert "<b>" not in shown
+    assert "<img" not in shown
+    assert ("train/audit.py" in shown) == (text in ("", "{}", "[]"))
+
+
+def test_the_tab_of_the_audit_of_a_segmenter(tmp_path: Path) -> None:
+    score = {"value": 0.75, "low": 0.5, "high": 0.875}
+    found = {"n": 9, "iou": score, "suspects": [], "tried": [], "labels": [], "groups": [], "telling": {}}
+    (tmp_path / "audit.json").write_text(json.dumps(found))
+    assert "0.750 (0.500 to 0.875)" in audit_panel(tmp_path)

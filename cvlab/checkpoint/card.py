@@ -192,15 +192,22 @@ def audit(folder: Path) -> Section:
     found = _read_json(folder / "audit.json")
     if not found:
         return Section("Audit")
-    accuracy = "Accuracy {value:.3f} ({low:.3f} to {high:.3f})".format(**found["accuracy"])
-    sentences = [f"{accuracy} on {found['n']} pictures.", "No mark was found that the model uses."]
+    score = "accuracy" if "accuracy" in found else "iou"
+    told = "{value:.3f} ({low:.3f} to {high:.3f})".format(**found[score])
+    sentences = [f"The {score} is {told} on {found['n']} pictures.", "Nothing was found that misleads it."]
     if found["suspects"]:
-        sentences[1] = "Marks tell it the class: train/audit.py --clean writes the data without them, to train again."
+        sentences[1] = "What is used misleads it: train/audit.py --clean paints marks over; of light, add pictures."
     facts = [(each["level"], each["sentence"]) for each in found["tried"]]
+    groups = [("pictures that fail more", "pictures of test", "error", "of the rest", "difference")]
+    for each in found.get("groups", []):
+        shares = (f"{each[name]:.3f}" for name in ("error", "rest"))
+        more = "{value:.3f} ({low:.3f} to {high:.3f})".format(**each["more"])
+        groups.append(("{fact} {side} {bound:.3g}".format(**each), str(each["n"]), *shares, more))
     telling = [("what alone tells the class", "balanced accuracy in train")]
     telling += [(name, f"{share:.2f}") for name, share in sorted(found["telling"].items(), key=lambda each: -each[1])]
+    telling += [("nothing, by chance", f"{found['chance']:.2f}")] if "chance" in found else []
     odd = [("labels to look at", "label", "likelier"), *(tuple(each.values()) for each in found["labels"][:15])]
-    tables = [each for each in (telling, odd) if len(each) > 1]
+    tables = [each for each in (telling, groups, odd) if len(each) > 1]
     pictures = sorted((folder / "audit").glob("suspect-*.png"))
     return Section("Audit", facts=facts, sentences=sentences, tables=tables, pictures=pictures)
 

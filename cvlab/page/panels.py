@@ -7,6 +7,7 @@ import html
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from cvlab.checkpoint import hub
@@ -18,7 +19,7 @@ from cvlab.page.host import sentence_of
 from cvlab.page.html import bars, code_block, figure, folded, in_grid, number, paragraph, quoted, scale_bar
 from cvlab.page.picture import captioned, slider, with_photo
 from cvlab.page.question import to_query
-from cvlab.page.record import record_panel
+from cvlab.page.record import audit_panel, record_panel
 from cvlab.page.saved import document, download
 from cvlab.page.snippet import as_python
 from cvlab.page.unet import contributions, errors, region_picker, stages, three_stages
@@ -190,16 +191,17 @@ def code(answer: Answer) -> str:
     return paragraph(SAME_MAP) + code_block(lines)
 
 
-def record(answer: Answer) -> str:
-    """The scores, training and card in the folder of the model."""
+def record(answer: Answer, panel: Callable[[Path], str] = record_panel) -> str:
+    """The scores, training and card in the folder of the model, or another panel of it."""
     _ = answer.model  # opening it checks what stands in its folder
-    return record_panel(answer.folder)
+    return panel(answer.folder)
 
 
 PANELS: dict[str, Callable[..., str]] = {
     **{each.__name__: each for each in (sentence, background, look, side, facts, grad_cam, chip, reasons)},
     **{each.__name__: each for each in (stages, contributions, errors, canvas, history, link, saved, code, record)},
     **{"three": three_stages, "picker": region_picker, "compared": compare, "believe": reasons},
+    "audit": partial(record, panel=audit_panel),
 }
 # Those that say what went wrong.
-SPEAKING = ("sentence", "grad_cam", "stages", "errors", "code", "compared", "history", "record", "saved")
+SPEAKING = ("sentence", "grad_cam", "stages", "errors", "code", "compared", "history", "record", "audit", "saved")

@@ -1,4 +1,4 @@
-"""The Report tab: what the folder of a model tells about it, as HTML.
+"""The tabs Report and Audit: what the folder of a model tells about it, as HTML.
 
 The sections are those of the card (cvlab/checkpoint/card.py), with the pictures of each epoch and the card itself. The
 folder may come from a stranger: its text is escaped, its pictures are opened like an uploaded photo, and a part that is
@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cvlab.checkpoint.card import SECTIONS, Section, read_text, title_and_alt_text
+from cvlab.checkpoint.card import SECTIONS, Section, audit, read_text, title_and_alt_text
 from cvlab.checkpoint.config import opened
 from cvlab.page.html import code_block, figure, folded, in_grid, paragraph, table
 from cvlab.transforms import open_image
@@ -23,7 +23,12 @@ MAX_PICTURE_BYTES = 8 * 2**20
 
 def record_panel(folder: Path) -> str:
     """Everything that the folder of a model tells, part after part."""
-    return "".join(_shown(part, folder) for part in (*SECTIONS, _epochs, _card))
+    return "".join(_shown(part, folder) for part in (*SECTIONS, _epochs, _card) if part is not audit)
+
+
+def audit_panel(folder: Path) -> str:
+    """What an audit found, or how to ask for one."""
+    return _shown(audit, folder) or paragraph("Does it cheat? Ask: python train/audit.py FOLDER --data DIR")
 
 
 def _shown(part: Callable[[Path], Section | str], folder: Path) -> str:
