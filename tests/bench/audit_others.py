@@ -39,11 +39,8 @@ from cvlab.files import read_json
 from cvlab.models import Model
 
 USED, UNUSED = 0.1, 0.05  # as in audit.py beside this script
-SIDE, NEIGHBOURS, LARGEST_GROUPS = (
-    16,
-    10,
-    8,
-)  # of the maps that are compared; of the graph; clusters that are asked about
+SIDE, LARGEST_GROUPS = 16, 8  # of the maps that are compared; clusters that are asked about
+NEIGHBOURS = 0.15  # of the maps: so gaps of large and small classes can be compared
 MARK = "bench-audit-others"
 
 
