@@ -4,7 +4,7 @@ Every change makes another photo, about which the whole page then answers. The h
 that JSON can hold it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -76,7 +76,7 @@ def change(
     return copied | {"photo": after, "trail": [*steps, Step(after, DONE[tool], part)._asdict()]}
 
 
-def canvas(answer: Answer, part: str) -> str:
+def canvas(answer: Answer, part: str = "") -> str:
     """The photo with the evidence and the part that is chosen, to choose another one in."""
     shown = marks(answer)
     at = SIDE // 2, SIDE // 2
@@ -91,7 +91,7 @@ def canvas(answer: Answer, part: str) -> str:
     return with_photo(captioned(layers(label, **shown, picks=SIDE, at=at), "", says, bar), "main")
 
 
-def history(answer: Answer, trail: list[dict]) -> str:
+def history(answer: Answer, trail: Sequence[dict] = ()) -> str:
     """The answer at first and after all changes; and each change, with the heat that was there before."""
     steps = [Step(**step) for step in trail]
     if len(steps) < 2 or steps[-1].photo != answer.photo:
