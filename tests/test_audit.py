@@ -366,3 +366,25 @@ def test_after_cleaning_a_network_shows_what_it_has_without_the_mark(tmp_path):
     here("evaluate", tmp_path / "again", "--data", clean)
     accuracy = json.loads((tmp_path / "again/metrics.json").read_text())["accuracy"]
     assert accuracy["low"] < 0.5 < accuracy["high"]
+
+
+def test_the_control_of_a_recurring_mark_has_nothing_of_the_mark() -> None:
+    """All pictures of a class have a red square of 12 pixels somewhere, beside grey shapes that others have too."""
+    draw = np.random.default_rng(0)
+
+    def picture(marked: bool) -> np.ndarray:
+        pixels = np.full((64, 64, 3), 120) + draw.integers(-6, 7, (64, 64, 1))
+        for _ in range(4):
+            x, y, width, height = draw.integers(0, 52, 2).tolist() + draw.integers(6, 20, 2).tolist()
+            pixels[y : y + height, x : x + width] = draw.integers(60, 200)
+        x, y = draw.integers(0, 52, 2)
+        if marked:
+            pixels[y : y + 12, x : x + 12] = 230, 20, 20
+            pixels[y + 4 : y + 8, x + 4 : x + 8] = 250, 250, 40
+        return pixels
+
+    views = torch.from_numpy(np.stack([picture(i < 60) for i in range(120)])).permute(0, 3, 1, 2).byte()
+    (mark,) = patches.propose(views, (torch.arange(120) >= 60).long(), 2)
+    red, green, blue = mark.natural
+    assert (mark.pixels[0] > 1.5 * mark.pixels[2]).float().mean() > 0.5
+    assert (red > 1.5 * blue).float().mean() < 0.1

@@ -74,8 +74,10 @@ def propose(views: Tensor, labels: Tensor, num_classes: int) -> Iterator[Patch]:
         # Of copies of one mark the one that is most like the others is cut out best.
         best = int((inside - outside + 1e-3 * alike.mean(1)).argmax())
         if inside[best] >= RECURS and inside[best] - outside[best] >= MORE:
-            alike[best, best // PLACES] = 1
-            natural = patches[int(alike[best].argmin()) * PLACES]
+            # Patches of one picture do not overlap: beside one with the mark, another has nothing of it.
+            like = _alike(patches[best][None], patches)[0].view(-1, PLACES)
+            beside = (like.amax(1, keepdim=True) > ALIKE) & (like <= ALIKE)
+            natural = patches[int(like.masked_fill(~beside, 2).argmin())]
             yield Patch(class_idx, (inside[best] - outside[best]).item(), patches[best], natural)
 
 
