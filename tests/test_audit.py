@@ -385,6 +385,6 @@ def test_the_control_of_a_recurring_mark_has_nothing_of_the_mark() -> None:
 
     views = torch.from_numpy(np.stack([picture(i < 60) for i in range(120)])).permute(0, 3, 1, 2).byte()
     (mark,) = patches.propose(views, (torch.arange(120) >= 60).long(), 2)
-    red, green, blue = mark.natural
+    red, _, blue = mark.natural
     assert (mark.pixels[0] > 1.5 * mark.pixels[2]).float().mean() > 0.5
     assert (red > 1.5 * blue).float().mean() < 0.1
