@@ -72,6 +72,7 @@ def test_the_heat_in_a_part_is_its_share_of_the_evidence() -> None:
     seen.attribution = -seen.attribution  # evidence against it is none for it
     assert heat_in(seen, "750,0 1000,1000") == 0
     assert inside("0,0 500,500", WHOLE).float().mean() == pytest.approx(0.25)
+    assert inside("700,300 900,300", WHOLE).any()  # a line is a part too
 
 
 @pytest.fixture

@@ -123,9 +123,12 @@ def heat_in(answer: Answer, part: str) -> float:
 
 
 def inside(part: str, box: tuple[float, float, float, float]) -> Tensor:
-    """Which places of a grid over a box of the photo lie in a part, (GRID, GRID) bool."""
+    """Which cells of a grid over a box of the photo a part touches, (GRID, GRID) bool."""
+    begin = torch.arange(GRID) / GRID
+
+    def touched(start: float, length: float, low: float, extent: float) -> Tensor:
+        first, end = low + begin * extent, low + (begin + 1 / GRID) * extent
+        return (end > start + 1e-6) & (first < start + max(length, 2 / SIDE) - 1e-6)
+
     left, top, width, height = box_of(part)
-    places = (torch.arange(GRID) + 0.5) / GRID
-    xs, ys = box[0] + places * box[2], box[1] + places * box[3]
-    across, down = (xs >= left) & (xs <= left + width), (ys >= top) & (ys <= top + height)
-    return down[:, None] & across
+    return touched(top, height, box[1], box[3])[:, None] & touched(left, width, box[0], box[2])
