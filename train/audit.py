@@ -73,7 +73,7 @@ def main() -> None:
         print(f"The model was trained on other pictures: {data} was cut into parts anew.")
     key = hashlib.sha256(repr((args, parts.samples, parts.fingerprints, model.config)).encode("utf-8", "replace"))
     for tensor in model.state_dict().values():
-        key.update(tensor.float().numpy().tobytes())
+        key.update(tensor.cpu().float().numpy().tobytes())
     kept = Kept(out / ".audit.json", key.hexdigest())
     clean = args.clean and str(args.clean.resolve())
     if clean and (data is None or not classifies or (args.clean.exists() and kept.get("clean") != clean)):

@@ -71,9 +71,8 @@ def propose(views: Tensor, labels: Tensor, num_classes: int, facts: Mapping[str,
             yield WholePicture(i, lower, "sharpness", sigma=sigma)
         if "JPEG quality" in facts and (lower := _lower(facts["JPEG quality"], labels, i, classes)) >= BLURRED:
             quality, width, height = (facts[name][own].median() for name in ("JPEG quality", "width", "height"))
-            scale = (
-                (min(width, height) / views.shape[-1]).clamp(1, 8).item()
-            )  # what is larger is compressed as if it were so large
+            # What is larger than eight views is compressed as if it were so large.
+            scale = (min(width, height) / views.shape[-1]).clamp(1, 8).item()
             yield WholePicture(i, lower, "compression", quality=round(quality.item()), scale=scale)
 
 

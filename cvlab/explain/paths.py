@@ -45,6 +45,7 @@ def contributions(model: Model, images: Tensor, score: Callable[[Tensor], Tensor
     seen, gradients = passes(model, images, score, edges | above)
     parts = {name: (seen.activations[name] * gradients[name]).sum((1, 2, 3)) for name in edges}
     parts["biases"] = sum(gradients[name].sum((2, 3)) @ _shift(module) for name, module in above.items())
+    parts = {name: part.to(seen.scores.device) for name, part in parts.items()}  # that of the images
     each = torch.stack(list(parts.values()))
     if ((each.sum(0) - seen.scores).abs() > REST * each.abs().amax(0)).any():
         raise ValueError("the score is not linear in the logits, so it has no parts: explain logits, not probabilities")

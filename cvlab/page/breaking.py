@@ -20,7 +20,7 @@ from cvlab.page.picture import MAX_SIDE, captioned, cased, layers, slider, with_
 from cvlab.page.question import Question
 from cvlab.page.visit import Answer, marks
 from cvlab.page.words import GRID, percent, upper
-from cvlab.transforms import WHOLE, open_image
+from cvlab.transforms import WHOLE, Box, open_image
 
 MOST_CLASSES = 5  # in the table, those with the largest shares
 BACK = {"Undo": slice(-1), "Start again": slice(1)}  # the part of the history that is kept
@@ -122,7 +122,7 @@ def heat_in(answer: Answer, part: str) -> float:
     return (heat[inside(part, answer.box)].sum() / heat.sum().clamp(min=1e-9)).item()
 
 
-def inside(part: str, box: tuple[float, float, float, float]) -> Tensor:
+def inside(part: str, box: Box) -> Tensor:
     """Which cells of a grid over a box of the photo a part touches, (GRID, GRID) bool."""
     begin = torch.arange(GRID) / GRID
 
