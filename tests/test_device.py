@@ -21,6 +21,7 @@ from cvlab.data.parts import Parts
 from cvlab.data.sets import AugmentedImages, AugmentedPairs, EvaluationSet, onto_gpu
 from cvlab.explain import METHODS, explain, predict
 from cvlab.explain.many import explain_predictions
+from cvlab.explain.paths import contributions
 from cvlab.learning.losses import SEGMENTATION_LOSSES
 from cvlab.metrics import class_counts
 from cvlab.models import Model, build, device
@@ -126,6 +127,13 @@ def test_answers_of_a_model_on_a_gpu_come_back_to_the_images(there: Model, metho
     assert {each.device.type for each in (predict(there, images), found.logits, found.scores, *maps)} == {"cpu"}
     assert features(there, images).device.type == "cpu"
     assert predict(there, images.to("meta")).device.type == "meta"
+
+
+def test_the_parts_of_a_score_are_compared_with_it_where_the_images_are(there: Model) -> None:
+    """That comparison is refused here, as all truths of fake tensors are True; between two devices it would fail."""
+    if there.task == "segmentation":
+        with pytest.raises(ValueError, match="not linear"):
+            contributions(there, torch.rand(2, 3, SIDE, SIDE), first)
 
 
 def test_masks_and_classes_are_chosen_where_the_logits_are(there: Model, monkeypatch: pytest.MonkeyPatch) -> None:
