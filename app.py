@@ -8,14 +8,14 @@ CVLAB_MODELS="user/a,user/b" adds models as the command line does. On a public s
 the other Hub names that a visitor may type to these owners.
 
 This file holds the widgets (`layout`), and which event each of them begins (`wire`). What happens then is in
-cvlab/page/events.py, what the tabs show in cvlab/page/panels.py, the endpoints for programs in cvlab/page/api.py.
+cvlab/page/events.py, what the tabs show in cvlab/page/panels.py, the endpoints for programs in cvlab/page/api.py,
+and how it is served in cvlab/page/server.py.
 """
 
 import argparse
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
@@ -30,38 +30,29 @@ except ValueError as error:
     sys.exit(str(error))
 
 import gradio as gr
-from starlette.middleware import Middleware
-from starlette.responses import FileResponse
-from starlette.routing import Route
 
-from cvlab.memory import share_arenas
 from cvlab.models.adopted import IN_FILE
-from cvlab.page.api import ONE_AT_A_TIME, Page, add_api, fetch_with_progress, show_progress
+from cvlab.page.api import ONE_AT_A_TIME, add_api, fetch_with_progress, show_progress
 from cvlab.page.breaking import TOOLS
 from cvlab.page.events import PICKED
 from cvlab.page.examples import example_files
 from cvlab.page.html import paragraph
-from cvlab.page.limits import Limits, is_public
 from cvlab.page.live import START
 from cvlab.page.many import WIDTHS, Row
 from cvlab.page.models import Models, offered_models
 from cvlab.page.panels import CHECKED, FOLLOWING, REDRAWN
 from cvlab.page.question import COLORMAPS, REGIONS, Question
-from cvlab.page.upload import MAX_UPLOAD_MB, photo_input
+from cvlab.page.server import Page, end, launch
+from cvlab.page.upload import photo_input
 from cvlab.page.visit import METHOD_NAMES
 from cvlab.page.worker import SafeEvents
 
 ROOT = Path(__file__).resolve().parent
-CSS, SCRIPT = ROOT / "cvlab/page/page.css", (ROOT / "cvlab/page/page.js").read_text("utf-8")
-FOR_ASSISTANTS = ROOT / "cvlab/page/llms.txt"
-LAST_SECONDS = 4.0  # for the answers in hand, when the page is to end
+SCRIPT = (ROOT / "cvlab/page/page.js").read_text("utf-8")
 METHOD_CHOICES = [(name, key) for key, name in METHOD_NAMES.items()]
 REGION_CHOICES = [(label, region) for region, (label, _) in REGIONS.items()]
 COLORMAP_HINTS = {"jet": " (as in older reports)"}
 COLORMAP_CHOICES = [(name + COLORMAP_HINTS.get(name, ""), name) for name in COLORMAPS]
-
-# System fonts, as the default theme asks a font server; the colours are in page.css.
-THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 TAKEN = "file => { if (file) document.body.classList.remove('camera'); return [file, null]; }"
 MARK = """<h1><a href="./" aria-label="cvlab, to the start"><svg viewBox="0 0 32 32" aria-hidden="true">
 <rect x="1.5" y="1.5" width="29" height="29" rx="7"/><path d="M5.5 16C12 5.5 20 5.5 26.5 16 20 26.5 12 26.5 5.5 16Z"/>
@@ -265,41 +256,6 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
     when([at.audited.select, at.model.input], handler("drawing", ["audit"]), asked, [at.audit])
     explained = [at.gallery, at.rows, at.table]
     when([at.files.upload, at.again.click], many, [at.files, *asked], explained, concurrency_limit=1)
-
-
-def launch(page: gr.Blocks, server_name: str = "127.0.0.1", **options: object) -> None:
-    """Starts the server, with the settings that keep it closed: no analytics, no history of the users' pictures."""
-    share_arenas()
-    limits = Middleware(Limits, waiting=lambda: [each.request for each in list(events_in(page).values())])
-    page.queue(api_open=False, default_concurrency_limit=10).launch(  # a model gives one answer at a time
-        theme=THEME,
-        css_paths=CSS,
-        run_history=False,
-        footer_links=["api"],
-        max_file_size=f"{MAX_UPLOAD_MB}mb",
-        show_error=True,  # else a program that calls with wrong types is told nothing
-        ssr_mode=False,
-        server_name=server_name,
-        app_kwargs={
-            "middleware": [limits] if is_public(server_name) else [],
-            "routes": [Route("/llms.txt", lambda request: FileResponse(FOR_ASSISTANTS))],
-        },
-        **options,
-    )
-
-
-def events_in(page: gr.Blocks) -> dict:
-    """What waits in the queue of a page, or is being answered."""
-    return page._queue.event_ids_to_events
-
-
-def end(page: gr.Blocks) -> None:
-    """An orderly end, which deletes the files of the page: the answers in hand are given, within a few seconds."""
-    page._queue.max_size, until = 0, time.monotonic() + LAST_SECONDS
-    while events_in(page) and time.monotonic() < until:
-        time.sleep(0.1)
-    time.sleep(0.3)  # for the way to the visitor
-    sys.exit()
 
 
 def main() -> None:

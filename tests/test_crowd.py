@@ -24,10 +24,10 @@ import pytest
 
 import app
 from cvlab.data import shapes
-from cvlab.page import limits
-from cvlab.page.api import Page
+from cvlab.page import limits, server
 from cvlab.page.host import sentence_of
 from cvlab.page.models import Models, offered_models
+from cvlab.page.server import Page
 from cvlab.page.upload import Sent, path_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -188,9 +188,9 @@ def test_the_work_of_a_visitor_who_leaves_is_dropped() -> None:
         join(url, "fourth", "stays too")
         with httpx.stream("GET", f"{url}gradio_api/queue/data", params={"session_hash": "leaves"}) as stream:
             next(stream.iter_lines())
-        until(lambda: len(app.events_in(page)) == 2)
+        until(lambda: len(server.events_in(page)) == 2)
         go_on.set()
-        until(lambda: not app.events_in(page))
+        until(lambda: not server.events_in(page))
         assert asked == ["first", "fourth"]
 
 
@@ -232,18 +232,18 @@ def test_which_addresses_are_public(name: str, public: bool, monkeypatch: pytest
 
 def test_a_page_that_has_to_end_gives_the_answer_in_hand() -> None:
     """SIGTERM comes while a verdict is worked out."""
-    with subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
         try:
-            url = next(line for line in server.stdout if "http://" in line).split()[-1]
+            url = next(line for line in running.stdout if "http://" in line).split()[-1]
             photo = {"url": photo_url(0), "meta": {"_type": "gradio.FileData"}}
             for name, given in (("predict", []), ("judge", ["", ""])):  # the first one opens the model
                 sent = {"data": [photo, SEGMENTER, *given]}
                 call = httpx.post(f"{url}/gradio_api/call/{name}", json=sent).json()
                 with httpx.stream("GET", f"{url}/gradio_api/call/{name}/{call['event_id']}", timeout=60) as stream:
                     if name == "judge":
-                        server.send_signal(signal.SIGTERM)
+                        running.send_signal(signal.SIGTERM)
                     lines = [line for line in stream.iter_lines() if line]
                 assert "event: complete" in lines
-            server.wait(30)
+            running.wait(30)
         finally:
-            server.kill()
+            running.kill()

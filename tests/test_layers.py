@@ -44,6 +44,7 @@ ROOMS = {
         "data",
         "explain",
         "files",
+        "memory",
         "metrics",
         "models",
         "plots",
@@ -54,7 +55,7 @@ ROOMS = {
     },
 }
 OF_DATA = {"data.shapes", "data.masks"}  # all that the page takes from there: it starts without reading folders
-WITH_GRADIO = {"page.api", "page.upload"}
+WITH_GRADIO = {"page.api", "page.server", "page.upload"}
 
 
 def imports(path):

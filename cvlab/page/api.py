@@ -9,25 +9,8 @@ from pathlib import Path
 import gradio as gr
 
 from cvlab.checkpoint import hub
-from cvlab.page.examples import example_files
-from cvlab.page.host import sentence_of, without_paths
 from cvlab.page.upload import photo_input
 from cvlab.page.worker import SafeEvents
-
-
-class Page(gr.Blocks):
-    """Blocks that answer whatever goes wrong with a sentence: Gradio would show the text of the error."""
-
-    async def process_api(self, *arguments: object, **options: object) -> dict:
-        """The answer to one event or call."""
-        example_files()  # where somebody cleaned the disk, they are drawn again
-        try:
-            return await super().process_api(*arguments, **options)
-        except gr.Error as error:
-            error.message = without_paths(str(error.message))
-            raise
-        except Exception as error:
-            raise gr.Error(sentence_of(error)) from error
 
 
 def fetch_with_progress(model_id: str) -> Path:
