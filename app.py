@@ -155,6 +155,9 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
             at.table = gr.File(label="Table (CSV)", interactive=False, height=90)
         with gr.Tab("Report") as at.report:
             at.record = html()
+            with gr.Row():
+                at.export = gr.Button("Make model.onnx, to run it without torch", size="sm")
+                at.onnx, at.onnx_told = gr.File(label="model.onnx", interactive=False, height=90), html()
         with gr.Tab("Audit") as at.audited:
             at.audit = html()
         with gr.Tab("Code"):
@@ -215,6 +218,9 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
     def broken(request: gr.Request, *asked: object) -> dict:
         return by_widget(events.run("broken", [asked[3]], request.session_hash, *asked))
 
+    def export(photo: str | None, name: str, *others: object) -> tuple:
+        return tuple(events.run("onnx", [name], photo, name, *others))
+
     def many(files: list[str] | None, photo: str | None, name: str, *others: object) -> tuple:
         return tuple(events.run("many", [name], files or [], photo, name, *others))
 
@@ -252,6 +258,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
     both = [at.other, at.second, at.photo, at.model, *settings.values()]
     when([at.other.input, at.second.change], compare, both, [at.compared])
     when([at.report.select, at.model.input], handler("drawing", ["record"]), asked, [at.record])
+    when([at.export.click], export, asked, [at.onnx, at.onnx_told], concurrency_limit=1)
     when([at.save.click], handler("drawing", ["saved"]), asked, [at.saved])
     when([at.audited.select, at.model.input], handler("drawing", ["audit"]), asked, [at.audit])
     explained = [at.gallery, at.rows, at.table]

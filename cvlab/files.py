@@ -89,18 +89,22 @@ def read_json(path: str | Path) -> dict:
 
 
 class Kept(dict):
-    """Results by name, of what JSON can hold, in a file that is written as each is made; of another `key` none."""
+    """Results by name, of what JSON can hold, in a file that is written as each is made; of another `key` none.
 
-    def __init__(self, path: Path, key: str) -> None:
+    Of several processes only the one that `writes` does so.
+    """
+
+    def __init__(self, path: Path, key: str, writes: bool = True) -> None:
         found = read_json(path)
         super().__init__(found if found.get("key") == key else {"key": key})
-        self.path = path
+        self.path, self.writes = path, writes
 
     def of(self, name: str, make: Callable[[], object]) -> object:
         """The result of this name, made if it is not there."""
         if name not in self:
             self[name] = make()
-            write_text(self.path, json.dumps(self))
+            if self.writes:
+                write_text(self.path, json.dumps(self))
         return self[name]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
@@ -586,6 +587,18 @@ def test_the_report_tells_what_the_folder_holds(page: Page) -> None:
     expect(page.locator("pre.card")).to_contain_text("## Limits")
     tab(page, "Audit")
     expect(page.get_by_text("python train/audit.py FOLDER --data DIR")).to_be_visible()
+
+
+def test_the_report_makes_a_model_that_runs_without_torch(page: Page, scene: Path) -> None:
+    tab(page, "Report")
+    page.get_by_role("button", name="Make model.onnx").click()
+    with page.expect_download(timeout=60_000) as download:
+        page.locator("a[download='model.onnx']").click(timeout=60_000)
+    session = onnxruntime.InferenceSession(str(download.value.path()))
+    model = checkpoint.load(ROOT / "checkpoints" / CLASSIFIER)
+    images = view(open_image(scene), model)
+    (logits,) = session.run(["logits"], {"images": images.numpy()})
+    assert logits == pytest.approx(predict(model, images).numpy(), abs=1e-3)
 
 
 def break_it(browser: Browser, url: str, model: str, **options: object) -> tuple[Page, Locator]:

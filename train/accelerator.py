@@ -24,6 +24,25 @@ from cvlab.files import beside, new_folder, read_json, to_json, write_text
 from cvlab.models import Model
 
 
+def processes(alone: bool = False) -> PartialState:
+    """The processes that torchrun started, or one: they share the pictures by `cvlab.explain.many.shared`.
+
+    Raises:
+        ValueError: there are several, and what is asked for is the work of one, `alone`.
+    """
+    found = PartialState(cpu=not torch.cuda.is_available())
+    if alone and found.num_processes > 1:
+        raise ValueError("Several processes share the pictures of a part only: start this one without torchrun.")
+    return found
+
+
+def goes_on(found: PartialState) -> bool:
+    """Ends what `processes` share; True in the first one, which writes."""
+    found.wait_for_everyone()
+    found.destroy_process_group()
+    return found.is_main_process
+
+
 def accelerator_for(
     model: Model, batch: tuple[Tensor, Tensor], criterion: Callable[..., Tensor], args: Namespace, state: Path | None
 ) -> Accelerator:

@@ -29,6 +29,7 @@ from pathlib import Path
 import cli
 import torch
 import torch.nn.functional as F
+from accelerator import goes_on, processes
 from measure import pixel_counts
 from PIL import Image
 from torch import Tensor
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the report, by default the model's")
     parser.add_argument("--clean", type=Path, metavar="DIR2", help="write the data there, with suspects painted over")
     args = parser.parse_args()
+    sharing = processes()
     model, folder, data = checkpoint.load_own(args.checkpoint), Path(args.checkpoint), args.data
     classifies = model.task == "classification"
     out = args.out or (folder if folder.is_dir() else "runs/hub" / folder)
@@ -74,7 +76,7 @@ def main() -> None:
     key = hashlib.sha256(repr((args, parts.samples, parts.fingerprints, model.config)).encode("utf-8", "replace"))
     for tensor in model.state_dict().values():
         key.update(tensor.cpu().float().numpy().tobytes())
-    kept = Kept(out / ".audit.json", key.hexdigest())
+    kept = Kept(out / ".audit.json", key.hexdigest(), sharing.is_main_process)
     clean = args.clean and str(args.clean.resolve())
     if clean and (data is None or not classifies or (args.clean.exists() and kept.get("clean") != clean)):
         raise ValueError(f"--clean {args.clean} needs --data and a classifier, and must not exist yet.")
@@ -115,15 +117,17 @@ def main() -> None:
         found["chance"] = 1 / len(truth["train"].unique())
         near = (torch.cat([rows[part] for part in counted]) @ rows["train"].T).argmax(1).tolist()
         like = [(views["train"][i], files["train"][i], truth["train"][i].item()) for i in near]
-        page = mistakes_page(model, title, shown, true, answered, listed, like)
+        page = partial(mistakes_page, model, title, shown, true, answered, listed, like)
     else:
         counts = answered.sum(1)
         found["iou"] = interval(segmentation_scores(counts)["iou"], bootstrap_intervals(counts)["iou"])
-        page = worst_page(model, title, shown, true, 1 - lacks, listed)
+        page = partial(worst_page, model, title, shown, true, 1 - lacks, listed)
+    if not goes_on(sharing):
+        return
     note_test_read(out, parts.name)
     write_text(out / "audit.json", to_json(found, indent=1) + "\n")
     with new_folder(out / "audit") as filling:
-        write_text(filling / "mistakes.html", page)
+        write_text(filling / "mistakes.html", page())
         for number, proof in enumerate(used, 1):
             render.save_png(before_and_after(proof, held[0]), filling / f"suspect-{number}.png")
     if (out / "config.json").is_file():

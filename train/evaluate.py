@@ -24,6 +24,7 @@ import measure
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerator import goes_on, processes
 from calibration import answers, calibrate, mask_counts
 from PIL import Image
 from sklearn.metrics import classification_report
@@ -31,14 +32,13 @@ from torch import Tensor
 
 from cvlab import checkpoint, metrics, plots, render
 from cvlab.checkpoint import card
-from cvlab.data.evaluation import is_own_test_part, note_test_read, parts_of, read_photos, read_views
+from cvlab.data.evaluation import is_own_test_part, note_test_read, open_views, parts_of, read_photos, read_views
 from cvlab.data.parts import SHAPES, Parts
 from cvlab.explain.many import predict_views
 from cvlab.files import make_folder, to_json, write_text
 from cvlab.models import Model, probabilities
 from cvlab.models.model import TILES
 from cvlab.tiles import middle
-from cvlab.transforms import open_image, square_view, to_uint8
 
 # What metrics.json holds, and by file name the functions that draw the pictures of the report.
 Evaluation = tuple[dict, dict[str, Callable[[], Image.Image]]]
@@ -66,6 +66,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.checkpoint is None:
         parser.error("which model? Give the folder of a checkpoint, or a name on the Hub.")
+    sharing = processes(alone=bool(args.calibrate or args.trust or args.images))
     model = checkpoint.load_own(args.checkpoint)
     if args.calibrate:
         model = calibrate(args.checkpoint, parts_of(model, args.data, "val")[0], args.others)
@@ -79,7 +80,7 @@ def main() -> None:
     make_folder(out)
     report, figures = out / "report", out / "metrics.json"
     if args.images and args.data is None:
-        render.save_png(explanations(model, *opened(args.images, model), args), report / "photos" / "explained.png")
+        render.save_png(explanations(model, *open_views(args.images, model), args), report / "photos" / "explained.png")
         print(f"Written: {report / 'photos' / 'explained.png'}")
         return
     if args.trust:
@@ -94,6 +95,8 @@ def main() -> None:
 
     evaluate = evaluate_classifier if model.task == "classification" else evaluate_segmenter
     found, pictures = evaluate(model, other, parts, args)
+    if not goes_on(sharing):
+        return
     if args.part == "test":
         note_test_read(out, parts.name)
     title = f"{Path(args.checkpoint).name} on the part {args.part} of {parts.name}"
@@ -141,7 +144,7 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
         measure.add_comparison(found, args.compare, "accuracy", right.double(), other_right.double(), np.mean)
 
     chosen = render.spread(labels, args.explain, args.seed)
-    chosen = opened(args.images, model) if args.images else (views[chosen], [names[i] for i in labels[chosen]])
+    chosen = open_views(args.images, model) if args.images else (views[chosen], [names[i] for i in labels[chosen]])
     matrix = metrics.confusion_matrix(labels, predicted, len(names))
     tables = [metrics.reliability(each, labels) for each in (probs, logits.softmax(1))]
     pictures = {
@@ -197,7 +200,9 @@ def evaluate_segmenter(model: Model, other: Model | None, parts: Parts, args: ar
     chosen = range(0, len(views), -(-len(views) // 5))
     if args.explain == "ten":
         chosen = render.spread(torch.zeros(len(views)), "ten", args.seed)
-    explained = opened(args.images, model)[0] if args.images else [middle(views[i], model.image_size) for i in chosen]
+    explained = (
+        open_views(args.images, model)[0] if args.images else [middle(views[i], model.image_size) for i in chosen]
+    )
     pictures["photos/stages.png"] = lambda: explanations(model, explained, [], args)
     return found, pictures
 
@@ -207,11 +212,6 @@ def explanations(model: Model, views: Tensor, titles: list[str], args: argparse.
     if model.task == "classification":
         return render.grad_cam_rows(model, views, titles, args.stage, args.colormap, args.opacity)
     return render.stage_rows(model, views, args.colormap, args.opacity)
-
-
-def opened(paths: list[Path], model: Model) -> tuple[Tensor, list[str]]:
-    """Single pictures as the model sees them, (N, 3, S, S) uint8, and their names."""
-    return torch.stack([to_uint8(square_view(open_image(path), model)) for path in paths]), [p.name for p in paths]
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from pathlib import Path
 import cli
 import numpy as np
 import torch
-from accelerate import PartialState
+from accelerator import goes_on, processes
 from torch import Tensor
 from tqdm import tqdm
 
@@ -141,10 +141,10 @@ def explain_part(model: Model, args: argparse.Namespace, stages: list[str]) -> N
     write_text(args.out / "settings.json", json.dumps(settings, indent=1) + "\n")
 
     paths = [args.out / "maps" / f"{i:06d}.npz" for i in range(-(-len(samples) // size))]
-    processes = PartialState(cpu=not torch.cuda.is_available())
-    own = range(processes.process_index, len(paths), processes.num_processes)
+    sharing = processes()
+    own = range(sharing.process_index, len(paths), sharing.num_processes)
     to_do = [i for i in own if not paths[i].is_file()]
-    faster = fused(model).to(processes.device)  # the same maps in 0.7 of the time
+    faster = fused(model).to(sharing.device)  # the same maps in 0.7 of the time
     for i in tqdm(to_do, "explaining"):
         batch = slice(i * size, (i + 1) * size)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -165,8 +165,7 @@ def explain_part(model: Model, args: argparse.Namespace, stages: list[str]) -> N
         arrays = {f"{m}/{s}": maps[:, 0].numpy() for m, of in explanation.maps.items() for s, maps in of.items()}
         write_arrays(paths[i], {"lines": np.array(lines), **arrays})
 
-    processes.wait_for_everyone()
-    if not processes.is_main_process:
+    if not goes_on(sharing):
         return
     manifest = []
     for path in sorted((args.out / "maps").glob("*.npz")):  # one batch after the other

@@ -14,7 +14,7 @@ from cvlab.audit.fixed import FixedMark
 from cvlab.audit.patches import Patch
 from cvlab.audit.whole import WholePicture
 from cvlab.explain import predict, predicted_masks
-from cvlab.explain.many import MOST_ACTIVATIONS
+from cvlab.explain.many import MOST_ACTIVATIONS, shared
 from cvlab.metrics import class_counts, mean_iou, normal_interval
 from cvlab.models import Model, probabilities
 from cvlab.transforms import to_float
@@ -86,13 +86,16 @@ def _effect(model: Model, mark: Mark, views: Tensor, truth: Tensor, change: Call
     """
     if len(views) < 2:
         return None
-    changes, batch = [], max(1, min(BATCH, MOST_ACTIVATIONS // max(1, model.activations)))
-    for images, true in zip(map(to_float, views.split(batch)), truth.split(batch), strict=True):
+    batch = max(1, min(BATCH, MOST_ACTIVATIONS // max(1, model.activations)))
+
+    def changes(given: tuple[Tensor, Tensor]) -> Tensor:
+        images, true = to_float(given[0]), given[1]
         # A patch is compared with another patch: whatever covers a part of a picture changes something.
         before = change(mark, images, control=True) if isinstance(mark, Patch) else images
         after, before = (_answers(model, each, true) for each in (change(mark, images), before))
-        changes.append(before - after if change is without else after - before)
-    each = torch.cat(changes)
+        return before - after if change is without else after - before
+
+    each = torch.cat([*shared(zip(views.split(batch), truth.split(batch), strict=True), changes)])
     if truth.ndim == 1:
         rival = int(each.mean(0).index_fill(0, torch.tensor(mark.class_idx), -1).argmax())
         gains_too = isinstance(mark, WholePicture) and each[:, rival].mean() > 0

@@ -4,6 +4,7 @@ import json
 import random
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -62,6 +63,11 @@ def read_photos(parts: Parts, part: str, model: Model) -> tuple[list[Tensor], li
     """
     seen = large_view if model.crop_mode == TILES else whole_view
     return parts.read(part, lambda image: to_uint8(seen(image, model.image_size)))
+
+
+def open_views(paths: Sequence[Path], model: Model) -> tuple[Tensor, list[str]]:
+    """Single pictures as the model sees them, (N, 3, S, S) uint8, and their names."""
+    return torch.stack([to_uint8(square_view(open_image(path), model)) for path in paths]), [p.name for p in paths]
 
 
 def foreign_views(folder: Path, model: Model) -> Tensor:

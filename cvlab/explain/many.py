@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import zip_longest
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
@@ -19,8 +21,20 @@ MOST_ACTIVATIONS = 2**30  # of a batch of tiles; without gradients few of them a
 
 def predict_views(model: Model, views: Tensor) -> Iterator[Tensor]:
     """The logits for many views (N, 3, S, S) uint8: batches of (n, C) or (n, C, S, S), with a progress bar."""
-    for batch in tqdm(views.split(BATCH_SIZE), "predicting", leave=False):
-        yield predict(model, batch / 255)
+    batches = tqdm(views.split(BATCH_SIZE), "predicting", leave=False)
+    return shared(batches, lambda batch: predict(model, batch / 255))
+
+
+def shared(batches: Iterable, work: Callable) -> Iterator:
+    """What `work` makes of each batch, in their order; processes of torchrun take turns, and each gets all results."""
+    if not (dist.is_available() and dist.is_initialized()):
+        yield from map(work, batches)
+        return
+    rank, processes = dist.get_rank(), dist.get_world_size()
+    for turn in zip_longest(*processes * [iter(batches)]):
+        results = processes * [None]
+        dist.all_gather_object(results, None if turn[rank] is None else work(turn[rank]))
+        yield from results[: sum(batch is not None for batch in turn)]
 
 
 def predict_photos(
@@ -36,7 +50,7 @@ def predict_photos(
     size = max(1, min(BATCH_SIZE, MOST_ACTIVATIONS // max(1, model.activations)))
     progress = progress or partial(tqdm, desc="predicting", leave=False)
     batches = progress([range(len(tiles))[start : start + size] for start in range(0, len(tiles), size)])
-    return tiles.join(predict(model, torch.stack([tiles[i] for i in batch]) / 255) for batch in batches)
+    return tiles.join(shared(batches, lambda batch: predict(model, torch.stack([tiles[i] for i in batch]) / 255)))
 
 
 @takes_wrapped

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from cvlab import checkpoint
+from cvlab.checkpoint import onnx
 from cvlab.explain import peak, predicted_masks
 from cvlab.models import Model
 from cvlab.models.model import MOST_NAMES
@@ -116,6 +118,14 @@ class Events:
             return explain_files(answer.model, files, answer.given, progress, _folder())
         except (ValueError, OSError) as error:
             return paragraph(sentence_of(error)), None, None
+
+    def onnx(self, *asked: object) -> tuple[str | None, str]:
+        """The path of the model as model.onnx, or why there is none."""
+        try:
+            model = checkpoint.load(self._answer(*asked).folder)  # a copy: another visitor may ask the one of the page
+            return str(onnx.write(model, _folder())), ""
+        except (ValueError, OSError) as error:
+            return None, paragraph(sentence_of(error))
 
     def choose_part(self, session: str, points: list, size: float, *asked: object) -> dict:
         """A click or a drag in the picture of "Break it"; `size` is that of a clicked part, in percent of the sides."""

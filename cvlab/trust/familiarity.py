@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvlab.explain.hooks import alone_with, forward
-from cvlab.explain.many import BATCH_SIZE
+from cvlab.explain.many import BATCH_SIZE, shared
 from cvlab.explain.scores import takes_wrapped
 from cvlab.models import Model
 from cvlab.transforms import to_float
@@ -63,7 +63,7 @@ def _along(statistics: dict[str, Tensor], found: Tensor) -> Tensor:
 def features(model: Model, images: Tensor) -> Tensor:
     """What enters the head of a timm network; of others each stage's deviation and mean by channel: (N, D)."""
     if len(images) > BATCH_SIZE:
-        return torch.cat([features(model, some) for some in images.split(BATCH_SIZE)])
+        return torch.cat([*shared(images.split(BATCH_SIZE), partial(features, model))])
     home, place = images.device, next(model.parameters(), images).device
     images, rows = (to_float(images) if images.dtype == torch.uint8 else images).to(place), []
 
