@@ -5,7 +5,7 @@
     python app.py FILE.py:FUNCTION          also the model that a function of your own returns (cvlab.models.adopt)
 
 CVLAB_MODELS="user/a,user/b" adds models as the command line does. On a public server CVLAB_ALLOW="user,school" limits
-the other Hub names that a visitor may type to these owners.
+the other Hub names that a visitor may type to these owners. CVLAB_HOSTS="*.school.edu" lets photos come from there.
 
 This file holds the widgets (`layout`), and which event each of them begins (`wire`). What happens then is in
 cvlab/page/events.py, what the tabs show in cvlab/page/panels.py, the endpoints for programs in cvlab/page/api.py,
@@ -78,7 +78,7 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
     with gr.Row(elem_id="strip"):
         html(MARK, elem_id="mark")
         at.upload = gr.UploadButton(
-            "Choose a photo", file_types=["image"], variant="primary", size="md", elem_id="choose"
+            "Choose photos", file_types=["image"], file_count="multiple", variant="primary", size="md", elem_id="choose"
         )
         at.camera_button = gr.Button("Camera", size="md", elem_id="camera-button")
         with gr.Row(elem_classes="examples"):
@@ -86,9 +86,13 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
                 example = gr.Button(caption, icon=path, size="sm")
                 example.click(partial(str, path), None, at.photo, api_visibility="private")
         at.model = choice(names, names[0] if names else None, label="Model", container=False, elem_id="model")
+    at.kept, at.strip = gr.State([]), html(elem_id="kept")
     with gr.Row(elem_id="camera"):
         at.camera = photo_input(label="Camera, or paste a picture", sources=["webcam", "clipboard"], height=320)
-        at.live = html(START, elem_id="live")
+        with gr.Column():
+            hint = "hf://datasets/user/name/photo.jpg, or of a host that this page allows; then Enter"
+            at.address = gr.Textbox(label="Address of a photo", info=hint, placeholder="https://")
+            at.fetched, at.live = html(elem_id="fetched"), html(START, elem_id="live")
     with gr.Row(elem_id="answer"):
         at.sentence = html("<h2><span>The model is looking …</span></h2>", elem_id="sentence")
         at.chip = html(elem_id="chip")
@@ -157,7 +161,7 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
             at.record = html()
             with gr.Row():
                 at.export = gr.Button("Make model.onnx, to run it without torch", size="sm")
-                at.onnx, at.onnx_told = gr.File(label="model.onnx", interactive=False, height=90), html()
+                at.onnx, at.onnx_told = gr.File(label="model.onnx", interactive=False, height=90, visible=False), html()
         with gr.Tab("Audit") as at.audited:
             at.audit = html()
         with gr.Tab("Code"):
@@ -179,7 +183,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
     settings = {field.name: getattr(at, field.name) for field in fields(Question)}
     asked = [at.photo, at.model, at.mask, *settings.values()]
     changed = [getattr(at, name) for name in {**dict.fromkeys(REDRAWN), **dict.fromkeys(CHECKED)}]
-    everything = [at.shown, at.photo, at.background, at.facts, at.model, *changed, *settings.values()]
+    everything = [at.shown, at.photo, at.fetched, at.background, at.facts, at.model, *changed, *settings.values()]
 
     def by_widget(shown: dict[str, object]) -> dict:
         lists = {name: choice(**value) if isinstance(value, dict) else value for name, value in shown.items()}
@@ -187,9 +191,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
 
     def begin(request: gr.Request, before: str, photo: str | None, name: str, *others: object) -> dict:
         query = {} if before else dict(request.query_params)
-        linked = {"model": query["model"]} if query.get("model") else {}
-        examples = {caption: path for path, caption in example_files().items()}
-        linked |= {"photo": examples[query["example"]]} if query.get("example") in examples else {}
+        linked = events.run("linked", [], query)
         photo, name = linked.get("photo", photo), linked.get("model", name)
         shown = events.run("begin", [name], request.session_hash, query, before, photo, name, *others)
         return by_widget(shown | linked)
@@ -219,7 +221,17 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
         return by_widget(events.run("broken", [asked[3]], request.session_hash, *asked))
 
     def export(photo: str | None, name: str, *others: object) -> tuple:
-        return tuple(events.run("onnx", [name], photo, name, *others))
+        path, told = events.run("onnx", [name], photo, name, *others)
+        return gr.update(value=path, visible=path is not None), told
+
+    def fetch(address: str) -> dict:
+        return by_widget(events.run("fetch", [], address))
+
+    def keep(files: list[str] | None, photo: str | None, kept: list[str], trail: list) -> dict:
+        return by_widget(events.run("keep", [], files, photo, kept, trail))
+
+    def go_back(click: gr.EventData, kept: list[str]) -> str:
+        return kept[click.index]
 
     def many(files: list[str] | None, photo: str | None, name: str, *others: object) -> tuple:
         return tuple(events.run("many", [name], files or [], photo, name, *others))
@@ -244,9 +256,13 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
     at.chip.select(handler("check_now"), asked, checked, **ONE_AT_A_TIME, **quietly)
     when([at.colormap.input], handler("drawing", REDRAWN), asked, drawn)  # the check stays as it is
     # In the browser alone: what was chosen or taken becomes the photo.
-    at.upload.upload(None, at.upload, at.photo, js="file => file", api_visibility="private")
+    at.upload.upload(None, at.upload, at.photo, js="files => files[0]", api_visibility="private")
     at.camera.input(None, at.camera, [at.photo, at.camera], js=TAKEN, api_visibility="private")
     at.camera_button.click(None, js="() => document.body.classList.toggle('camera')", api_visibility="private")
+    when([at.address.submit], fetch, [at.address], [at.photo, at.fetched])
+    for each, files in ((at.upload.upload, at.upload), (at.photo.change, gr.State(None))):
+        each(keep, [files, at.photo, at.kept, at.trail], [at.kept, at.strip], **quietly)
+    at.strip.select(go_back, at.kept, at.photo, **quietly)
     at.live.select(live, at.model, at.live, **quietly)
     when([at.canvas.select], choose_part, [at.size, *asked], [at.part, at.canvas])
     for tool in at.tools.values():

@@ -101,6 +101,8 @@ def space_requirements() -> str:
 
 def space_card(space_id: str, models: list[str]) -> str:
     """README.md of the Space: its settings for the Hub, and links to the models."""
+    # Fetched when the Space is built, so that it begins at once; of a branch they would be those of another moment.
+    fetched = [f"{model_id} {','.join(hub.NEEDED)}" for model_id in models if "@" not in model_id]
     title, names = space_id.split("/")[1], [model_id.partition("@")[0] for model_id in models]
     settings = SpaceCardData(
         title=title,
@@ -115,6 +117,7 @@ def space_card(space_id: str, models: list[str]) -> str:
         license="apache-2.0",
         tags=["computer-vision", "grad-cam", "u-net", "explainability"],
         models=names,
+        **({"preload_from_hub": fetched} if fetched else {}),
     )
     links = "\n".join(f"- [{m}](https://huggingface.co/{name})" for m, name in zip(models, names, strict=True))
     return (

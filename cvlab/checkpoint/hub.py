@@ -7,14 +7,22 @@ the download and their checksums after it. Nothing in them is executed: weights 
 import logging
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import httpx2  # the HTTP client of huggingface_hub, which passes its connection errors on
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, parse_hf_uri, snapshot_download
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    hf_hub_download,
+    parse_hf_uri,
+    snapshot_download,
+)
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
@@ -114,6 +122,33 @@ def pull(model_id: str, on_progress: Callable[[int, int], None] | None = None) -
             with suppress(OSError):  # a cache that cannot be written
                 write_text(folder.parents[1] / "refs" / revision, commit)
     return folder
+
+
+def pull_file(address: str, most: int, owners: Sequence[str] = ()) -> Path | None:
+    """A single file of a repository on the Hub, in the Hugging Face cache; None if the address is of something else.
+
+    Args:
+        address: hf://datasets/user/name/photo.jpg, or that of the file's page.
+        most: bytes that it may have.
+        owners: whose repositories; empty for everybody's.
+
+    Raises:
+        HubError: it is not there, not open to you or to this page, or too large.
+    """
+    try:
+        file = parse_hf_uri(address.strip(AROUND), endpoint=constants.ENDPOINT)
+    except ValueError:
+        return None
+    if not is_id(f"{file.id}@{file.revision or 'main'}") or not file.path_in_repo:
+        raise HubError("That is no file of a repository on the Hub: write hf://datasets/user/name/photo.jpg.")
+    if owners and file.id.split("/")[0] not in owners:
+        raise HubError(f"This page opens files of {', '.join(owners)} only, not of {file.id}.")
+    wanted = partial(hf_hub_download, file.id, file.path_in_repo, repo_type=file.type)
+    with hub_errors(file.id):
+        found = wanted(revision=file.revision, dry_run=True)
+        if found.file_size > most:
+            raise HubError(f"{file.path_in_repo} has {found.file_size:,} bytes; the limit is {most:,}.")
+        return Path(wanted(revision=found.commit_hash))
 
 
 def _cached(model_id: str, repo_id: str, revision: str, cause: Exception) -> Path:

@@ -21,12 +21,14 @@ from cvlab.models.model import MOST_NAMES
 from cvlab.page.breaking import change
 from cvlab.page.changes import chosen
 from cvlab.page.evidence import mask_size
+from cvlab.page.examples import example_files
 from cvlab.page.host import own_folder, sentence_of
 from cvlab.page.html import paragraph
 from cvlab.page.live import START, answer_to_frame, look_live
 from cvlab.page.many import explain_files
 from cvlab.page.models import Models
 from cvlab.page.panels import CHECKED, FOLLOWING, ON_REQUEST, REDRAWN, draw
+from cvlab.page.photos import MOST_KEPT, fetch, strip
 from cvlab.page.picture import MAX_SIDE
 from cvlab.page.question import Question, from_query, mask_of, picked, settings_of
 from cvlab.page.unet import CLASSIFIER
@@ -57,6 +59,27 @@ class Events:
             # Gradio makes each widget anew that gets more than a value.
             changed = {"shown": name} | wanted | (_lists(answer.model, wanted) if name != before else {})
         return self._redrawn(session, answer, "background", "facts") | changed
+
+    def linked(self, query: Mapping[str, str]) -> dict[str, str]:
+        """The model and the photo that a link names."""
+        examples = {caption: path for path, caption in example_files().items()}
+        found = {"model": query["model"]} if query.get("model") else {}
+        found |= {"photo": examples[query["example"]]} if query.get("example") in examples else {}
+        return found | (self.fetch(query["photo"]) if query.get("photo") else {})
+
+    def fetch(self, address: str) -> dict[str, str]:
+        """A photo by its address, or why it cannot be had."""
+        try:
+            return {"photo": fetch(address, self.visits.models.owners), "fetched": ""}
+        except (ValueError, OSError) as error:
+            return {"fetched": paragraph(sentence_of(error))}
+
+    def keep(self, files: Sequence[str] | None, photo: str | None, kept: list[str], trail: list) -> dict:
+        """The strip with the visitor's photos; without examples, and without what "Break it" made."""
+        others = {*example_files(), *(step["photo"] for step in trail[1:]), None}
+        added = [each for each in (*(files or []), photo) if each not in others]
+        kept = [*dict.fromkeys([*kept, *added])][-MOST_KEPT:]
+        return {"kept": kept, "strip": strip(kept, photo)}
 
     def redraw(self, session: str, *asked: object) -> dict:
         """Another question about the same photo."""

@@ -2,7 +2,7 @@
 // each block, with its `element`, `watch` (runs a function after a change of the HTML) and `trigger` (sends an event).
 
 const root = document.documentElement, opened = {};
-if (element.closest('#answer, #told')) element.setAttribute('aria-live', 'polite');
+if (element.closest('#answer, #told, #fetched')) element.setAttribute('aria-live', 'polite');
 const fade = value => {
   root.style.setProperty('--fade', value / 100);
   document.querySelectorAll('.fade input').forEach(each => { each.value = value; });
@@ -75,6 +75,8 @@ element.addEventListener('click', async event => {
     ask.textContent = 'Checking …';
     trigger('select');
   }
+  const index = event.target.closest('[data-index]')?.dataset.index;
+  if (index) trigger('select', {index: +index});
   if (!button) return;
   const text = button.nextElementSibling;
   try { await navigator.clipboard.writeText(text.textContent); } catch {

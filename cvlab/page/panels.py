@@ -17,6 +17,7 @@ from cvlab.page.compare import compare
 from cvlab.page.examples import example_files
 from cvlab.page.host import sentence_of
 from cvlab.page.html import bars, code_block, figure, folded, in_grid, number, paragraph, quoted, scale_bar
+from cvlab.page.photos import address_of
 from cvlab.page.picture import captioned, slider, with_photo
 from cvlab.page.question import to_query
 from cvlab.page.record import audit_panel, record_panel
@@ -162,10 +163,10 @@ def reasons(answer: Answer) -> str:
 
 
 def link(answer: Answer) -> str:
-    """A link to the model and the question, and to the photo if it is an example."""
-    example = example_files().get(answer.photo, "")
-    href = html.escape(to_query(answer.name, answer.question, example))
-    without = "" if example else " (without the photo)"
+    """A link to the model and the question, and to the photo if it is an example or has an address."""
+    example, address = example_files().get(answer.photo, ""), address_of(answer.photo)
+    href = html.escape(to_query(answer.name, answer.question, example=example, photo=address))
+    without = "" if example or address else " (without the photo)"
     return f'<a class="question-link" href="{href}">Link to this model and these settings</a>{without}'
 
 

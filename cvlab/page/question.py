@@ -74,9 +74,12 @@ def settings_of(model: Model, question: Question) -> dict[str, object]:
     return asdict(replace(question, class_name=first, rather_than=other, stage=stage, threshold=threshold))
 
 
-def to_query(model: str, question: Question, example: str = "") -> str:
-    """The query of a link that restores model, question and example: ?model=...&stage=... Defaults are left out."""
-    return "?" + urlencode({"model": model} | ({"example": example} if example else {}) | question.chosen)
+def to_query(model: str, question: Question, **photo: str) -> str:
+    """The query of a link that restores model, question and photo: ?model=...&stage=... Defaults are left out.
+
+    `photo` is the caption of an `example`, or the address of a `photo`; empty ones are left out.
+    """
+    return "?" + urlencode({"model": model, **{key: each for key, each in photo.items() if each}} | question.chosen)
 
 
 def from_query(query: Mapping[str, str]) -> Question:
