@@ -155,6 +155,24 @@ def lines_picture(lines: dict[str, tuple], at: float, xlabel: str) -> Image.Imag
     return as_picture(figure)
 
 
+def scores_by_number(points: dict[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str) -> Image.Image:
+    """What a number does to a score: (number, score) of each run as a dot, and by name a line through their means."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for name, runs in points.items():
+        xs = sorted({x for x, _ in runs})
+        (line,) = axes.plot(xs, [np.mean([y for x, y in runs if x == each]) for each in xs], label=name or "mean")
+        axes.plot(*zip(*runs, strict=True), "o", color=line.get_color(), alpha=0.5)
+    if min(xs) > 0 and max(xs) >= 8 * min(xs):
+        axes.set_xscale("log")
+        axes.set_xticks(xs, [f"{each:g}" for each in xs], minor=False)
+        axes.minorticks_off()
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return as_picture(figure)
+
+
 def as_picture(figure: Figure) -> Image.Image:
     """A figure of matplotlib as a picture, PIL RGB."""
     buffer = BytesIO()

@@ -30,6 +30,7 @@ import cli
 import run_queue
 import sweep
 import sweep_plan
+from sweep_tables import by_number
 
 from cvlab import checkpoint
 
@@ -131,6 +132,17 @@ def test_a_grid_has_every_combination_and_names_the_best(script: Path, capsys: p
     assert best.split()[1] == "**003**"  # the first of the two that are equal
     assert f"{out}/003" in capsys.readouterr().out
     assert Image.open(out / "curves.png").width > 300
+
+
+def test_what_a_number_does_to_the_score_is_drawn_by_the_other_options(script: Path) -> None:
+    out = script.with_name("numbers")
+    run(script, "--over", "lr=0.1,0.2,0.5", "early=on,off", "--out", out, "--", "--epochs", 1)
+    scores = [(0.1, 0.01), (0.2, 0.02), (0.5, 0.05)]
+    assert by_number(runs(out)) == ("lr", {"early on": scores, "early off": scores})
+    assert Image.open(out / "by_lr.png").width > 300
+    rows = [{"run": "", "per_class": f"{n} 50", "seed": str(n), "best val": f"0.{n}"} for n in (20, 30, 40)]
+    assert by_number(rows) == ("per_class", {"": [(20, 0.2), (30, 0.3), (40, 0.4)]})
+    assert by_number(rows[:2]) is None  # a line through two points says nothing
 
 
 def test_a_run_counts_by_the_epoch_that_it_kept(script: Path) -> None:

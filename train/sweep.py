@@ -11,6 +11,9 @@ in another terminal, or on another machine that shares the folder, adds a worker
 
 OUT/001, 002, ...                     run folders of the script; what it printed is in their log.txt
 OUT/README.md, runs.csv, curves.png   the table of the runs, the best in bold, and their losses and scores
+OUT/by_OPTION.png                     what the option that took most numbers does to the score: have I enough photos?
+
+    python train/sweep.py classifier --over "per_class=25 50,50 50,100 50" seed=0,1,2 -- --data DIR
 """
 
 import argparse

@@ -1,9 +1,10 @@
-"""The tables and curves of a sweep: README.md, runs.csv and curves.png of its folder."""
+"""The tables and curves of a sweep: README.md, runs.csv and its pictures."""
 
 import csv
 import io
 import math
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -66,6 +67,27 @@ def best_run(study: optuna.Study) -> str | None:
     return f"{max(done, key=done.get) + 1:03}" if done else None
 
 
+def by_number(rows: list[dict[str, str]]) -> tuple[str, dict[str, list[tuple[float, float]]]] | None:
+    """The option, but seed, that took most numbers, and the (number, best val) of its runs, by their other options.
+
+    Of several values of an option the first one counts. None if no option took three numbers.
+    """
+    done = [row for row in rows if row["best val"]]
+    options = [name for name in rows[0] if name not in ("run", "seed", *MEASURED)]
+    numbers: dict[str, list[float]] = {}
+    for name in options:
+        with suppress(ValueError, IndexError):
+            numbers[name] = [float(row[name].split()[0]) for row in done]
+    chosen = max(numbers, key=lambda name: len(set(numbers[name])), default=None)
+    if not chosen or len(set(numbers[chosen])) < 3:
+        return None
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row, number in zip(done, numbers[chosen], strict=True):
+        others = ", ".join(f"{name} {row[name]}" for name in options if name != chosen)
+        points.setdefault(others, []).append((number, float(row["best val"])))
+    return chosen, points
+
+
 def write_tables(study: optuna.Study, out: Path) -> None:
     """Writes README.md, runs.csv and curves.png with the runs so far."""
     rows, best, plan = table(study, out), best_run(study), study.user_attrs["plan"]
@@ -81,4 +103,7 @@ def write_tables(study: optuna.Study, out: Path) -> None:
         histories = {run: read_history(out / run) for run in kept}
         render.save_png(plots.many_curves(histories, kept, best), out / "curves.png")
         lines.append("\n![loss and score of all runs](curves.png)")
+    if found := by_number(rows):
+        render.save_png(plots.scores_by_number(found[1], found[0], "best val"), out / f"by_{found[0]}.png")
+        lines.append(f"\n![best val by {found[0]}](by_{found[0]}.png)")
     write_text(out / "README.md", "\n".join(lines) + "\n")
