@@ -246,6 +246,7 @@ class Change(NamedTuple):
     against: str = ""  # the title of the change to compare with; by default the first of the sweep
 
 
+PHOTOS = (25, 50, 100, 200, 300)
 SWEEPS = {
     "lessons": [
         Change({"lr": "0.1"}, "SGD, one cycle, rate up to 0.1", "The baseline of this table."),
@@ -275,6 +276,27 @@ SWEEPS = {
         Change({"loss": "dice"}, "Dice", "It measures the overlap, as iou does."),
         Change({"loss": "focal"}, "focal", "Its usual alpha, 0.25, weights the object a third of the rest."),
         Change({"loss": "bce+dice"}, "binary cross-entropy + Dice", "Single pixels and the overlap."),
+    ],
+    "lessons-photos": [Change({"per_class": f"{n} 50"}, f"{n} photos a class, from scratch", "") for n in PHOTOS],
+    "lessons-photos-transfer": [
+        Change({"per_class": f"{n} 50"}, f"{n} photos a class, pretrained and frozen", "") for n in PHOTOS
+    ],
+    "lessons-data": [
+        Change({"data": "clean"}, "200 photos a class", "Five flowers at 64 pixels."),
+        Change({"data": "wrong"}, "one label in ten is wrong", "Only in train; val is right."),
+        Change({"data": "copies"}, "half of val is in train too", "Cropped copies: what is measured is memory."),
+    ],
+    "lessons-size": [
+        Change({"image_size": "64"}, "64 pixels", "A picture of 128 pixels takes four times as long."),
+        Change({"image_size": "96"}, "96 pixels", ""),
+        Change({"image_size": "128"}, "128 pixels", ""),
+    ],
+    "lessons-dropout": [
+        Change({"dropout": "0"}, "no dropout", "A plain network of four convolutions and two linear layers."),
+        Change({"dropout": "0.25", "dropout_at": "2"}, "dropout 0.25 before an early convolution", ""),
+        Change({"dropout": "0.25", "dropout_at": "4"}, "before the last convolution", ""),
+        Change({"dropout": "0.25", "dropout_at": "2 4"}, "before both", ""),
+        Change({"dropout": "0", "head_dropout": "0 0.5"}, "0.5 between the linear layers", ""),
     ],
 }
 # Two experiments on the same pictures, what was changed from the first to the second, and a remark.
