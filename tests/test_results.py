@@ -88,7 +88,8 @@ def test_every_lesson_is_a_run_of_its_recipe() -> None:
         recipe = tomllib.loads((results.RECIPES / f"{name}.toml").read_text())
         ranges = dict(word.split("=") for word in recipe["options"]["over"])
         listed = [{key: sweep_plan.as_text(value) for key, value in row.items()} for row in recipe.get("runs", [])]
-        listed = listed or [{"loss": loss} for loss in ranges["loss"].split(",")]
+        (other,) = [key for key in ranges if key != "seed"] or [""]
+        listed = listed or [{other: value} for value in ranges[other].split(",")]
         assert [change.options for change in changes] == [{k: v for k, v in row.items() if v} for row in listed]
 
 

@@ -1,8 +1,7 @@
 """Writes folders that differ in one thing, to learn what it does to a score: wrong labels, and copies across parts.
 
     python tests/bench/lessons.py DIR OUT       DIR/<class>/*, at least 300 photos a class
-    cd OUT && python .../train/sweep.py classifier --over data=clean,wrong,copies seed=0,1,2 --out lessons-data \
-        -- --image-size 64 --epochs 30 --precision fp32
+    cd OUT && python .../train/sweep.py --recipe lessons-data --out lessons-data
     python tests/bench/results.py --collect OUT/lessons-data
 
 OUT/clean     200 photos a class in train, 50 in val, 50 in test
