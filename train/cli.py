@@ -22,6 +22,7 @@ from cvlab.data.sets import AUGMENTATIONS, NORMALIZATIONS
 from cvlab.files import DISK_IS_FULL, printable
 from cvlab.learning.optim import DECAYS, OPTIMIZERS, SCHEDULES
 from cvlab.memory import keep_freed_memory
+from cvlab.models.model import Channels
 
 RECIPES = Path(__file__).parent / "recipes"
 FILE_IN_THE_WAY = (FileExistsError, NotADirectoryError)
@@ -134,6 +135,11 @@ def parser(script: str, doc: str, **defaults: object) -> Parser:
     ))  # fmt: skip
     add("--color-jitter", type=float, default=0.3, help="full augmentation: how far colours change; 0: not at all")
     add("--erase", type=float, default=0.0, help="full augmentation: share of pictures with one of 16 cells greyed")
+    # Recorded only where they are given.
+    add = parser.add_argument_group("pictures that are no photos", argument_default=argparse.SUPPRESS).add_argument
+    add("--in-channels", type=int, metavar="N", help="pictures are TIFF or .npy of N channels")
+    add("--show", type=int, nargs=3, metavar=("R", "G", "B"), help="what people see of them; else 1 2 3, or 1 alone")
+    add("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="black and white; needed for all but uint8")
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=int)
     add("--batch-size", type=int)
@@ -176,6 +182,16 @@ def add_classification(parser: Parser, **defaults: object) -> None:
     add("--class-weights", choices=("none", "balanced"), default="none", help=weights)
     add("--best-by", choices=("accuracy", "loss"), default="accuracy", help="val score by which an epoch is kept")
     parser.set_defaults(**defaults)
+
+
+def channels_of(args: argparse.Namespace) -> Channels | None:
+    """The channels of pictures that are no photos; ValueError for what cannot go with them."""
+    count, show, limits = (vars(args).get(name) for name in ("in_channels", "show", "range"))
+    if count is None:
+        return None
+    if args.data is None or args.normalize == "imagenet":
+        raise ValueError("--in-channels needs pictures, given with --data, and --normalize data.")
+    return Channels(count, show or ([1, 2, 3] if count > 2 else [1, 1, 1]), limits or [])
 
 
 def view_of(args: argparse.Namespace) -> dict:

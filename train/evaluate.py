@@ -211,7 +211,8 @@ def explanations(model: Model, views: Tensor, titles: list[str], args: argparse.
 
 def opened(paths: list[Path], model: Model) -> tuple[Tensor, list[str]]:
     """Single pictures as the model sees them, (N, 3, S, S) uint8, and their names."""
-    return torch.stack([to_uint8(square_view(open_image(path), model)) for path in paths]), [p.name for p in paths]
+    views = [to_uint8(square_view(open_image(path, None, model.channels), model)) for path in paths]
+    return torch.stack(views), [path.name for path in paths]
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def fused(model: Model) -> Model:
     if isinstance(model, Adopted):
         return model
     copy = deepcopy(model).eval().requires_grad_(False)
-    images = torch.rand(1, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(1, model.in_channels, *2 * [model.image_size], generator=torch.Generator().manual_seed(0))
     images = images.to(next(copy.parameters()).device)
     expected = copy(images)
     for conv_name, norm_name in _pairs(copy, images):
