@@ -137,8 +137,7 @@ def grad_cam_rows(
         images = to_float(view)[None]
         logits, attribution = grad_cam(model, images, stage=stage)
         read_at = model.stages[stage]
-        heat = heatmap_picture(attribution, images.shape[-2:], colormap, stage=read_at)
-        seen = model.as_rgb(images)
+        seen, heat = model.as_rgb(images), heatmap_picture(attribution, images.shape[-2:], colormap, stage=read_at)
         drawn += [to_picture(seen), heat, overlay(seen, attribution, colormap, opacity, stage=read_at)]
         captions += [title, "heatmap", f"why {model.class_names[logits.argmax()]}"]
     return grid(drawn, captions, 6)

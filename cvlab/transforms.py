@@ -158,10 +158,7 @@ def _scale(strips: Iterable[np.ndarray], name: str, notes: list[str]) -> Callabl
 
 
 def _bands(path: str | Path | BinaryIO, name: str, channels: Channels) -> Bands:
-    """A .npy (H, W, N), or a TIFF whose bands or pages are the channels. Pages count that are as large as the first.
-
-    Tags that turn a picture do nothing. Values beyond a range are cut off; what is no number becomes its low end.
-    """
+    """A .npy of (H, W, N), or the bands of all pages of a TIFF that are as large as the first; neither is turned."""
     with open(path, "rb") if isinstance(path, str | Path) else path as file:
         start = file.read(6)
     if start == b"\x93NUMPY":
@@ -174,7 +171,7 @@ def _bands(path: str | Path | BinaryIO, name: str, channels: Channels) -> Bands:
     if channels.range:
         low, high = channels.range
         pixels = (pixels.astype(np.float32) - low) * (255 / (high - low))
-        pixels = np.round(np.clip(np.nan_to_num(pixels, nan=0), 0, 255)).astype(np.uint8)
+        pixels = np.round(np.clip(np.nan_to_num(pixels), 0, 255)).astype(np.uint8)  # NaN is as low
     elif pixels.dtype != np.uint8:
         told = f"{name} holds {pixels.dtype.name} from {pixels.min():g} to {pixels.max():g}"
         raise ImageError(f"{told}. Train with --range LOW HIGH, the values that become black and white.")
@@ -191,8 +188,9 @@ def _of_tiff(path: str | Path, name: str, count: int) -> np.ndarray:
         pages = [first, *(page for page in others if page.shaped == first.shaped)]
         planes, depth, height, width, samples = first.shaped
         _check_numbers(name, (height, width, len(pages) * planes * depth * samples), first.dtype, count)
-        if first.is_tiled:
-            _check_numbers(name, (first.tilelength, first.tilewidth, count), first.dtype, count)
+        for page in pages:  # a tile may be larger than its page
+            sides = (page.tilelength * page.tiledepth, page.tilewidth) if page.is_tiled else (height, width)
+            _check_numbers(name, (*sides, count), page.dtype, count)
         parts = [page.asarray().reshape(page.shaped).transpose(2, 3, 0, 1, 4) for page in pages]
         return np.concatenate([part.reshape(height, width, -1) for part in parts], -1)
 

@@ -135,7 +135,6 @@ def parser(script: str, doc: str, **defaults: object) -> Parser:
     ))  # fmt: skip
     add("--color-jitter", type=float, default=0.3, help="full augmentation: how far colours change; 0: not at all")
     add("--erase", type=float, default=0.0, help="full augmentation: share of pictures with one of 16 cells greyed")
-    # Recorded only where they are given.
     add = parser.add_argument_group("pictures that are no photos", argument_default=argparse.SUPPRESS).add_argument
     add("--in-channels", type=int, metavar="N", help="pictures are TIFF or .npy of N channels")
     add("--show", type=int, nargs=3, metavar=("R", "G", "B"), help="what people see of them; else 1 2 3, or 1 alone")
@@ -186,7 +185,7 @@ def add_classification(parser: Parser, **defaults: object) -> None:
 
 def channels_of(args: argparse.Namespace) -> Channels | None:
     """The channels of pictures that are no photos; ValueError for what cannot go with them."""
-    count, show, limits = (vars(args).get(name) for name in ("in_channels", "show", "range"))
+    count, show, limits = (vars(args).get(name) for name in ("in_channels", "show", "range"))  # there if given
     if count is None:
         return None
     if args.data is None or args.normalize == "imagenet":

@@ -91,8 +91,7 @@ def main() -> None:
     if not 0 < args.zoom[0] <= args.zoom[1]:
         raise ValueError("--zoom takes two factors above 0, the smaller one first: 1 1.4 only enlarges.")
     network, arguments, view = network_of(args)
-    size = view["image_size"]
-    channels = cli.channels_of(args)
+    size, channels = view["image_size"], cli.channels_of(args)
     models.check_size(network, size, arguments, channels)
     state = open_run(args)
     set_seed(args.seed)

@@ -97,9 +97,8 @@ def main() -> None:
     set_seed(args.seed)
 
     # Data: photos are decoded once.
-    parts = classification_parts(
-        args.data, args.split_seed, args.per_class, size, args.allow_leaks, classes=args.classes, channels=channels
-    )
+    cut = args.data, args.split_seed, args.per_class
+    parts = classification_parts(*cut, size, args.allow_leaks, classes=args.classes, channels=channels)
     cache = Cache(args.out)
     augmentation = {"augment": augment, "min_area": args.min_area, "jitter": args.color_jitter, "erase": args.erase}
     train_set, val_set = sets.classification_sets(parts, view, cache, args.seed, **augmentation)

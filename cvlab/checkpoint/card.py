@@ -78,11 +78,7 @@ def write(folder: str | Path, model_id: str | None = None) -> None:
         # Photographs of an audit are not published.
         shown = [path for path in section.pictures if not model_id or path.parent.name == "report"]
         blocks.append(markdown(replace(section, pictures=shown)))
-    opened = (
-        '"picture.tif", channels=model.channels'
-        if read_config(folder / "config.json").get("channels")
-        else '"photo.jpg"'
-    )
+    opened = '"my.tif", channels=model.channels' if "channels" in read_config(folder / "config.json") else '"photo.jpg"'
     blocks += ["## Use", _fenced(USE.format(source=model_id or folder, opened=opened), "python")]
     write_text(folder / "README.md", "\n\n".join(filter(None, blocks)) + "\n")
 

@@ -92,7 +92,7 @@ def forward(model: Model, images: Tensor) -> Tensor:
     count = getattr(model, "in_channels", 3)
     if images.ndim != 4 or images.shape[1] != count or not images.is_floating_point():
         found = f"{tuple(images.shape)} of {str(images.dtype).removeprefix('torch.')}"
-        raise ValueError(f"images must be (N, {count}, H, W) of floats in [0, 1], not {found}: see cvlab.transforms.view")
+        raise ValueError(f"images must be floats (N, {count}, H, W) in [0, 1], not {found}: see cvlab.transforms.view")
     weight = next(model.parameters(), images)
     try:
         logits = model(images.to(weight.device))

@@ -298,7 +298,6 @@ def load_backbone(backbone: nn.Module, weights: dict[str, Tensor]) -> None:
     if fault := misfit(shapes_of(needed), shapes_of(used)):
         raise ValueError(f"{fault}; the weights begin with {', '.join(list(weights)[:3])}")
     own = backbone.state_dict()
-    for name in own.keys() & used.keys():
-        if own[name].shape != used[name].shape:
-            used[name] = adapt_input_conv(own[name].shape[1], used[name])
+    for name in (each for each in own if each in used and own[each].shape != used[each].shape):
+        used[name] = adapt_input_conv(own[name].shape[1], used[name])
     backbone.load_state_dict({name: tensor for name, tensor in used.items() if name in own}, strict=False)
