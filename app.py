@@ -78,7 +78,7 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
     with gr.Row(elem_id="strip"):
         html(MARK, elem_id="mark")
         at.upload = gr.UploadButton(
-            "Choose a photo", file_types=["image"], variant="primary", size="md", elem_id="choose"
+            "Choose a photo", file_types=["image", ".npy"], variant="primary", size="md", elem_id="choose"
         )
         at.camera_button = gr.Button("Camera", size="md", elem_id="camera-button")
         with gr.Row(elem_classes="examples"):

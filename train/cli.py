@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
-from limits import check_numbers
+from limits import check_numbers, converted
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # before any script imports cvlab, which needs no installation
@@ -82,18 +82,6 @@ class Parser(argparse.ArgumentParser):
                 self.set_defaults(**{option: converted(value, known[option])})
             except ValueError as error:
                 raise ValueError(f"Recipe {name}: “{value}” is not a value of {option}.") from error
-
-
-def converted(value: object, action: argparse.Action) -> object:
-    """A recipe's value as the command line would give it (1 of a float option is 1.0); ValueError if it is not one."""
-    if isinstance(value, list):
-        return [converted(each, action) for each in value]
-    if isinstance(value, bool) and action.nargs == 0:  # a switch
-        return value
-    value = (action.type or str)(str(value))
-    if action.choices and value not in action.choices:
-        raise ValueError(value)
-    return value
 
 
 def read_recipe(name: str) -> dict:
