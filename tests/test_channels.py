@@ -1,5 +1,6 @@
 """Pictures of other than three channels: TIFF and .npy in which only the fourth of five channels tells anything."""
 
+import base64
 import io
 import json
 import os
@@ -14,7 +15,8 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor
+from segmentation_models_pytorch.encoders import get_encoder
+from torch import Tensor, nn
 
 from cvlab import checkpoint
 from cvlab.checkpoint import CheckpointError, onnx
@@ -26,9 +28,14 @@ from cvlab.models import Channels, Model, build
 from cvlab.models.fused import fused
 from cvlab.models.smp import load_encoder
 from cvlab.models.timm import load_pretrained
-from cvlab.page.evidence import predict_photo
+from cvlab.page.live import answer_to_frame
+from cvlab.page.many import explain_picture
+from cvlab.page.models import Models
+from cvlab.page.panels import reasons
+from cvlab.page.question import Question
+from cvlab.page.snippet import as_python
+from cvlab.page.visit import Visits
 from cvlab.transforms import ImageError, open_image, square_view, to_uint8, view
-from cvlab.trust import judge
 
 FIVE = Channels(5, [4, 3, 2])
 SIDE, SQUARE = 32, 10
@@ -221,16 +228,30 @@ def test_the_commands_explain_it(run: Path, classes: Path, tmp_path: Path) -> No
     assert "5 channels" in runs.last_words("explain", run, tmp_path / "photo.jpg", "--out", tmp_path / "none")
 
 
-def test_the_page_the_verdict_and_other_programs(run: Path, classes: Path) -> None:
-    model = checkpoint.load(run)
-    image = open_image(next((classes / "spot").glob("*.npy")), channels=model.channels)
-    seen = predict_photo(image, model)
-    assert seen.images.shape == (1, 5, SIDE, SIDE)
-    assert max(seen.shares, key=seen.shares.get) == "spot"
-    verdict = judge(model, seen.images, seen.evidence.maps["grad_cam"]["stage2"], 1, None, "stage2")
-    assert verdict.level == "believable"
-    assert torch.allclose(fused(model)(seen.images), seen.logits, atol=1e-4)
-    assert onnx.write(model, run).is_file()
+def test_the_page_answers_and_its_code_does_the_same(run: Path, classes: Path, tmp_path: Path, monkeypatch) -> None:
+    visits, path = Visits(Models({"run": str(run)})), str(next((classes / "spot").glob("*.npy")))
+    answer = visits.ask(path, "run", Question())
+    assert answer.prediction.images.shape == (1, 5, SIDE, SIDE)
+    assert max(answer.prediction.shares, key=answer.prediction.shares.get) == "spot"
+    answer.work_out_verdict()
+    assert answer.verdict.level == "believable"
+    assert reasons(answer)
+    assert explain_picture(answer.model, Path(path), Question(stage="stage2"), 1)[0].prediction == "spot"
+    names: dict = {}
+    monkeypatch.chdir(tmp_path)
+    exec(as_python(str(run), path, answer.model, answer.question), names)
+    assert torch.allclose(names["attribution"], answer.attribution, atol=1e-4)
+    frame = io.BytesIO()
+    Image.new("RGB", (40, 40)).save(frame, "PNG")
+    sent = "data:," + base64.b64encode(frame.getvalue()).decode()
+    with pytest.raises(ImageError, match="5 channels"):
+        answer_to_frame(visits, "run", sent)
+
+
+def test_other_programs_get_the_same(run: Path) -> None:
+    model, images = checkpoint.load(run), torch.rand(2, 5, SIDE, SIDE)
+    assert torch.allclose(outputs(fused(model), images), outputs(model, images), atol=1e-4)
+    assert onnx.write(model, run).is_file()  # onnxruntime has given the same
 
 
 def test_resuming_needs_the_same_channels(run: Path, classes: Path) -> None:
@@ -279,25 +300,21 @@ def test_a_first_layer_is_widened_as_timm_does_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "tu-test_resnet"])
-def test_an_encoder_is_widened(tmp_path: Path, encoder: str) -> None:
-    """A picture whose channels are all the same gives what the network for RGB gives."""
+def test_the_first_layer_of_an_encoder_is_repeated(tmp_path: Path, encoder: str) -> None:
     torch.manual_seed(0)
+    source = get_encoder(encoder, depth=3) if encoder == "resnet18" else timm.create_model("test_resnet")
+    save_file(source.state_dict(), tmp_path / "known.safetensors")
     arguments = {"encoder": encoder, "decoder_channels": [16, 8, 8]}
-    rgb = build("smp", ["a"], 32, arguments, [0] * 3, [1] * 3)
     model = build("smp", ["a"], 32, arguments, [0] * 5, [1] * 5, channels=FIVE)
-    names = {name.removeprefix("model."): tensor for name, tensor in rgb.encoder.state_dict().items()}
-    if encoder.startswith("tu-"):
-        names = timm.create_model("test_resnet").state_dict()
-    save_file(names, tmp_path / "known.safetensors")
-    for each in (rgb, model):
-        load_encoder(each, tmp_path / "known.safetensors")
-    grey = torch.rand(1, 1, 32, 32)
-    ours, theirs = (each.eval().encoder(grey.expand(-1, count, -1, -1)) for each, count in ((model, 5), (rgb, 3)))
-    first = model.encoder.state_dict()["model.conv1.0.weight" if encoder.startswith("tu-") else "conv1.weight"]
-    assert first.shape[1] == 5
-    if encoder.startswith("tu-"):  # smp's own networks repeat the three in a cycle, of which five are not even
-        return
-    assert ours[1].shape == theirs[1].shape
+    load_encoder(model, tmp_path / "known.safetensors")
+    known, ours = (
+        next(each for each in module.modules() if isinstance(each, nn.Conv2d)).weight
+        for module in (source, model.encoder)
+    )
+    assert torch.allclose(ours, 3 / 5 * torch.cat([known, known[:, :2]], 1))
+    checkpoint.save(model, tmp_path / "folder")
+    assert runs.read(tmp_path / "folder" / "config.json")["in_channels"] == 5
+    assert checkpoint.load(tmp_path / "folder")(torch.rand(1, 5, 32, 32)).shape == (1, 1, 32, 32)
 
 
 def test_transfer_on_a_widened_network(classes: Path, tmp_path: Path) -> None:
