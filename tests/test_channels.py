@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,13 @@ def hostile(folder: Path, name: str) -> Path:
 def test_other_files_are_refused_in_a_sentence(tmp_path: Path, name: str, says: str) -> None:
     with pytest.raises(ImageError, match=rf"(?s){name}.*{says}"):
         open_image(hostile(tmp_path, name), channels=FIVE)
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch) -> None:
+    path = save(tmp_path / "a", np.zeros((8, 8, 5), np.uint8), 1)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(ImageError, match="pip install tifffile imagecodecs"):
+        open_image(path, channels=FIVE)
 
 
 # --- a classifier -----------------------------------------------------------------------------------------------------
