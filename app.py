@@ -78,7 +78,12 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
     with gr.Row(elem_id="strip"):
         html(MARK, elem_id="mark")
         at.upload = gr.UploadButton(
-            "Choose photos", file_types=["image"], file_count="multiple", variant="primary", size="md", elem_id="choose"
+            "Choose photos",
+            file_types=["image", ".npy"],
+            file_count="multiple",
+            variant="primary",
+            size="md",
+            elem_id="choose",
         )
         at.camera_button = gr.Button("Camera", size="md", elem_id="camera-button")
         with gr.Row(elem_classes="examples"):

@@ -118,7 +118,7 @@ def misclassified(model: Model, views: Tensor, labels: Tensor, predicted: Tensor
     for i in (predicted != labels).nonzero()[:most, 0].tolist():
         images = to_float(views[i])[None]
         _, attribution = grad_cam(model, images, int(predicted[i]))
-        drawn += [to_picture(images), overlay(images, attribution, stage=last)]
+        drawn += [to_picture(model.as_rgb(images)), overlay(model.as_rgb(images), attribution, stage=last)]
         titles += [f"true: {model.class_names[labels[i]]}", f"predicted: {model.class_names[predicted[i]]}"]
     return grid(drawn, titles, 6)
 
@@ -137,8 +137,8 @@ def grad_cam_rows(
         images = to_float(view)[None]
         logits, attribution = grad_cam(model, images, stage=stage)
         read_at = model.stages[stage]
-        heat = heatmap_picture(attribution, images.shape[-2:], colormap, stage=read_at)
-        drawn += [to_picture(images), heat, overlay(images, attribution, colormap, opacity, stage=read_at)]
+        seen, heat = model.as_rgb(images), heatmap_picture(attribution, images.shape[-2:], colormap, stage=read_at)
+        drawn += [to_picture(seen), heat, overlay(seen, attribution, colormap, opacity, stage=read_at)]
         captions += [title, "heatmap", f"why {model.class_names[logits.argmax()]}"]
     return grid(drawn, captions, 6)
 
@@ -147,7 +147,7 @@ def mask_triples(model: Model, photos: Sequence[Tensor], masks: Sequence[Tensor]
     """Each photo, of `read_photos`, its true mask and the predicted one, with the iou of the photo."""
     drawn, titles = [], []
     for view, logits, mask, iou in zip(photos, predict_photos(model, photos), masks, ious, strict=True):
-        photo = to_picture(to_float(view)[None])
+        photo = to_picture(model.as_rgb(to_float(view)))
         pair = [resize_mask(mask, logits.shape[-2:]), predicted_masks(model, logits)[0]]
         drawn += [photo, *(mask_overlay(photo, each[model.first_object :].any(0).numpy()) for each in pair)]
         titles += ["image", "true mask", f"predicted, iou {iou:.3f}"]
@@ -159,11 +159,12 @@ def stage_rows(model: Model, views: Tensor, colormap: str = COLORMAP, opacity: f
     drawn, titles = [], []
     for view in views:
         images = to_float(view)[None]
-        photo, mask = to_picture(images), predicted_masks(model, predict(model, images))[0, model.first_object :]
+        seen, mask = model.as_rgb(images), predicted_masks(model, predict(model, images))[0, model.first_object :]
+        photo = to_picture(seen)
         drawn += [photo, mask_overlay(photo, mask.any(0).numpy())]
         if mask.any():
             maps = explain(model, images, predicted_score(model)).maps["grad_cam"]
-            drawn += [overlay(images, maps[name], colormap, opacity, stage=each) for name, each in model.stages.items()]
+            drawn += [overlay(seen, maps[name], colormap, opacity, stage=each) for name, each in model.stages.items()]
             titles += ["image", "predicted mask", *maps]
         else:
             drawn += [photo] * len(model.stages)
@@ -183,14 +184,14 @@ def training_frame(model: Model, views: Tensor, title: str, masks: Sequence[Tens
         images = to_float(view)[None]
         if model.task == "classification":
             logits, attribution = grad_cam(model, images)
-            drawn.append(overlay(images, attribution, stage=last))
+            drawn.append(overlay(model.as_rgb(images), attribution, stage=last))
             titles.append(model.class_names[logits.argmax()])
             continue
-        photo, mask = to_picture(images), predicted_masks(model, predict(model, images))[0].cpu()
+        photo, mask = to_picture(model.as_rgb(images)), predicted_masks(model, predict(model, images))[0].cpu()
         pair = [each[model.first_object :] for each in (seen_mask(masks[i], model), mask)]
         drawn += [photo, *(mask_overlay(photo, each.any(0).numpy()) for each in pair)]
         found = pair[1].any()
-        drawn.append(overlay(images, grad_cam(model, images)[1], stage=last) if found else photo)
+        drawn.append(overlay(model.as_rgb(images), grad_cam(model, images)[1], stage=last) if found else photo)
         titles += ["image", "true mask", "predicted", "why" if found else "nothing found"]
     return grid(drawn, [name[:24] for name in titles], 6 if model.task == "classification" else 4, title)
 

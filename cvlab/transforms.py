@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,7 +14,7 @@ from pillow_heif import register_heif_opener
 from torch import Tensor
 
 from cvlab.models import Model
-from cvlab.models.model import TILES
+from cvlab.models.model import TILES, Channels
 from cvlab.tiles import middle
 
 register_heif_opener()
@@ -31,10 +32,36 @@ class ImageError(ValueError):
     """A picture cannot be opened. The message is a sentence for the person who chose it."""
 
 
+class Bands:
+    """A picture of any number of channels, with what is used here of a picture of Pillow."""
+
+    def __init__(self, bands: Sequence[Image.Image], rgb: Sequence[int]) -> None:
+        self.bands, self.rgb = bands, rgb  # a grey picture for each channel; the three that people see, from 1
+        self.width, self.height = self.size = bands[0].size
+        self.info: dict[str, list[str]] = {"notes": []}
+
+    def resize(self, *how: object) -> "Bands":
+        """As of a picture of Pillow."""
+        return Bands([band.resize(*how) for band in self.bands], self.rgb)
+
+    def crop(self, box: Sequence[int]) -> "Bands":
+        """As of a picture of Pillow."""
+        return Bands([band.crop(box) for band in self.bands], self.rgb)
+
+    def convert(self, mode: str) -> Image.Image:
+        """What people see, as a picture of Pillow."""
+        return Image.merge("RGB", [self.bands[int(i) - 1] for i in self.rgb]).convert(mode)
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
+        return np.stack(self.bands, -1)  # (H, W, N)
+
+
 # --- the opener -------------------------------------------------------------------------------------------------------
 
 
-def open_image(path_or_file: str | Path | BinaryIO, at_least: int | None = None) -> Image.Image:
+def open_image(
+    path_or_file: str | Path | BinaryIO, at_least: int | None = None, channels: Channels | None = None
+) -> Image.Image | Bands:
     """Opens any picture upright, as 8-bit RGB. This is what `image` means everywhere.
 
     EXIF rotation is applied, transparency becomes white, 16-bit and float pixels are scaled to 8 bits, and only the
@@ -42,12 +69,15 @@ def open_image(path_or_file: str | Path | BinaryIO, at_least: int | None = None)
 
     Args:
         at_least: decode a JPEG smaller, which is several times faster, but to no fewer pixels a side than this.
+        channels: `Model.channels` of a model that sees no photos: open the path of a TIFF or .npy, see `_bands`.
 
     Raises:
         ImageError: not an image, cut off, empty, a line of pixels, or, as is checked before decoding, too large.
     """
     name = Path(path_or_file).name if isinstance(path_or_file, str | Path) else "the picture"
     try:
+        if channels:
+            return _bands(path_or_file, name, channels)
         with Image.open(path_or_file, formats=FORMATS) as image:
             width, height = image.size
             if min(width, height) < MIN_SIDE:
@@ -73,6 +103,8 @@ def open_image(path_or_file: str | Path | BinaryIO, at_least: int | None = None)
         raise ImageError(f"{name} has too many pixels: cvlab opens up to {MAX_PIXELS / 1e6:.0f} million.") from error
     except ImageError:
         raise
+    except ImportError as error:
+        raise ImageError(f"{name} needs packages that are missing: pip install tifffile imagecodecs") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, EOFError, struct.error, ValueError ...
         raise ImageError(f"{name} is damaged or cut off and cannot be decoded.") from error
     rgb.info = {"notes": notes}
@@ -123,6 +155,53 @@ def _scale(strips: Iterable[np.ndarray], name: str, notes: list[str]) -> Callabl
         notes.append(f"Pixel values from {low:g} to {high:g} are shown from black to white.")
     low, span = (0.0, span) if span else (low, (high - low) or 1.0)  # one value everywhere is black
     return lambda pixels: np.round((pixels.astype(np.float64) - low) / span * 255).astype(np.uint8)
+
+
+def _bands(path: str | Path | BinaryIO, name: str, channels: Channels) -> Bands:
+    """A .npy of (H, W, N), or the bands of all pages of a TIFF that are as large as the first; neither is turned."""
+    with open(path, "rb") if isinstance(path, str | Path) else path as file:
+        start = file.read(6)
+    if start == b"\x93NUMPY":
+        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+        _check_numbers(name, pixels.shape, pixels.dtype, channels.count)
+    elif start.startswith((b"II", b"MM")):
+        pixels = _of_tiff(path, name, channels.count)
+    else:
+        raise ImageError(f"{name} is no TIFF and no .npy. The model needs one, with {channels.count} channels.")
+    if channels.range:
+        low, high = channels.range
+        pixels = (pixels.astype(np.float32) - low) * (255 / (high - low))
+        pixels = np.round(np.clip(np.nan_to_num(pixels), 0, 255)).astype(np.uint8)  # NaN is as low
+    elif pixels.dtype != np.uint8:
+        told = f"{name} holds {pixels.dtype.name} from {pixels.min():g} to {pixels.max():g}"
+        raise ImageError(f"{told}. Train with --range LOW HIGH, the values that become black and white.")
+    return Bands([Image.fromarray(band) for band in np.moveaxis(pixels, 2, 0).copy()], channels.shown)
+
+
+def _of_tiff(path: str | Path, name: str, count: int) -> np.ndarray:
+    """The bands of all pages, (H, W, N)."""
+    import imagecodecs  # noqa: F401  with it tifffile unpacks no more than the tags say; few pictures need the two
+    import tifffile
+
+    with tifffile.TiffFile(path) as tiff:
+        first, *others = islice(tiff.pages, 4 * count)  # some may be small copies
+        pages = [first, *(page for page in others if page.shaped == first.shaped)]
+        planes, depth, height, width, samples = first.shaped
+        _check_numbers(name, (height, width, len(pages) * planes * depth * samples), first.dtype, count)
+        for page in pages:  # a tile may be larger than its page
+            sides = (page.tilelength * page.tiledepth, page.tilewidth) if page.is_tiled else (height, width)
+            _check_numbers(name, (*sides, count), page.dtype, count)
+        parts = [page.asarray().reshape(page.shaped).transpose(2, 3, 0, 1, 4) for page in pages]
+        return np.concatenate([part.reshape(height, width, -1) for part in parts], -1)
+
+
+def _check_numbers(name: str, shape: Sequence[int], dtype: np.dtype, count: int) -> None:
+    """Raises ImageError for what is not to be decoded: no (H, W, N) numbers, or too many."""
+    if len(shape) != 3 or shape[2] != count or min(shape[:2]) < MIN_SIDE or dtype.kind not in "uif":
+        found = f"{' x '.join(map(str, shape))} values of {dtype.name}"
+        raise ImageError(f"{name} holds {found}. The model needs height x width x {count} channels of numbers.")
+    if (taken := math.prod(shape) * (2 * dtype.itemsize + 5)) > MAX_BYTES:
+        raise ImageError(f"{name} takes {taken / 1e6:.0f} MB when decoded; cvlab opens up to {MAX_BYTES / 1e6:.0f} MB.")
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------
@@ -233,7 +312,7 @@ def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def to_uint8(image: Image.Image) -> Tensor:
-    """PIL RGB to (3, H, W) uint8, the form in which images stay in memory."""
+    """PIL RGB or `Bands` to (3 or N, H, W) uint8, the form in which images stay in memory."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 

@@ -68,6 +68,8 @@ def main() -> None:
     sharing = processes()
     model, folder, data = checkpoint.load_own(args.checkpoint), Path(args.checkpoint), args.data
     classifies = model.task == "classification"
+    if model.channels:
+        raise ValueError("The audit looks for marks in photos; this model sees TIFF or .npy.")
     out = args.out or (folder if folder.is_dir() else "runs/hub" / folder)
     make_folder(out)
     parts, trained_on = parts_of(model, data, args.part)

@@ -60,14 +60,14 @@ def main() -> None:
     names = ("widths", "depth", "dropout", "hidden", "head_dropout", "pools", "pool_to", "padding", "batch_norm")
     names += ("first_relu", "stem_bias", "dropout_at")
     arguments = {name: value for name in names if (value := vars(args)[name]) is not None}
-    models.check_size(args.network, args.image_size, arguments)
+    channels = cli.channels_of(args)
+    models.check_size(args.network, args.image_size, arguments, channels)
     state = open_run(args)
     set_seed(args.seed)
 
     # Data: photos are decoded once; each epoch augments them anew.
-    parts = classification_parts(
-        args.data, args.split_seed, args.per_class, args.image_size, args.allow_leaks, classes=args.classes
-    )
+    cut = args.data, args.split_seed, args.per_class
+    parts = classification_parts(*cut, args.image_size, args.allow_leaks, classes=args.classes, channels=channels)
     cache, view = Cache(args.out), cli.view_of(args)
     how = {"augment": args.augment, "min_area": args.min_area, "jitter": args.color_jitter, "erase": args.erase}
     train_set, val_set = sets.classification_sets(parts, view, cache, args.seed, **how, fast=True)
@@ -76,7 +76,7 @@ def main() -> None:
 
     # Model, loss, optimizer, schedule.
     mean, std = sets.normalization(args.normalize, train_set.images)
-    view |= {"arguments": arguments, "mean": mean, "std": std}
+    view |= {"arguments": arguments, "mean": mean, "std": std, "channels": channels}
     model = models.build(args.network, parts.class_names, **view)
     start_from(args.start_from, model)
     model = model.to(memory_format=torch.channels_last)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
-from limits import check_numbers
+from limits import check_numbers, converted
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # before any script imports cvlab, which needs no installation
@@ -22,6 +22,7 @@ from cvlab.data.sets import AUGMENTATIONS, NORMALIZATIONS
 from cvlab.files import DISK_IS_FULL, printable
 from cvlab.learning.optim import DECAYS, OPTIMIZERS, SCHEDULES
 from cvlab.memory import keep_freed_memory
+from cvlab.models.model import Channels
 
 RECIPES = Path(__file__).parent / "recipes"
 FILE_IN_THE_WAY = (FileExistsError, NotADirectoryError)
@@ -83,18 +84,6 @@ class Parser(argparse.ArgumentParser):
                 raise ValueError(f"Recipe {name}: “{value}” is not a value of {option}.") from error
 
 
-def converted(value: object, action: argparse.Action) -> object:
-    """A recipe's value as the command line would give it (1 of a float option is 1.0); ValueError if it is not one."""
-    if isinstance(value, list):
-        return [converted(each, action) for each in value]
-    if isinstance(value, bool) and action.nargs == 0:  # a switch
-        return value
-    value = (action.type or str)(str(value))
-    if action.choices and value not in action.choices:
-        raise ValueError(value)
-    return value
-
-
 def read_recipe(name: str) -> dict:
     """The tables of a recipe; ValueError if there is none of this name."""
     names = [path.stem for path in sorted(RECIPES.glob("*.toml"))]
@@ -134,6 +123,10 @@ def parser(script: str, doc: str, **defaults: object) -> Parser:
     ))  # fmt: skip
     add("--color-jitter", type=float, default=0.3, help="full augmentation: how far colours change; 0: not at all")
     add("--erase", type=float, default=0.0, help="full augmentation: share of pictures with one of 16 cells greyed")
+    add = parser.add_argument_group("pictures that are no photos", argument_default=argparse.SUPPRESS).add_argument
+    add("--in-channels", type=int, metavar="N", help="pictures are TIFF or .npy of N channels")
+    add("--show", type=int, nargs=3, metavar=("R", "G", "B"), help="what people see of them; else 1 2 3, or 1 alone")
+    add("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="black and white; needed for all but uint8")
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=int)
     add("--batch-size", type=int)
@@ -176,6 +169,16 @@ def add_classification(parser: Parser, **defaults: object) -> None:
     add("--class-weights", choices=("none", "balanced"), default="none", help=weights)
     add("--best-by", choices=("accuracy", "loss"), default="accuracy", help="val score by which an epoch is kept")
     parser.set_defaults(**defaults)
+
+
+def channels_of(args: argparse.Namespace) -> Channels | None:
+    """The channels of pictures that are no photos; ValueError for what cannot go with them."""
+    count, show, limits = (vars(args).get(name) for name in ("in_channels", "show", "range"))  # there if given
+    if count is None:
+        return None
+    if args.data is None or args.normalize == "imagenet":
+        raise ValueError("--in-channels needs pictures, given with --data, and --normalize data.")
+    return Channels(count, show or ([1, 2, 3] if count > 2 else [1, 1, 1]), limits or [])
 
 
 def view_of(args: argparse.Namespace) -> dict:

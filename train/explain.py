@@ -80,9 +80,10 @@ def main() -> None:
 
 def explain_photo(model: Model, args: argparse.Namespace, stages: list[str]) -> None:
     """The files of one photo; ValueError for a class that the model does not have, or does not find."""
-    image, out = open_image(args.photo), args.out
+    image, out = open_image(args.photo, None, model.channels), args.out
     asked = Question(class_name=args.class_name)
     seen = predict_photo(image, model, asked, progress=partial(tqdm, desc="predicting"))  # makes the image smaller
+    image = image.convert("RGB") if model.channels else image
     evidence, size, segments = seen.evidence, (image.height, image.width), model.task == "segmentation"
     predicted = model.class_names[predicted_classes(model, seen.logits)]
     explained = args.class_name or predicted

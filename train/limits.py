@@ -1,4 +1,4 @@
-"""The ranges of the options that are numbers, for all scripts."""
+"""What the values of options may be, for all scripts: their types in recipes, and the ranges of numbers."""
 
 import argparse
 import math
@@ -25,3 +25,15 @@ def check_numbers(args: argparse.Namespace) -> None:
             if not least <= value <= most or value == math.inf or (value == 0 and name in NOT_0):
                 limits = f"at least {least}" if most > 1 else f"{'above' if name in NOT_0 else 'from'} {least} to 1"
                 raise ValueError(f"--{name.replace('_', '-')} is {value:g}: it must be {limits}.")
+
+
+def converted(value: object, action: argparse.Action) -> object:
+    """A recipe's value as the command line would give it (1 of a float option is 1.0); ValueError if it is not one."""
+    if isinstance(value, list):
+        return [converted(each, action) for each in value]
+    if isinstance(value, bool) and action.nargs == 0:  # a switch
+        return value
+    value = (action.type or str)(str(value))
+    if action.choices and value not in action.choices:
+        raise ValueError(value)
+    return value

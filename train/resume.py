@@ -170,6 +170,7 @@ def check_options(args: Namespace, state: Path) -> None:
     """Raises ValueError for options that --resume cannot change, with their old and new values."""
     progress = read_json(state / "progress.json")
     before, after, phase = progress["made_with"]["options"], options_of(args), progress["phase"]
+    before, after = (dict.fromkeys(("in_channels", "show", "range")) | each for each in (before, after))
     changed = {name for name in before.keys() & after.keys() if before[name] != after[name]}
     notes = []
     for name, number, schedule in (("epochs", 1, "schedule"), ("finetune_epochs", 2, "finetune_schedule")):

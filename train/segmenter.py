@@ -91,14 +91,14 @@ def main() -> None:
     if not 0 < args.zoom[0] <= args.zoom[1]:
         raise ValueError("--zoom takes two factors above 0, the smaller one first: 1 1.4 only enlarges.")
     network, arguments, view = network_of(args)
-    size = view["image_size"]
-    models.check_size(network, size, arguments)
+    size, channels = view["image_size"], cli.channels_of(args)
+    models.check_size(network, size, arguments, channels)
     state = open_run(args)
     set_seed(args.seed)
 
     # Data: photos are decoded once; each epoch augments them anew.
-    exclusive = args.loss in EXCLUSIVE_LOSSES if args.loss else None
-    parts = segmentation_parts(args.data, args.split_seed, args.class_names, size, exclusive=exclusive)
+    names, exclusive = args.class_names, args.loss in EXCLUSIVE_LOSSES if args.loss else None
+    parts = segmentation_parts(args.data, args.split_seed, names, size, exclusive=exclusive, channels=channels)
     cache = Cache(args.out)
     augmentation = {"augment": args.augment, "zoom": args.zoom, "jitter": args.color_jitter, "erase": args.erase}
     train_set, val_set, val_masks = sets.segmentation_sets(parts, size, cache, args.seed, args.crop, **augmentation)
@@ -106,9 +106,9 @@ def main() -> None:
     print(sets.summary(parts, cache))
 
     # Model, loss, optimizer, schedule.
-    if args.normalize or "mean" not in view:
+    if args.normalize or channels or "mean" not in view:
         view["mean"], view["std"] = sets.normalization(args.normalize or "data", train_set.images)
-    view["crop_mode"] = TILES if args.crop else "center"
+    view |= {"crop_mode": TILES if args.crop else "center", "channels": channels}
     model = models.build(network, parts.class_names, arguments=arguments, exclusive=parts.exclusive, **view)
     start_from(args.start_from, model)
     if args.backbone and args.pretrained and not args.start_from:

@@ -91,24 +91,24 @@ def main() -> None:
     arguments["architecture"] = args.backbone.split(".")[0]
     if args.head == "map":
         arguments["pool"] = False
-    models.check_size(name, size, arguments)
+    channels = cli.channels_of(args)
+    models.check_size(name, size, arguments, channels)
     state = open_run(args)
     set_seed(args.seed)
 
     # Data: photos are decoded once.
-    parts = classification_parts(
-        args.data, args.split_seed, args.per_class, size, args.allow_leaks, classes=args.classes
-    )
+    cut = args.data, args.split_seed, args.per_class
+    parts = classification_parts(*cut, size, args.allow_leaks, classes=args.classes, channels=channels)
     cache = Cache(args.out)
     augmentation = {"augment": augment, "min_area": args.min_area, "jitter": args.color_jitter, "erase": args.erase}
     train_set, val_set = sets.classification_sets(parts, view, cache, args.seed, **augmentation)
-    if args.normalize:
-        mean, std = sets.normalization(args.normalize, train_set.images)
+    if args.normalize or channels:
+        mean, std = sets.normalization(args.normalize or "data", train_set.images)
     batch_size = sets.whole_batches(args.batch_size, len(train_set))
     print(sets.summary(parts, cache))
 
     # Model.
-    model = models.build(name, parts.class_names, arguments=arguments, mean=mean, std=std, **view)
+    model = models.build(name, parts.class_names, arguments=arguments, mean=mean, std=std, channels=channels, **view)
     frozen.start_classifier(model)
     start_from(args.start_from, model)
     if args.pretrained and not args.start_from:

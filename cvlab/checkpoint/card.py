@@ -46,7 +46,7 @@ from cvlab.explain import grad_cam
 from cvlab.transforms import open_image, view
 
 model = load("{source}")
-images = view(open_image("photo.jpg"), model)
+images = view(open_image({opened}), model)
 logits, attribution = grad_cam(model, images)"""
 
 
@@ -78,7 +78,8 @@ def write(folder: str | Path, model_id: str | None = None) -> None:
         # Photographs of an audit are not published.
         shown = [path for path in section.pictures if not model_id or path.parent.name == "report"]
         blocks.append(markdown(replace(section, pictures=shown)))
-    blocks += ["## Use", _fenced(USE.format(source=model_id or folder), "python")]
+    opened = '"my.tif", channels=model.channels' if "channels" in read_config(folder / "config.json") else '"photo.jpg"'
+    blocks += ["## Use", _fenced(USE.format(source=model_id or folder, opened=opened), "python")]
     write_text(folder / "README.md", "\n\n".join(filter(None, blocks)) + "\n")
 
 
@@ -110,7 +111,7 @@ def _read_json(path: Path) -> dict:
 
 def _model(folder: Path) -> Section:
     config, manifest = read_config(folder / "config.json"), _read_json(folder / "manifest.json")
-    side = config["image_size"]
+    side, count = config["image_size"], len(config["mean"])
     if config["task"] == "classification":
         resized = "squashed" if config["crop_mode"] == "squash" else "shorter side resized"
         geometry = f"{resized} to {int(side / config['crop_pct'])} pixels, centre crop of {side}"
@@ -123,7 +124,7 @@ def _model(folder: Path) -> Section:
         ("network", config["network"]),
         ("parameters", f"{manifest['parameters']:,}" if "parameters" in manifest else "unknown"),
         ("classes", ", ".join(config["class_names"][:MOST_NAMES])),
-        ("input", f"RGB from 0 to 1, {geometry}"),
+        ("input", f"{'RGB' if count == 3 else f'{count} channels'} from 0 to 1, {geometry}"),
         ("stages that can be explained", ", ".join(config.get("stages", []))),
     ]
     return Section("Model", facts=facts)

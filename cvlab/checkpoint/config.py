@@ -42,7 +42,7 @@ ALLOWED_ARGUMENTS = {
     "encoder": str,
     "decoder_channels": list,
 }
-OPTIONAL = {"interpolation": str, "crop_mode": str, "exclusive": bool, "stages": list}
+OPTIONAL = {"interpolation": str, "crop_mode": str, "exclusive": bool, "stages": list, "channels": dict}
 OPTIONAL |= {"data": dict, "options": dict, "precision": str, "versions": dict}
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash", TILES)
@@ -200,6 +200,7 @@ def _check_class_names(names: list, task: str, path: Path) -> None:
 def _check_numbers(block: dict, path: Path) -> None:
     for key, (least, most, count) in RANGES.items():
         given = block.get(key, [least] * count)
+        count = block.get("channels", {}).get("count", count) if key in ("mean", "std") else count
         numbers = given if isinstance(given, list) else [given]
         # Python's JSON reads NaN and Infinity: both fail the comparison.
         if len(numbers) != count or not all(type(each) in (int, float) and least <= each <= most for each in numbers):

@@ -160,7 +160,7 @@ def _measured(arguments: dict, task: str, path: Path, most_gib: float) -> tuple[
         raise CheckpointError(f"{path} describes a network of {numbers:,} numbers; the limit is {MAX_PARAMETERS:,}.")
     side = arguments["image_size"]
     with _building(path), torch.device("meta"), torch.no_grad(), _Count() as count:
-        logits = model(torch.empty(1, 3, side, side))
+        logits = model(torch.empty(1, model.in_channels, side, side))
     needed = 4 * (COPIES * numbers + KEPT * count.numbers + MASKS * logits.numel()) / 2**30
     if needed > most_gib:
         advice = "use a smaller network, smaller views or fewer classes"

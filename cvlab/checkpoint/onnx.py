@@ -60,7 +60,7 @@ def at_every_position(layer: nn.Module, maps: Tensor) -> Tensor:
 @torch.no_grad()
 def averaged_map(model: Model) -> tuple[nn.Module, nn.Module] | None:
     """The module whose map a classifier averages, and the linear layer on that mean; None if it does not do so."""
-    images = torch.rand(1, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(1, model.in_channels, *2 * [model.image_size], generator=torch.Generator().manual_seed(0))
     modules = dict(model.named_modules())
     logits, seen = outputs_of(model, images, modules)
     linear = [m for m in map(modules.get, seen) if isinstance(m, nn.Linear | nn.Conv2d) and m.weight[0, 0].numel() == 1]
@@ -89,7 +89,7 @@ def write(model: Model, folder: Path) -> Path:
     if (size := sum(each.nbytes for each in model.state_dict().values())) > MAX_WEIGHTS_BYTES:
         raise ValueError(f"The weights have {size:,} bytes; the limit of {ONNX} is {MAX_WEIGHTS_BYTES:,}.")
     generator, side, network = torch.Generator().manual_seed(1), model.image_size, WithMaps(model).eval()
-    images, others = (torch.rand(n, 3, side, side, generator=generator) for n in (3, 2))
+    images, others = (torch.rand(n, model.in_channels, side, side, generator=generator) for n in (3, 2))
     with torch.no_grad():
         expected = network(others)
     with whole_file(folder / ONNX) as writing:

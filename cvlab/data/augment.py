@@ -153,6 +153,8 @@ def crop_grids(
 
 def change_colours(images: Tensor, u: Tensor, jitter: float = 0.3) -> Tensor:
     """Changes brightness, contrast and saturation of images (N, 3, H, W) in [0, 1], each by a factor in 1 -+ jitter."""
+    if images.shape[1] != 3:  # these are no colours
+        return images
     brightness, contrast, saturation = between(1 - jitter, 1 + jitter, u[:, :3]).T.view(3, -1, 1, 1)
     # All three are linear in a pixel's colour: together one matrix and one shift, in a single pass over the images.
     mean = brightness * images.mean(dim=(1, 2, 3)).view(-1, 1, 1)

@@ -18,6 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm.contrib.concurrent import thread_map
 
+from cvlab.models.model import Channels
 from cvlab.transforms import ImageError, open_image
 
 COARSE, FINE = 0.99, 0.985  # lowest correlations of copies; for other photos of a scene at least one is lower
@@ -40,11 +41,14 @@ def fingerprint(path: Path) -> str:
 class Copies:
     """Which of some files are copies of one photo, and which cannot be opened. Each is opened once, on all cores."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        examined = thread_map(_examined, paths, max_workers=os.cpu_count(), desc="looking for copies", leave=False)
+    def __init__(self, paths: Sequence[Path], channels: Channels | None = None) -> None:
+        bar = {"desc": "looking for copies", "leave": False}
+        examined = thread_map(lambda path: _examined(path, channels), paths, max_workers=os.cpu_count(), **bar)
         self.paths = paths
         # By file a sentence why it cannot be opened; such files are only compared byte for byte.
         self.faults = {path: fault for path, (*_, fault) in zip(paths, examined, strict=True) if fault}
+        if channels and len(self.faults) == len(paths) > 0:
+            raise ImageError(f"None of {len(paths)} pictures can be used. {self.faults[paths[0]]}")
         self.pairs = _pairs(*list(zip(*examined, strict=True))[:3]) if examined else []  # in the order of the files
         first, second, _ = zip(*self.pairs, strict=True) if self.pairs else ((), (), ())
         links = coo_array((np.ones(len(self.pairs)), (first, second)), shape=(len(paths), len(paths)))
@@ -73,19 +77,20 @@ class Copies:
         return cut | {rest: sorted(path for group in groups for path in group)}
 
 
-def _examined(path: Path) -> tuple[str, np.ndarray, np.ndarray, str]:
-    """A file's fingerprint, its thumbnails (16, 16, 3) and (32, 32), and why it cannot be opened.
+def _examined(path: Path, channels: Channels | None) -> tuple[str, np.ndarray, np.ndarray, str]:
+    """A file's fingerprint, its thumbnails (16, 16, 3 or more) and (32, 32), and why it cannot be opened.
 
     Of a picture of one colour, or a file that cannot be opened, the thumbnails are zeros, which correlate with nothing.
     """
-    fault = ""
     try:
-        image = open_image(path, at_least=128)
+        image = open_image(path, 128, channels)
     except ImageError as error:
-        image, fault = Image.new("RGB", (1, 1)), str(error)
+        nothing = np.zeros((16, 16, channels.count if channels else 3), np.float32)
+        return fingerprint(path), nothing, np.zeros((32, 32), np.float32), str(error)
     coarse = np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR), np.float32)
     fine = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BILINEAR), np.float32)
-    return fingerprint(path), _unit(coarse), _unit(fine), fault
+    # A channel that is no colour may be brighter than the others in all pictures.
+    return fingerprint(path), _unit(coarse - coarse.mean((0, 1)) if channels else coarse), _unit(fine), ""
 
 
 def _unit(pixels: np.ndarray) -> np.ndarray:

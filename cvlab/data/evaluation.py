@@ -26,17 +26,17 @@ def parts_of(model: Model, data: Path | None, part: str) -> tuple[Parts, int]:
         data: the data folder; None for a model of synthetic scenes.
         part: the part that is needed, or "all": samples["all"] holds the pictures of all parts.
     """
-    facts, size = model.config.get("data", {}), model.image_size
+    facts, size, names, channels = model.config.get("data", {}), model.image_size, model.class_names, model.channels
+    seed, per_class, classes = (facts.get(key) for key in ("split_seed", "per_class", "classes"))
     needed = () if part == "all" else (part,)
     if data is None and facts.get("name") != SHAPES:
         trained_on = facts.get("name", "pictures whose name was not recorded")
         raise ValueError(f"The model was trained on {trained_on}: give their folder with --data.")
     if model.task == "classification":
-        seed, per_class, classes = (facts.get(key) for key in ("split_seed", "per_class", "classes"))
-        parts = classification_parts(data, seed or 0, per_class, size, True, needed, classes, model.class_names)
+        parts = classification_parts(data, seed or 0, per_class, size, True, needed, classes, names, None, channels)
     else:
-        names = model.class_names[model.first_object :]
-        parts = segmentation_parts(data, facts.get("split_seed", 0), names, size, needed, exclusive=model.exclusive)
+        names = names[model.first_object :]
+        parts = segmentation_parts(data, seed or 0, names, size, needed, None, model.exclusive, channels)
     trained_on = parts.as_recorded(facts.get("fingerprints", {}))
     parts.samples["all"] = [sample for name in PARTS for sample in parts.samples[name]]
     return parts, trained_on
@@ -67,14 +67,15 @@ def read_photos(parts: Parts, part: str, model: Model) -> tuple[list[Tensor], li
 
 def open_views(paths: Sequence[Path], model: Model) -> tuple[Tensor, list[str]]:
     """Single pictures as the model sees them, (N, 3, S, S) uint8, and their names."""
-    return torch.stack([to_uint8(square_view(open_image(path), model)) for path in paths]), [p.name for p in paths]
+    views = [to_uint8(square_view(open_image(path, None, model.channels), model)) for path in paths]
+    return torch.stack(views), [path.name for path in paths]
 
 
 def foreign_views(folder: Path, model: Model) -> Tensor:
     """At most MOST pictures of anything in a folder and its subfolders, as the model sees them, (N, 3, S, S) uint8."""
-    paths = pictures_in(existing(folder), {})
+    paths = pictures_in(existing(folder), {}, arrays=bool(model.channels))
     samples = {"others": random.Random(0).sample(paths, min(MOST, len(paths)))}
-    parts = Parts(folder.name, [], samples, lambda path, at_least=None: (open_image(path, at_least), 0))
+    parts = Parts(folder.name, [], samples, lambda path, at_least=None: (open_image(path, at_least, model.channels), 0))
     return read_views(parts, "others", model)[0]
 
 

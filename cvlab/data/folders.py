@@ -73,11 +73,11 @@ def left_out_notes(left_out: dict[Path, str], folder: str | Path) -> list[str]:
 # --- classification ---------------------------------------------------------------------------------------------------
 
 
-def class_pictures(folder: Path) -> Found:
+def class_pictures(folder: Path, arrays: bool = False) -> Found:
     """The pictures of a classification folder, DIR/<class>/* or DIR/{train,val,test}/<class>/*, by part and class.
 
     The classes are the folders in train, or in all parts where there is no train; a class has the pictures of its
-    subfolders too.
+    subfolders too. With `arrays` .npy files are pictures.
 
     Raises:
         DataError: the folders are neither classes nor parts of a known name.
@@ -103,7 +103,7 @@ def class_pictures(folder: Path) -> Found:
     first = [roots[part] for part in ("all", "train") if part in roots] or roots.values()
     names = sorted({path.name for root in first for path in _subfolders(root)})
     for part, root in roots.items():
-        found.parts[part] = {name: pictures_in(root / name, found.left_out) for name in names}
+        found.parts[part] = {name: pictures_in(root / name, found.left_out, arrays) for name in names}
         for path in _subfolders(root):
             if path.name not in names:
                 reason = f"is of a class that train does not have, {path.name}"
@@ -119,15 +119,15 @@ def has_masks(folder: Path) -> bool:
     return bool(_mask_folders(folder))
 
 
-def mask_pairs(folder: Path) -> Found:
-    """The pictures of a segmentation folder and their masks, by part: images/NAME.* with masks/NAME.*.
+def mask_pairs(folder: Path, arrays: bool = False) -> Found:
+    """The pictures (with `arrays` also .npy) of a segmentation folder, and their masks: images/NAME.*, masks/NAME.*.
 
     Parts may be the outer folders (train/images) or the inner ones (images/train). A mask may also be named NAME_mask,
     mask_NAME or NAME.jpg.png. Where two masks fit a picture, or two pictures a mask, none of them is used.
     """
     found = Found()
     for part, (images, masks) in _mask_folders(folder).items():
-        found.parts[part] = _paired(images, masks, found.left_out)
+        found.parts[part] = _paired(images, masks, found.left_out, arrays)
     return found
 
 
@@ -150,9 +150,9 @@ def _mask_folders(folder: Path) -> dict[str, tuple[Path, Path | None]]:
         (folder,) = _subfolders(folder)
 
 
-def _paired(images: Path, masks: Path | None, left_out: dict[Path, str]) -> dict[Path, Path]:
+def _paired(images: Path, masks: Path | None, left_out: dict[Path, str], arrays: bool) -> dict[Path, Path]:
     """The mask of each picture: one of the same name, else of the same stem, else of the same name but for its kind."""
-    pictures, drawn = pictures_in(images, left_out), pictures_in(masks, left_out) if masks else []
+    pictures, drawn = pictures_in(images, left_out, arrays), pictures_in(masks, left_out) if masks else []
     pairs: dict[Path, Path] = {}
     by_name, by_stem = (lambda path: path.name), (lambda path: path.stem)
     for key_of_picture, key_of_mask in ((by_name, by_stem), (by_stem, by_stem), (_plain, _plain)):
@@ -192,8 +192,8 @@ def _plain(path: Path) -> str:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def pictures_in(folder: Path, left_out: dict[Path, str]) -> list[Path]:
-    """The pictures of a folder and its subfolders, also behind links, sorted; none if there is no such folder.
+def pictures_in(folder: Path, left_out: dict[Path, str], arrays: bool = False) -> list[Path]:
+    """The pictures (with `arrays` also .npy) below a folder, also behind links, sorted; none if there is none.
 
     `left_out` takes the other files with the reason. What a system leaves is skipped, but for pictures among it.
     """
@@ -211,7 +211,7 @@ def pictures_in(folder: Path, left_out: dict[Path, str]) -> list[Path]:
         seen.add(real)
         folders[:] = [name for name in folders if not _of_the_system(name)]
         for path in (Path(place, name) for name in names):
-            if reason := _why_not(path):
+            if reason := "" if arrays and path.suffix.lower() == ".npy" else _why_not(path):
                 left_out[path] = reason
             elif not _of_the_system(path.name):
                 pictures.append(path)

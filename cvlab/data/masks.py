@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cvlab.data.folders import DataError
-from cvlab.models.model import name_fault
-from cvlab.transforms import FORMATS, MAX_BYTES, decoded_bytes
+from cvlab.models.model import Channels, name_fault
+from cvlab.transforms import FORMATS, MAX_BYTES, decoded_bytes, open_image
 
 MAX_MASK_CLASSES = 64
 BACKGROUND = "background"
@@ -153,14 +153,14 @@ class Held:
     fault: str = ""  # the same as a sentence about this mask
 
 
-def examine_masks(pairs: dict[Path, Path], image_size: int) -> dict[Path, Held]:
+def examine_masks(pairs: dict[Path, Path], image_size: int, channels: Channels | None = None) -> dict[Path, Held]:
     """What the mask of each picture holds, on all cores and with a progress bar. Photos are not decoded."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        held = pool.map(lambda pair: _examine_pair(*pair, image_size), pairs.items())
+        held = pool.map(lambda pair: _examine_pair(*pair, image_size, channels), pairs.items())
         return dict(zip(pairs, tqdm(held, "checking masks", len(pairs), leave=False), strict=True))
 
 
-def _examine_pair(image: Path, mask: Path, image_size: int) -> Held:
+def _examine_pair(image: Path, mask: Path, image_size: int, channels: Channels | None) -> Held:
     held = Held()
     try:
         values = _values(mask)
@@ -172,7 +172,8 @@ def _examine_pair(image: Path, mask: Path, image_size: int) -> Held:
     rows, columns = (((np.arange(image_size) + 0.5) * side / image_size).astype(int) for side in values.shape)
     held.small = set(np.unique(values[np.ix_(rows, columns)]).tolist())
     try:
-        with Image.open(image, formats=FORMATS) as photo, Image.open(mask, formats=FORMATS) as drawn:
+        opened = nullcontext(open_image(image, channels=channels)) if channels else Image.open(image, formats=FORMATS)
+        with opened as photo, Image.open(mask, formats=FORMATS) as drawn:
             raw, turn, of_mask = photo.size, 1, 1
             with suppress(Exception):  # damaged tags have no effect, as values beyond 8 have none
                 turn, of_mask = (each.getexif().get(ORIENTATION, 1) for each in (photo, drawn))

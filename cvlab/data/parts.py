@@ -23,7 +23,7 @@ from cvlab.data.cache import Cache
 from cvlab.data.duplicates import Copies, fingerprint
 from cvlab.data.folders import DataError, class_pictures, existing, left_out_notes, mask_pairs
 from cvlab.data.masks import BACKGROUND, agreed, examine_masks, mask_facts
-from cvlab.models.model import name_fault
+from cvlab.models.model import Channels, name_fault
 from cvlab.transforms import ImageError, open_image
 
 PARTS = ("train", "val", "test")
@@ -129,6 +129,7 @@ def classification_parts(
     classes: int | None = None,
     class_names: Sequence[str] | None = None,
     copies: Copies | None = None,
+    channels: Channels | None = None,
 ) -> Parts:
     """The parts of a folder of classes, or of synthetic scenes if `folder` is None.
 
@@ -142,12 +143,12 @@ def classification_parts(
         needed: parts in which every class must have a picture; with `class_names` one class is enough.
         classes: use only the first so many classes, by name.
         class_names: of a trained model; a class of it that the folder lacks is named in a note.
-        copies: the pictures of the folder if they were compared before.
+        copies, channels: the pictures of the folder if they were compared before, and if they are no photos.
     """
     if folder is None:
         return _shapes_parts(shapes.CLASS_NAMES, lambda scene: scene.label, image_size)
-    found = class_pictures(existing(folder))
-    copies = copies or Copies(found.pictures)
+    found = class_pictures(existing(folder), arrays=bool(channels))
+    copies = copies or Copies(found.pictures, channels)
     found.left_out |= dict.fromkeys(copies.faults, "cannot be opened")
     names = list(next(iter(found.parts.values())))[:classes]
     if class_names is None:
@@ -157,7 +158,7 @@ def classification_parts(
         raise DataError(f"{folder} has classes that the model does not know: {theirs}. It knows {ours}.")
     split = {"split_seed": split_seed, "per_class": per_class, "classes": classes}
     parts = _empty_parts(folder, class_names or names, split)
-    parts.open_sample = lambda sample, at_least=None: (open_image(sample[0], at_least), sample[1])
+    parts.open_sample = lambda sample, at_least=None: (open_image(sample[0], at_least, channels), sample[1])
     sizes = {}
     for label, name in enumerate(parts.class_names):
         given = {
@@ -211,6 +212,7 @@ def segmentation_parts(
     needed: Sequence[str] = PARTS,
     copies: Copies | None = None,
     exclusive: bool | None = None,
+    channels: Channels | None = None,
 ) -> Parts:
     """The parts of a folder of images and masks, or of synthetic scenes if `folder` is None.
 
@@ -221,7 +223,7 @@ def segmentation_parts(
             "class 1", "class 2", ... as the masks have.
         image_size: side of the model's input, pixels: of the synthetic scenes, and for what is left of small masks.
         needed: parts that must have a picture.
-        copies: the pictures of the folder if they were compared before.
+        copies, channels: the pictures of the folder if they were compared before, and if they are no photos.
         exclusive: each pixel has one class, and masks have a channel for the background before the others; a pixel of
             the value 255 beside numbers of classes is in no channel, and not scored. By default where there are
             several classes or such pixels.
@@ -230,15 +232,15 @@ def segmentation_parts(
         return _shapes_parts([BACKGROUND, *shapes.CLASS_NAMES], _one_hot, image_size, mixed=True)
     if folder is None:
         return _shapes_parts(["shape"], lambda scene: torch.from_numpy(scene.mask)[None], image_size)
-    found = mask_pairs(existing(folder))
+    found = mask_pairs(existing(folder), arrays=bool(channels))
     pairs = {image: mask for part in found.parts.values() for image, mask in part.items()}
     if not pairs:
         names = ", ".join(sorted(path.name for path in Path(folder).iterdir() if path.is_dir())[:5])
         there = " ".join(left_out_notes(found.left_out, folder)) or f"Its folders: {names or 'none'}."
         raise DataError(f"{folder} has no pairs: expected images/NAME.jpg (or other) with masks/NAME.png. {there}")
-    copies = copies or Copies(list(pairs))
+    copies = copies or Copies(list(pairs), channels)
     found.left_out |= dict.fromkeys(copies.faults, "cannot be opened")
-    held = examine_masks(pairs, image_size)
+    held = examine_masks(pairs, image_size, channels)
     names, read, ignore = agreed(Path(folder), pairs, held, class_names, exclusive)
     found.left_out |= {path: each.reason for path, each in held.items() if each.reason}
     given = {part: [path for path in images if path not in found.left_out] for part, images in found.parts.items()}
@@ -250,7 +252,7 @@ def segmentation_parts(
     parts = _empty_parts(folder, names, {"split_seed": split_seed})
     parts.samples = {part: [(path, pairs[path]) for path in cut[part]] for part in PARTS}
     # Never decoded smaller: a photo has the size of its mask.
-    parts.open_sample = lambda sample, at_least=None: (open_image(sample[0]), read(sample[1]))
+    parts.open_sample = lambda sample, at_least=None: (open_image(sample[0], None, channels), read(sample[1]))
     used = [held[path] for path in pairs if path not in found.left_out]
     if not_scored := sum(each.counts.pop(ignore, 0) for each in used):
         parts.notes.append(f"Pixels of the value {ignore}, which are not scored: {not_scored:,}.")

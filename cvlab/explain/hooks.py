@@ -89,9 +89,10 @@ def passes(
 
 def forward(model: Model, images: Tensor) -> Tensor:
     """The logits of images (N, 3, S, S) in [0, 1], on the model's device; ValueError if it has none that are finite."""
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+    count = getattr(model, "in_channels", 3)
+    if images.ndim != 4 or images.shape[1] != count or not images.is_floating_point():
         found = f"{tuple(images.shape)} of {str(images.dtype).removeprefix('torch.')}"
-        raise ValueError(f"images must be (N, 3, H, W) of floats in [0, 1], not {found}: see cvlab.transforms.view")
+        raise ValueError(f"images must be floats (N, {count}, H, W) in [0, 1], not {found}: see cvlab.transforms.view")
     weight = next(model.parameters(), images)
     try:
         logits = model(images.to(weight.device))

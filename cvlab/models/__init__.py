@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import torch
+from torch import nn
 
 from cvlab.models.adopted import adopt
 from cvlab.models.geometry import locate
-from cvlab.models.model import Grid, Model, Normalize, Stage, device, mask_levels, probabilities
+from cvlab.models.model import MAX_CHANNELS, Channels, Grid, Model, Normalize, Stage, device, mask_levels, probabilities
 
 # Module and class. Each is imported when it is first built: importing timm and torchvision, which the last four need,
 # takes as long as importing torch itself.
@@ -42,6 +43,7 @@ def build(
     interpolation: str = "bilinear",
     crop_mode: str = "center",
     exclusive: bool = False,
+    channels: Channels | dict | None = None,
 ) -> Model:
     """A model with random weights.
 
@@ -52,7 +54,7 @@ def build(
         class_names and others: attributes of `Model`.
 
     Raises:
-        ValueError: the network is unknown or does not take an argument.
+        ValueError: the network is unknown or does not take an argument, or `channels` cannot be meant.
     """
     if network not in NETWORKS:
         raise ValueError(f"unknown network “{network}”; known are {', '.join(NETWORKS)}")
@@ -64,35 +66,36 @@ def build(
     if unknown := sorted(set(arguments) - known):
         raise ValueError(f"network “{network}” takes no argument “{unknown[0]}”; it takes {', '.join(sorted(known))}")
     model = make(**arguments, **{key: value for key, value in given.items() if key in parameters})
+    if channels:
+        channels = model.channels = Channels(**channels) if isinstance(channels, dict) else channels
+        count, shown, limits = channels
+        in_order = len(limits) in (0, 2) and [*limits] == sorted({float(each) for each in limits})
+        if not 1 <= count <= MAX_CHANNELS or len(shown) != 3 or {*shown} - {*range(1, count + 1)} or not in_order:
+            raise ValueError(f"channels are 1 to {MAX_CHANNELS}, three of them are shown, and a range is LOW HIGH")
+        first = next(each for each in model.modules() if isinstance(each, nn.Conv2d))  # it reads the images
+        first.in_channels = model.in_channels = count
+        first.weight = nn.Parameter(first.weight.new_empty(len(first.weight), count, *first.kernel_size))
+        first.reset_parameters()
     model.normalize = Normalize(mean, std)
-    model.describe(
-        network=network,
-        arguments=arguments,
-        class_names=list(class_names),
-        image_size=image_size,
-        mean=list(mean),
-        std=list(std),
-        crop_pct=crop_pct,
-        crop_mode=crop_mode,
-        threshold=threshold,
-        interpolation=interpolation,
-        exclusive=exclusive,
-    )
+    settings = {"class_names": list(class_names), "image_size": image_size, "mean": list(mean), "std": list(std)}
+    settings |= {"crop_pct": crop_pct, "crop_mode": crop_mode, "threshold": threshold, "interpolation": interpolation}
+    settings |= {"exclusive": exclusive} | ({"channels": channels._asdict()} if channels else {})
+    model.describe(network=network, arguments=arguments, **settings)
     locate(model)
     return model
 
 
 def settings_in(config: dict) -> dict:
     """The arguments of `build` in a model's config, by name."""
-    return {name: config[name] for name in inspect.signature(build).parameters}
+    return {name: config[name] for name in inspect.signature(build).parameters if name in config}
 
 
-def check_size(network: str, image_size: int, arguments: dict) -> None:
+def check_size(network: str, image_size: int, arguments: dict, channels: Channels | None = None) -> None:
     """Raises ValueError if a network of `build` cannot take images of this size. It is tried without any memory."""
     try:
         with torch.device("meta"), torch.no_grad():
-            model = build(network, ["a", "b"], image_size, arguments).eval()
-            model(torch.empty(1, 3, image_size, image_size))
+            model = build(network, ["a", "b"], image_size, arguments, (0.5,), (0.25,), channels=channels).eval()
+            model(torch.empty(1, model.in_channels, image_size, image_size))
     except ValueError:
         raise
     except Exception as error:  # networks fail in many ways

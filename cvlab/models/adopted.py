@@ -121,19 +121,10 @@ def adopt(
             "(N, T, C), that the logits depend on; or the network has no weights yet, and gives 0 for any image"
         )
     model.places = {stage: (name, maps[name].to_map) for stage, name in places.items()}
-    model.describe(
-        network="adopted",
-        arguments={},
-        class_names=names,
-        image_size=image_size,
-        mean=list(mean),
-        std=list(std),
-        crop_pct=1.0,
-        crop_mode="center",
-        threshold=0.5,
-        interpolation="bilinear",
-        exclusive=task == "segmentation" and len(names) > 1 and "background" in names[0].lower(),
-    )
+    settings = {"class_names": names, "image_size": image_size, "mean": list(mean), "std": list(std)}
+    settings |= {"crop_pct": 1.0, "crop_mode": "center", "threshold": 0.5, "interpolation": "bilinear"}
+    exclusive = task == "segmentation" and len(names) > 1 and "background" in names[0].lower()
+    model.describe(network="adopted", arguments={}, **settings, exclusive=exclusive)
     locate(model)
     return model
 

@@ -31,8 +31,8 @@ def fused(model: Model) -> Model:
     if isinstance(model, Adopted):
         return model
     copy = deepcopy(model).eval().requires_grad_(False)
-    images = torch.rand(1, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(0))
-    images = images.to(next(copy.parameters()).device)
+    shape = 1, getattr(model, "in_channels", 3), model.image_size, model.image_size
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(next(copy.parameters()).device)
     expected = copy(images)
     for conv_name, norm_name in _pairs(copy, images):
         conv, norm = copy.get_submodule(conv_name), copy.get_submodule(norm_name)

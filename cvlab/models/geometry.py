@@ -100,7 +100,7 @@ def locate(model: Model) -> None:
     weights = next(model.parameters())
     if weights.device.type == "meta" or model.image_size > LARGEST:
         return
-    images = torch.zeros(1, 3, model.image_size, model.image_size, device=weights.device)
+    images = torch.zeros(1, model.in_channels, model.image_size, model.image_size, device=weights.device)
     follow = _Follow(images)
 
     def record(to_map: Callable, module: nn.Module, inputs: tuple, output: Tensor) -> None:

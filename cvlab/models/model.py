@@ -1,4 +1,4 @@
-"""`Model`, the base class of all networks: it takes RGB images in [0, 1] and declares the stages to explain."""
+"""`Model`, the base class of all networks: it takes images in [0, 1] and declares the stages to explain."""
 
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ MAX_CLASSES = 50_000  # of a classifier; the largest ImageNet has 21,843
 MOST_NAMES = 1_000  # in a list of classes that people or programs are shown; what has more is cut
 MAX_MASKS = 1_000  # classes of a segmenter, each with a mask of all pixels
 MAX_NAME = 300  # characters of a class name
+MAX_CHANNELS = 64  # of a picture
 TILES = "tiles"  # a segmenter's `crop_mode`
 BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they change the reading direction
 
@@ -105,14 +106,22 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+class Channels(NamedTuple):
+    """How pictures are read and shown that are no photos, but TIFF or .npy; config.json has it as "channels"."""
+
+    count: int
+    shown: Sequence[int]  # the three that people see as red, green and blue, counted from 1
+    range: Sequence[float] = ()  # the values that become 0 and 1; without it pictures are of uint8
+
+
 class Normalize(nn.Module):
     """(images - mean) / std per channel, as part of the model, so that training and serving cannot differ."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         # Not persistent: mean and std are stored in config.json only.
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
@@ -137,6 +146,8 @@ class Model(nn.Module):
     config: dict  # what is needed to build it again; config.json holds it under "cvlab"
     # A segmenter gives each pixel one class, and the first class is the background; else each class has its own mask.
     exclusive: bool = False
+    channels: Channels | None = None  # None for photos
+    in_channels: int = 3  # of its images; where it is another number, that one stands for the 3 of (N, 3, S, S)
     temperature: float = 1.0  # the logits divided by it give the `probabilities`; 1 where none was fitted
     statistics: dict[str, Tensor] | None = None  # of its photos, for `cvlab.trust.familiarity`; None if not fitted
     activations: int = 0  # numbers that a forward pass computes for one image; 0 for a model that was not loaded
@@ -155,6 +166,10 @@ class Model(nn.Module):
     def first_object(self) -> int:
         """Index of the first class that is not the background."""
         return int(self.exclusive)
+
+    def as_rgb(self, images: Tensor) -> Tensor:
+        """Its images (..., in_channels, H, W) as people see them, (..., 3, H, W)."""
+        return images[..., [int(i) - 1 for i in self.channels.shown], :, :] if self.channels else images
 
     def describe(self, **config: object) -> None:
         """Sets `config`, with the task and the names of the stages, and the attributes that it has values of."""

@@ -98,6 +98,7 @@ class SmpUNet(Model):
             "encoder_weights": None,
             "decoder_channels": list(arguments.get("decoder_channels", DECODER_CHANNELS)),
             "classes": len(self.class_names),
+            **({"in_channels": self.in_channels} if self.channels else {}),
         }
 
     def heights(self) -> dict[str, int]:
@@ -238,19 +239,20 @@ def load_encoder(model: SmpUNet, file: Path | None = None) -> None:
         OSError: there are none on the Hub, or it cannot be reached.
         ValueError: the file cannot be read, or is of another network.
     """
-    encoder, depth = model.config["arguments"]["encoder"], len(model.skips)
+    encoder, depth, channels = model.config["arguments"]["encoder"], len(model.skips), model.in_channels
     of_timm, weights = encoder.startswith("tu-"), read_weights(file) if file else None
     try:
         if file and of_timm:
             whole = timm_network(encoder.removeprefix("tu-"), model.image_size)
             load_backbone(whole, weights)
             known = {"pretrained_cfg_overlay": {"state_dict": whole.state_dict()}}
-            source = get_encoder(encoder, depth=depth, weights=True, **known)
+            source = get_encoder(encoder, channels, depth, weights=True, **known)
         elif file:
             source = get_encoder(encoder, depth=depth)
             source.load_state_dict({k: v for k, v in weights.items() if not k.startswith(("fc.", "classifier."))})
+            source.set_in_channels(channels)
         else:
-            source = get_encoder(encoder, depth=depth, weights=True if of_timm else "imagenet")
+            source = get_encoder(encoder, channels, depth, weights=True if of_timm else "imagenet")
     except Exception as error:  # of the Hub's client, of the network, of tensors of another network
         reason = str(error).split("\n")[0].rstrip(".")
         if file:

@@ -11,7 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.data import ImageNetInfo, infer_imagenet_subset
-from timm.models import get_pretrained_cfg, is_model, load_state_dict, model_entrypoint
+from timm.models import adapt_input_conv, get_pretrained_cfg, is_model, load_state_dict, model_entrypoint
 from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 
@@ -102,12 +102,13 @@ class TimmClassifier(Model):
         known, num_classes = self.backbone.pretrained_cfg, self.backbone.num_classes
         as_seen = {key: self.config[key] for key in ("interpolation", "crop_pct", "crop_mode", "mean", "std")}
         of_timm = {key: known[key] for key in ("input_size", "fixed_input_size", "first_conv", "classifier")}
+        of_timm["input_size"] = (self.in_channels, *known["input_size"][1:])
         return {
             "architecture": known["architecture"],
             "num_classes": num_classes,
             "num_features": self.backbone.num_features,
             "label_names": self.class_names,
-            "model_args": self.model_args,
+            "model_args": self.model_args | ({"in_chans": self.in_channels} if self.channels else {}),
             "pretrained_cfg": {**of_timm, **as_seen, "num_classes": num_classes},
         }
 
@@ -239,7 +240,7 @@ def load_pretrained(backbone: nn.Module, name: str, image_size: int, file: Path 
             ) from error
     try:
         load_backbone(backbone, weights)
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         raise ValueError(f"{file or name} does not fit {name}: {error}.") from error
 
 
@@ -277,7 +278,8 @@ def _reason(error: Exception) -> str:
 def load_backbone(backbone: nn.Module, weights: dict[str, Tensor]) -> None:
     """Loads weights of the same network, also of its authors or of another size, without their classifier.
 
-    A backbone that ends at an earlier stage takes what it has.
+    A backbone that ends at an earlier stage takes what it has. Weights of a first layer for RGB are repeated for other
+    channels, and divided by how often.
 
     Raises:
         ValueError: a tensor is missing, has another shape, or belongs to another network; the message names it.
@@ -296,4 +298,6 @@ def load_backbone(backbone: nn.Module, weights: dict[str, Tensor]) -> None:
     if fault := misfit(shapes_of(needed), shapes_of(used)):
         raise ValueError(f"{fault}; the weights begin with {', '.join(list(weights)[:3])}")
     own = backbone.state_dict()
+    for name in (each for each in own if each in used and own[each].shape != used[each].shape):
+        used[name] = adapt_input_conv(own[name].shape[1], used[name])
     backbone.load_state_dict({name: tensor for name, tensor in used.items() if name in own}, strict=False)

@@ -181,7 +181,7 @@ class Events:
         """As the endpoint of this name; the mask is a path."""
         answer = self.visits.ask(image, model, Question())
         if answer.segments:
-            picture, shares, numbers = masked(open_image(image), answer)
+            picture, shares, numbers = masked(open_image(image, None, answer.model.channels), answer)
             return {"mask": _saved(enlarged(picture)), "shares": shares, "numbers": numbers}
         ranked = sorted(answer.prediction.shares.items(), key=lambda item: -item[1])[:MOST_NAMES]
         confidences = [{"label": name, "confidence": share} for name, share in ranked]
@@ -192,7 +192,7 @@ class Events:
     def grad_cam(self, image: str, model: str, class_name: str | None, stage: str | None) -> tuple:
         """As the endpoint of this name; pictures are paths."""
         answer = self.visits.ask(image, model, Question(class_name=class_name, stage=stage))
-        attribution, images = answer.attribution, answer.evidence.images
+        attribution, images = answer.attribution, answer.model.as_rgb(answer.evidence.images)
         heat = heatmap_picture(attribution, images.shape[-2:], stage=answer.read_at)
         three = to_picture(images), heat, overlay(images, attribution, stage=answer.read_at)
         return *(_saved(enlarged(each)) for each in three), peak(attribution).item()
@@ -202,7 +202,7 @@ class Events:
         answer = self.visits.ask(image, model, Question())
         if not answer.segments:
             raise ValueError(CLASSIFIER)
-        images, maps = answer.evidence.images, answer.evidence.maps["grad_cam"]
+        images, maps = answer.model.as_rgb(answer.evidence.images), answer.evidence.maps["grad_cam"]
         pictures = []
         for name, attribution in maps.items():
             height, width = attribution.shape[-2:]
@@ -274,6 +274,7 @@ def masked(photo: Image.Image, answer: Answer) -> tuple[Image.Image, dict[str, f
     sentence = f"The mask covers {round(share * pixels):,} of {pixels:,} pixels ({share:.1%}), {at}."
     if share == 0:
         sentence = f"No pixel reaches the threshold of {model.threshold:g}: the model finds nothing here."
+    photo = photo.convert("RGB") if model.channels else photo
     photo.thumbnail((MAX_SIDE, MAX_SIDE))
     mask = resize_mask(masks.any(0)[None], (photo.height, photo.width))[0]
     return mask_overlay(photo, mask.numpy()), shares, sentence

@@ -126,6 +126,7 @@ def predict_photo(
     else:
         values = predicted_masks(model, logits)[0, model.first_object :].float().mean((1, 2))
     shares = dict(zip(model.class_names[model.first_object :], values.tolist(), strict=True))
+    image = image.convert("RGB") if model.channels else image
     image.thumbnail((side, side))
     style = f"--photo:url({picture_url(image)});--ratio:{size[1] / size[0]:.4f}"
     known, alike = None, []

@@ -23,8 +23,8 @@ def answer_to_frame(visits: Visits, name: str, frame: str) -> Answer:
     """The usual answer of a model to a picture as a data: URL; ValueError where it is too large or none."""
     if len(frame) > MAX_BYTES:
         raise ValueError(f"The frame is too large: the limit is {MAX_BYTES // 2**20} MB.")
-    image = open_image(BytesIO(base64.b64decode(frame.partition(",")[2])))
     answer = Answer(visits, None, name, Question())
+    image = open_image(BytesIO(base64.b64decode(frame.partition(",")[2])), None, answer.model.channels)
     answer.prediction = predict_photo(image, answer.model)
     return answer
 

@@ -96,8 +96,7 @@ def explain_picture(model: Model, path: Path, question: Question, number: int) -
     """
     file = clean(path.name)
     try:
-        with open(path, "rb") as content:
-            prediction = predict_photo(open_image(content), model, question, PHOTO_SIDE)
+        prediction = predict_photo(open_image(path, None, model.channels), model, question, PHOTO_SIDE)
     except (ImageError, OSError) as error:
         zipped = "This is a zip, not a picture: unpack it and choose the pictures in it."
         sentence = zipped if zipfile.is_zipfile(path) else sentence_of(error)

@@ -130,7 +130,7 @@ def grad_cam(answer: Answer) -> str:
     figures += f"Peak {number(top)} of a score of {score} {UNIT}."
     images = answer.evidence.images
     pixels = images.shape[-1]
-    seen = figure(to_picture(images), "What the model sees", f"{pixels} x {pixels} pixels.")
+    seen = figure(to_picture(answer.model.as_rgb(images)), "What the model sees", f"{pixels} x {pixels} pixels.")
     return shown + folded(
         "Details", scale_bar(top, UNIT, question.colormap) + paragraph(figures) + in_grid([seen]), "why"
     )
@@ -156,7 +156,7 @@ def reasons(answer: Answer) -> str:
     if others:  # else the map marks no place
         images = answer.evidence.images
         spot = hottest_part(heatmap(answer.attribution, images.shape[-2:], answer.read_at), SHARES[0])
-        picture = to_picture(hide(images, spot[None, None]))
+        picture = to_picture(answer.model.as_rgb(hide(images, spot[None, None])))
         hidden = in_grid([figure(picture, "The spot hidden", "As the model saw it.")])
     more = hidden + folded("Details", "".join(map(paragraph, others)), "checks") if others else ""
     return f'<p class="note">{verdict.sentence}</p>' + folded("Why?", paragraph(first) + more, "reasons")

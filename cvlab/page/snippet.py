@@ -33,6 +33,7 @@ def as_python(
     checkpoint, imported, load = "from cvlab import checkpoint\n", "", "checkpoint.load"
     if IN_FILE.fullmatch(source):
         checkpoint, imported, load = "", "from cvlab.models.adopted import from_file\n", "from_file"
+    channels, shown = (", channels=model.channels", "model.as_rgb(images)") if model.channels else ("", "images")
     names = ["open_image", "view"]  # imported from cvlab.transforms
     if model.task == "segmentation":
         decisive += ["region", "threshold"]
@@ -59,10 +60,10 @@ from cvlab.render import overlay
 from cvlab.transforms import {", ".join(sorted(names))}
 
 model = {load}({source!r})
-image = open_image({photo!r})
+image = open_image({photo!r}{channels})
 {opened}images = view(image, model)
 question = Question({asked})
 score = score_of(question, model{given})
 attribution = explain(model, images, score, [{stage}], [{method}]).maps[{method}][{stage}]
-overlay(images, attribution, stage=model.stages[{stage}]).save('overlay.png')
+overlay({shown}, attribution, stage=model.stages[{stage}]).save('overlay.png')
 """

@@ -94,8 +94,8 @@ class Answer:
         if self.photo is None:
             raise ValueError("Drop a photo, or choose an example.")
         key = "prediction", self.photo, self.name
-        progress = self.visits.progress
-        return self.visits.cache.get(key, lambda: predict_photo(open_image(self.photo), model, progress=progress))
+        look = partial(predict_photo, model=model, progress=self.visits.progress)
+        return self.visits.cache.get(key, lambda: look(open_image(self.photo, None, model.channels)))
 
     @property
     def segments(self) -> bool:
