@@ -102,7 +102,7 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
                     at.side, at.reasons, at.facts = html(), html(), html()
             at.three = html(elem_id="three")
         with gr.Tab("Lesson", elem_id="lessons") as at.lessons:
-            at.place, at.steps, at.lesson = gr.State([0, 0, ""]), html(fill("steps")), html(elem_id="lesson")
+            at.place, at.steps, at.lesson = gr.State(None), html(fill("steps")), html(elem_id="lesson")
         with gr.Tab("Grad-CAM"):
             with gr.Row():
                 at.class_name = choice([("", "")], label="Evidence for the class", min_width=150)
@@ -209,7 +209,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
     def choose_part(click: gr.EventData, request: gr.Request, *asked: object) -> dict:
         return by_widget(events.run("choose_part", [asked[2]], request.session_hash, click.points, *asked))
 
-    def learn(click: gr.EventData, request: gr.Request, place: list) -> dict:
+    def learn(click: gr.EventData, request: gr.Request, place: list | None) -> dict:
         clicked = getattr(click, "do", ""), getattr(click, "points", [])
         return by_widget(events.run("learn", [], request.session_hash, *clicked, place))
 
@@ -257,7 +257,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
     for each in (opened.then, at.photo.change, at.model.input):
         each(broken, [at.part, at.trail, *asked], [at.canvas, at.history, at.chip], **quietly)
     learned = [at.lessons.select, at.steps.select, at.lesson.select]
-    when(learned, learn, [at.place], [at.place, at.lesson, at.photo, at.model])
+    when(learned, learn, [at.place], [at.place, at.lesson, at.photo, at.model, at.chip])
     both = [at.other, at.second, at.photo, at.model, *settings.values()]
     when([at.other.input, at.second.change], compare, both, [at.compared])
     when([at.report.select, at.model.input], handler("drawing", ["record"]), asked, [at.record])

@@ -138,7 +138,7 @@ class Events:
         answer = self._answer(*asked)
         return draw(answer, ["canvas"], part) | draw(answer, ["history"], trail)
 
-    def learn(self, session: str, did: str, points: list, place: Sequence) -> dict:
+    def learn(self, session: str, did: str, points: list, place: list | None) -> dict:
         """A button of the lesson, or a click in its picture; both are empty when its tab is opened."""
         return turn(self.visits, did, points, place, _saved)
 

@@ -33,7 +33,7 @@ from cvlab.transforms import open_image, view
 CLASSIFIER, SEGMENTER = "shapes-classifier", "shapes-segmenter"
 # Seeds of scenes, not among those of the synthetic train, val and test.
 GUESSED = 4211, 4306, 4326, 4257, 4264, 4200  # in the last one the hottest part is not needed
-TAKEN_APART, BELIEVED, REFUTED = 4264, 4244, 4236
+TAKEN_APART, BELIEVED, REFUTED = 4263, 4244, 4236
 # With a part where a heart fools the model, and one where it misleads the heat.
 FOOLED = (4128, "300,500 500,700"), (4049, "300,0 500,200")
 SIZE = 20  # of a part that is clicked, in percent of the sides
@@ -43,19 +43,21 @@ NEEDED = 0.1  # by so much the probability falls without a part that was needed
 SAME, DRAWN = 0.02, 2.5  # the heart changed the probability by less; it has more heat than this multiple of its area
 
 
-def turn(visits: Visits, did: str, points: list, place: list, save: Callable[[Image.Image], str]) -> dict:
+def turn(visits: Visits, did: str, points: list, place: list | None, save: Callable[[Image.Image], str]) -> dict:
     """What a click does: it leads to another "place" of the "lesson", or gives the page a "photo" and a "model".
 
     `did` is what a button says, `points` are those of a click in the picture; `save` returns the path of a picture.
-    A place is the number of the step, that of its scene, and the part that was clicked.
+    A place is the number of the step, that of its scene, and the part that was clicked; None before the tab is opened.
     """
-    (step, scene, part), (field, _, value) = place, did.partition(" ")
+    (step, scene, part), (field, _, value) = place or (0, 0, ""), did.partition(" ")
     if field == "open":
         return {"photo": save(with_heart(scene, part)), "model": CLASSIFIER}
     if field in ("step", "scene"):
         step, scene, part = (int(value), 0, "") if field == "step" else (step, int(value), "")
     elif field == "part" or points:
         part = value or chosen(points[-1:], SIZE)
+    elif place:  # its tab is opened again: what is there stays
+        return {}
     try:
         shown = STEPS[step](visits, scene, part)
     except (ValueError, OSError) as error:
@@ -94,8 +96,7 @@ def guess(visits: Visits, scene: int, part: str) -> str:
 def channels(visits: Visits, scene: int, part: str) -> str:
     """The channels of the last stage that have the largest part in the heat, and the heat as their sum."""
     answer = visits.ask(scene_file(TAKEN_APART), CLASSIFIER, Question())
-    evidence = answer.evidence
-    maps = channel_maps(answer.model, evidence.images, class_score(evidence.class_idx), answer.stage)
+    maps = channel_maps(answer.model, answer.evidence.images, class_score(answer.evidence.class_idx), answer.stage)
     maps = maps[0, :, None, None]  # (C, 1, 1, h, w)
     adds, largest = maps.flatten(1).sum(1).tolist(), maps.abs().max().item()
     order = maps.abs().flatten(1).sum(1).argsort(descending=True).tolist()
@@ -112,7 +113,7 @@ def channels(visits: Visits, scene: int, part: str) -> str:
         kind = "sum" if count < len(maps) else "whole"
         known["sums"] += fill(kind, picture=picture, count=count, all=len(maps), like=f"{like:.2f}")
     figures = {"count": len(maps), "last": len(counts) - 1, "total": number(sum(adds))}
-    return fill("channels", **figures, score=number(evidence.score), **known)
+    return fill("channels", **figures, score=number(answer.evidence.score), **known)
 
 
 def stages(visits: Visits, scene: int, part: str) -> str:
@@ -198,9 +199,8 @@ def with_heart(scene: int, part: str) -> Image.Image:
     photo, turned, finer = shapes.scene(FOOLED[scene][0], SCENE_SIDE).image, np.linspace(0, 2 * np.pi), 4
     left, top, right, bottom = pixels_of(part, photo)
     mask = Image.new("L", (finer * (right - left), finer * (bottom - top)))  # then reduced, for smooth edges
-    across = 16 * np.sin(turned) ** 3
     down = 5 * np.cos(2 * turned) - 13 * np.cos(turned) + 2 * np.cos(3 * turned) + np.cos(4 * turned)
-    edge = (np.stack([across, down - 2], 1) / 34 + 0.5) * mask.size
+    edge = (np.stack([16 * np.sin(turned) ** 3, down - 2], 1) / 34 + 0.5) * mask.size
     ImageDraw.Draw(mask).polygon([tuple(corner) for corner in edge], fill=255)
     photo.paste((255, 0, 200), (left, top, right, bottom), mask.reduce(finer))
     return photo

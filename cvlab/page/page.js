@@ -37,13 +37,13 @@ const drawn = () => {
   element.querySelector('a.download')?.click();
   element.querySelectorAll('.flip').forEach(flip);
   // The lesson: its step is marked; a screen reader, and the keyboard, go on where something came of the last click.
-  const step = element.querySelector('[data-step]')?.dataset.step;
-  if (step) document.querySelectorAll('.steps button').forEach((each, i) => {
-    i == step ? each.setAttribute('aria-current', 'step') : each.removeAttribute('aria-current');
+  const title = element.querySelector('[data-step]');
+  if (!title) return;
+  document.querySelectorAll('.steps button').forEach((each, i) => {
+    i == title.dataset.step ? each.setAttribute('aria-current', 'step') : each.removeAttribute('aria-current');
   });
-  if (step && root.learning) {
-    const title = element.querySelector('[data-step]'), begins = root.learning == 'step';
-    const came = begins ? title : element.querySelector('.told[tabindex], .picker');
+  if (root.learning) {
+    const begins = root.learning == 'step', came = begins ? title : element.querySelector('.told[tabindex], .picker');
     came?.focus({preventScroll: true});
     (begins ? title : element.querySelector('.told'))?.scrollIntoView({block: 'nearest'});
   }
@@ -56,7 +56,7 @@ element.addEventListener('toggle', event => { opened[event.target.dataset.name] 
 // A click or a drag on a picker, or Enter at the cross that the arrow keys move, becomes the event "select".
 let start = null;
 const choose = points => {
-  root.learning = 'click';
+  if (element.closest('#lesson')) root.learning = 'click';
   trigger('select', {points});
 };
 const pickerOf = event => event.target.closest('.picker');
@@ -99,7 +99,7 @@ element.addEventListener('keydown', event => {
 element.addEventListener('click', event => {
   const button = event.target.closest('.do');
   if (!button) return;
-  if (element.closest('#lesson')) root.learning = button.dataset.do?.split(' ')[0];
+  if (element.closest('#lesson') && !button.dataset.open) root.learning = button.dataset.do.split(' ')[0];
   if (button.dataset.do) trigger('select', {do: button.dataset.do});
   if (button.dataset.open) openTab(button.dataset.open);
 });
