@@ -237,6 +237,7 @@ def test_the_five_steps_by_keyboard_alone(browser: Browser, url: str) -> None:
     expect(picker).to_be_focused()
     check(page)
     page.get_by_role("button", name="The other picture").press("Enter")
+    expect(told).to_have_count(0)
     page.get_by_role("button", name="Show me a place").press("Enter")
     expect(told).to_contain_text("misleads you")
     page.get_by_role("button", name="5 Believe it?", exact=True).press("Enter")
@@ -295,12 +296,22 @@ def test_the_five_steps_by_touch_on_a_phone(browser: Browser, url: str) -> None:
     page.close()
 
 
-def test_the_first_step_by_mouse(browser: Browser, url: str) -> None:
+def test_the_five_steps_by_mouse(browser: Browser, url: str) -> None:
     page = browser.new_page(viewport={"width": 1366, "height": 768})
     page.goto(f"{url}?model=shapes-segmenter#lesson")
     page.locator("#lesson .picker").click()
     expect(page.locator("#lesson .told")).to_contain_text("Your part holds")
-    page.get_by_role("button", name="4 Fool it").click()
+    page.get_by_role("button", name="2 Channels", exact=True).click()
+    page.get_by_role("slider", name="Add them up").click()
+    expect(page.get_by_text("16 of 192 channels")).to_be_visible()
+    page.get_by_role("button", name="Next: 3").click()
+    title(page, 2)
+    page.get_by_role("button", name="4 Fool it", exact=True).click()
     page.locator("#lesson .picker").click(position={"x": 150, "y": 220})
-    expect(page.get_by_role("row", name="the model says")).to_be_visible()
+    expect(page.locator("#lesson .told")).to_contain_text("You fooled it")
+    page.get_by_role("button", name="Next: 5").click()
+    page.locator("#lesson summary").last.click()
+    expect(page.get_by_text("The check is about the heat")).to_be_visible()
+    page.get_by_role("button", name="1 Guess", exact=True).click()
+    title(page, 0)
     page.close()
