@@ -37,6 +37,7 @@ from cvlab.page.breaking import TOOLS
 from cvlab.page.events import PICKED
 from cvlab.page.examples import example_files
 from cvlab.page.html import paragraph
+from cvlab.page.lesson import fill
 from cvlab.page.live import START
 from cvlab.page.many import WIDTHS, Row
 from cvlab.page.models import Models, offered_models
@@ -109,6 +110,8 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
                 with gr.Column(min_width=0):
                     at.side, at.reasons, at.facts = html(), html(), html()
             at.three = html(elem_id="three")
+        with gr.Tab("Lesson", elem_id="lessons") as at.lessons:
+            at.place, at.steps, at.lesson = gr.State(None), html(fill("steps")), html(elem_id="lesson")
         with gr.Tab("Grad-CAM"):
             with gr.Row():
                 at.class_name = choice([("", "")], label="Evidence for the class", min_width=150)
@@ -216,6 +219,10 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
     def choose_part(click: gr.EventData, request: gr.Request, *asked: object) -> dict:
         return by_widget(events.run("choose_part", [asked[2]], request.session_hash, click.points, *asked))
 
+    def learn(click: gr.EventData, request: gr.Request, place: list | None) -> dict:
+        clicked = getattr(click, "do", ""), getattr(click, "points", [])
+        return by_widget(events.run("learn", [], request.session_hash, *clicked, place))
+
     def live(click: gr.EventData, request: gr.Request, name: str) -> dict:
         return by_widget(events.run("live", [name], request.session_hash, click.frame, click.scale, name))
 
@@ -276,6 +283,8 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
     opened = at.breaking.select(lambda part: part or "", at.part, at.part, **quietly)
     for each in (opened.then, at.photo.change, at.model.input):
         each(broken, [at.part, at.trail, *asked], [at.canvas, at.history, at.chip], **quietly)
+    learned = [at.lessons.select, at.steps.select, at.lesson.select]
+    when(learned, learn, [at.place], [at.place, at.lesson, at.photo, at.model, at.chip])
     both = [at.other, at.second, at.photo, at.model, *settings.values()]
     when([at.other.input, at.second.change], compare, both, [at.compared])
     when([at.report.select, at.model.input], handler("drawing", ["record"]), asked, [at.record])

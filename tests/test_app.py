@@ -45,7 +45,8 @@ FLAGS = [
     "--use-fake-device-for-media-stream",
 ]
 CLASSIFIER, SEGMENTER = "shapes-classifier", "shapes-segmenter"
-TABS = ["Predict", "Grad-CAM", "U-Net stages", "Compare", "Break it", "Many pictures", "Report", "Audit", "Code"]
+TABS = ["Predict", "Lesson", "Grad-CAM", "U-Net stages", "Compare", "Break it", "Many pictures", "Report", "Audit"]
+TABS.append("Code")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -916,7 +917,7 @@ def test_a_phone_needs_no_sideways_scrolling(browser: Browser, url: str) -> None
     choose_example(page, "cross")
     for name in TABS:
         tab(page, name)
-        if name in TABS[:3]:
+        if name in TABS[:4]:
             expect(figures(page).first).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
     page.close()

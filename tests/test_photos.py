@@ -163,7 +163,7 @@ def test_other_files_of_the_hub_are_refused(client: Client, address: str, owners
 
 
 def test_the_drawn_horse_is_one_for_the_model_that_ships() -> None:
-    image, mask = horse()
+    image, mask = horse(256)
     model = checkpoint.load(ROOT / "checkpoints" / "horses")
     found = predicted_masks(model, predict(model, view(image, model)))[0]
     found = resize_mask(found, mask.shape)[0].numpy()

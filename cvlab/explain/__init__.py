@@ -3,6 +3,7 @@
 from cvlab.explain.maps import (
     METHODS,
     Explanation,
+    channel_maps,
     check_stages,
     correlation,
     default_stage,

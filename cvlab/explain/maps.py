@@ -112,6 +112,15 @@ def explain(
 
 
 @takes_wrapped
+def channel_maps(model: Model, images: Tensor, score: Score, stage: str) -> Tensor:
+    """What each channel adds to the Grad-CAM of `explain`, with its arguments and errors: signed (N, C, h, w)."""
+    read = model.stages[check_stages(model, [stage])[0]]
+    seen, gradients = passes(model, images, score, {stage: read.module})
+    activation, gradient = read.to_map(seen.activations[stage]), read.to_map(gradients[stage])
+    return (gradient.mean((2, 3), keepdim=True) * activation).float().to(images.device)
+
+
+@takes_wrapped
 def default_stage(model: Model) -> str:
     """The last stage; of a U-Net its first decoder, whose maps are right more often (tests/bench/trust.py)."""
     stages = list(model.stages)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cvlab.explain import heatmap
 from cvlab.explain.regions import in_words
-from cvlab.page.changes import DONE, SIDE, box_of, changed, pixels_of
+from cvlab.page.changes import DONE, SIDE, box_of, changed, frame_of, pixels_of
 from cvlab.page.html import paragraph, quoted, table
 from cvlab.page.picture import MAX_SIDE, captioned, cased, layers, slider, with_photo
 from cvlab.page.question import Question
@@ -82,7 +82,7 @@ def canvas(answer: Answer, part: str = "") -> str:
     at = SIDE // 2, SIDE // 2
     if part:
         left, top, width, height = (round(SIDE * share) for share in box_of(part))
-        shown["lines"] += cased("asked", f"M{left} {top}h{width}v{height}h-{width}Z")
+        shown["lines"] += cased("asked", frame_of(part))
         at = left + width // 2, top + height // 2
     label = "The photo; an orange line around the part that is chosen"
     lines = "Line: what was found. Dashed: the" if answer.segments else "White line: the"

@@ -53,6 +53,12 @@ def chosen(points: list, size: float) -> str:
     return "{},{} {},{}".format(*first, *last)
 
 
+def frame_of(part: str) -> str:
+    """The edge of a part, as the path of an SVG in thousandths of the photo."""
+    left, top, width, height = (round(SIDE * share) for share in box_of(part))
+    return f"M{left} {top}h{width}v{height}h-{width}Z"
+
+
 def pixels_of(part: str, photo: Image.Image) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of a part in pixels of a photo."""
     left, top, width, height = (round(share * side) for share, side in zip(box_of(part), 2 * photo.size, strict=True))

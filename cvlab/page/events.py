@@ -24,6 +24,7 @@ from cvlab.page.evidence import mask_size
 from cvlab.page.examples import example_files
 from cvlab.page.host import own_folder, sentence_of
 from cvlab.page.html import paragraph
+from cvlab.page.lesson import turn
 from cvlab.page.live import START, answer_to_frame, look_live
 from cvlab.page.many import explain_files
 from cvlab.page.models import Models
@@ -169,6 +170,10 @@ class Events:
             return {}
         answer = self._answer(*asked)
         return draw(answer, ["canvas"], part) | draw(answer, ["history"], trail)
+
+    def learn(self, session: str, did: str, points: list, place: list | None) -> dict:
+        """A button of the lesson, or a click in its picture; both are empty when its tab is opened."""
+        return turn(self.visits, did, points, place, _saved)
 
     def live(self, session: str, frame: str, scale: str, name: str) -> dict:
         """A frame of the camera, as a data: URL."""

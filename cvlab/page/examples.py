@@ -1,5 +1,6 @@
 """Pictures to begin with: photographs that scikit-learn brings along, synthetic scenes, and the drawing of a horse."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from cvlab.page.host import own_folder
 
 # Found without an import, which would take a tenth of the time until the first page.
 PHOTOS = Path(find_spec("sklearn").origin).parent / "datasets" / "images"
+SCENE_SIDE = 256  # pixels of what is drawn
 SCENES = {4022: "cross", 4019: "star", 4015: "square"}  # seeds, not among those of the synthetic train, val and test
 # Corners in a square of 256 pixels: back, neck, head, and along the belly and the legs to the tail.
 HORSE = (
@@ -23,24 +25,26 @@ HORSE = (
 
 
 def example_files() -> dict[str, str]:
-    """{path: caption}. What is drawn is drawn where its file is missing: at first, and after the disk was cleaned."""
-    examples = {str(PHOTOS / "flower.jpg"): "flower", str(PHOTOS / "china.jpg"): "temple"}
-    for seed, caption in SCENES.items():
-        examples[_drawn(f"scene-{seed}.png", seed)] = caption
-    return examples | {_drawn("horse.png"): "horse"}
+    """{path: caption}."""
+    photos = {str(PHOTOS / "flower.jpg"): "flower", str(PHOTOS / "china.jpg"): "temple"}
+    scenes = {scene_file(seed): caption for seed, caption in SCENES.items()}
+    return photos | scenes | {_drawn("horse.png", lambda: horse(SCENE_SIDE)[0]): "horse"}
 
 
-def _drawn(name: str, seed: int | None = None) -> str:
-    """The path of a scene, or of the horse."""
+def scene_file(seed: int) -> str:
+    """The path of a scene, which is drawn where its file is missing: at first, and after the disk was cleaned."""
+    return _drawn(f"scene-{seed}.png", lambda: shapes.scene(seed, SCENE_SIDE).image)
+
+
+def _drawn(name: str, draw: Callable[[], Image.Image]) -> str:
     path = own_folder() / "examples" / name
     if not path.is_file():
-        image = horse()[0] if seed is None else shapes.scene(seed, size=256).image
         with whole_file(path) as writing:
-            image.save(writing, "PNG")
+            draw().save(writing, "PNG")
     return str(path)
 
 
-def horse(size: int = 256) -> tuple[Image.Image, np.ndarray]:
+def horse(size: int) -> tuple[Image.Image, np.ndarray]:
     """A brown horse on a meadow under the sky, and its mask (size, size) bool."""
     rng, down = np.random.default_rng(0), np.linspace(0, 1, size)[:, None, None]
     noise = rng.normal(0, 0.04, (size, size, 1))

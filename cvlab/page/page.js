@@ -15,6 +15,16 @@ const outlines = within => within.querySelectorAll('.legend input').forEach(box 
     for (const line of [path, path.previousElementSibling]) line.style.display = box.checked ? '' : 'none';
   });
 });
+const openTab = name => {
+  const tab = [...document.querySelectorAll('[role=tab]')].find(each => each.innerText.trim() == name);
+  tab?.click();
+  return tab;
+};
+// Of the pictures that follow a slider, the one that it has come to.
+const flip = slider => slider.nextElementSibling.querySelectorAll('figure').forEach((each, i) => {
+  each.hidden = i != slider.value;
+  if (!each.hidden) slider.setAttribute('aria-valuetext', each.innerText);
+});
 const drawn = () => {
   // The address bar holds the link to what is shown; a theme that was asked for stays in it.
   const link = element.querySelector('.question-link'), theme = new URLSearchParams(location.search).get('__theme');
@@ -25,6 +35,19 @@ const drawn = () => {
   element.querySelectorAll('details').forEach(each => { each.open = opened[each.dataset.name]; });
   outlines(element);
   element.querySelector('a.download')?.click();
+  element.querySelectorAll('.flip').forEach(flip);
+  // The lesson: its step is marked; a screen reader, and the keyboard, go on where something came of the last click.
+  const title = element.querySelector('[data-step]');
+  if (!title) return;
+  document.querySelectorAll('.steps button').forEach((each, i) => {
+    i == title.dataset.step ? each.setAttribute('aria-current', 'step') : each.removeAttribute('aria-current');
+  });
+  if (root.learning) {
+    const begins = root.learning == 'step', came = begins ? title : element.querySelector('.told[tabindex], .picker');
+    came?.focus({preventScroll: true});
+    (begins ? title : element.querySelector('.told'))?.scrollIntoView({block: 'nearest'});
+  }
+  root.learning = '';
 };
 watch('value', drawn);
 drawn();
@@ -32,6 +55,10 @@ element.addEventListener('toggle', event => { opened[event.target.dataset.name] 
 
 // A click or a drag on a picker, or Enter at the cross that the arrow keys move, becomes the event "select".
 let start = null;
+const choose = points => {
+  if (element.closest('#lesson')) root.learning = 'click';
+  trigger('select', {points});
+};
 const pickerOf = event => event.target.closest('.picker');
 const place = (picker, event) => {
   const box = picker.getBoundingClientRect(), side = +picker.dataset.side;
@@ -48,7 +75,7 @@ element.addEventListener('pointerdown', event => {
 });
 element.addEventListener('pointercancel', () => { start = null; });
 element.addEventListener('pointerup', event => {
-  if (pickerOf(event) && start) trigger('select', {points: [start, place(pickerOf(event), event)]});
+  if (pickerOf(event) && start) choose([start, place(pickerOf(event), event)]);
   start = null;
 });
 element.addEventListener('focusin', event => { if (pickerOf(event)) mark(pickerOf(event)); });
@@ -63,9 +90,18 @@ element.addEventListener('keydown', event => {
     picker.dataset.y = Math.min(side - 1, Math.max(0, +picker.dataset.y + far * y));
     mark(picker);
   } else if (event.key == 'Enter' || event.key == ' ') {
-    trigger('select', {points: [[+picker.dataset.x, +picker.dataset.y]]});
+    choose([[+picker.dataset.x, +picker.dataset.y]]);
   } else return;
   event.preventDefault();
+});
+
+// The lesson: a button asks for what stands in data-do, and opens the tab that data-open names.
+element.addEventListener('click', event => {
+  const button = event.target.closest('.do');
+  if (!button) return;
+  if (element.closest('#lesson') && !button.dataset.open) root.learning = button.dataset.do.split(' ')[0];
+  if (button.dataset.do) trigger('select', {do: button.dataset.do});
+  if (button.dataset.open) openTab(button.dataset.open);
 });
 
 // Buttons: to ask for the verdict; to copy the text that follows (outside https only the older way works).
@@ -126,13 +162,21 @@ if (element.closest('#live')) {
 if (window.cvlab) return;
 window.cvlab = true;
 const on = (kind, act) => document.addEventListener(kind, act), make = name => document.createElement(name);
-on('input', event => { if (event.target.closest('.fade')) fade(event.target.value); });
+on('input', event => {
+  if (event.target.closest('.fade')) fade(event.target.value);
+  if (event.target.closest('.flip')) flip(event.target);
+});
 on('change', event => {
   const box = event.target.closest('.legend input');
   if (!box) return;
   off[box.checked ? 'delete' : 'add'](box.name);
   outlines(document);
 });
+
+// A teacher's link to the page ends in #lesson: its tab is opened once it is there.
+if (location.hash == '#lesson') {
+  const waiting = setInterval(() => { if (openTab('Lesson')) clearInterval(waiting); }, 200);
+}
 
 // A picture that is dropped or pasted is the photo, except on a field for pictures.
 const send = (event, files) => {

@@ -16,7 +16,7 @@ from cvlab.page.limits import Limits, is_public
 from cvlab.page.upload import MAX_UPLOAD_MB
 
 HERE = Path(__file__).resolve().parent
-CSS, FOR_ASSISTANTS = HERE / "page.css", HERE / "llms.txt"
+CSS, SERVED = HERE / "page.css", (HERE / "llms.txt", HERE / "teacher.html")  # for assistants, and for teachers
 LAST_SECONDS = 4.0  # for the answers in hand, when the page is to end
 
 # System fonts, as the default theme asks a font server; the colours are in page.css.
@@ -53,7 +53,7 @@ def launch(page: gr.Blocks, server_name: str = "127.0.0.1", **options: object) -
         server_name=server_name,
         app_kwargs={
             "middleware": [limits] if is_public(server_name) else [],
-            "routes": [Route("/llms.txt", lambda request: FileResponse(FOR_ASSISTANTS))],
+            "routes": [Route(f"/{each.name}", lambda _, each=each: FileResponse(each)) for each in SERVED],
         },
         **options,
     )
