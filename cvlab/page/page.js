@@ -174,7 +174,7 @@ on('click', event => {
   const pic = copy.querySelector('.pic');
   for (const name of ['role', 'tabindex', 'aria-label']) pic.removeAttribute(name);
   pic.classList.remove('picker');
-  view.className = 'view photos';
+  view.className = figure.closest('.photos').className.replace('main', '') + ' view';
   view.setAttribute('aria-label', 'The picture, enlarged');
   tools.className = 'tools';
   view.append(tools, copy);
@@ -214,7 +214,9 @@ const save = async figure => {
     }
   });
   pen.globalAlpha = before.opacity;
+  pen.filter = before.filter;
   pen.drawImage(photo, 0, 0, width, height);
+  pen.filter = 'none';
   const heat = pic.querySelector('.heat'), shown = getComputedStyle(heat), by = width / pic.clientWidth;
   pen.globalAlpha = shown.opacity;
   pen.drawImage(heat, heat.offsetLeft * by, heat.offsetTop * by, heat.offsetWidth * by, heat.offsetHeight * by);

@@ -71,11 +71,23 @@ def heat_layer(attribution: Tensor, colormap: str, stage: Stage | None = None, s
     heat = relative_heat(attribution, (side, side), stage)
     if max(attribution.shape[-2:]) > FINEST:
         heat = F.adaptive_max_pool2d(torch.from_numpy(heat)[None], FINEST)[0].numpy()
-    levels = Image.fromarray(np.uint8(np.round(255 * share * heat)))
-    palette = _palette(colormap)
-    levels.putpalette(palette[:, :3].tobytes())
+    return _png(share * heat, _palette(colormap))
+
+
+def difference_layer(difference: np.ndarray) -> str:
+    """A difference (H, W) in [-1, 1] as a PNG: orange above zero, blue below, see-through at zero.
+
+    Orange and blue differ for every kind of colour-blindness (Okabe and Ito, "Color Universal Design", 2002).
+    """
+    return _png((1 + difference) / 2, _diverging())
+
+
+def _png(levels: np.ndarray, palette: np.ndarray) -> str:
+    """Levels (H, W) in [0, 1] as the source of a picture; the palette (256, 4) gives colours and opacities."""
+    picture = Image.fromarray(np.uint8(np.round(255 * levels)))
+    picture.putpalette(palette[:, :3].tobytes())
     buffer = BytesIO()
-    levels.save(buffer, "PNG", transparency=palette[:, 3].tobytes(), compress_level=4)
+    picture.save(buffer, "PNG", transparency=palette[:, 3].tobytes(), compress_level=4)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -83,9 +95,21 @@ def heat_layer(attribution: Tensor, colormap: str, stage: Stage | None = None, s
 def _palette(colormap: str) -> np.ndarray:
     """Colours and opacities of 256 levels. Weak evidence is faint: in dark colours it were a fog over the photo."""
     colours = matplotlib.colormaps[colormap](np.linspace(0.3, 1, 256))
-    ramp = np.clip(np.linspace(0, 1, 256) / 0.6, 0, 1)
-    colours[:, 3] = ramp**2 * (3 - 2 * ramp)
+    colours[:, 3] = _opacity(np.linspace(0, 1, 256))
     return np.uint8(np.round(255 * colours))
+
+
+def _diverging() -> np.ndarray:
+    """As `_palette`, from blue over nothing to orange."""
+    levels = np.linspace(-1, 1, 256)[:, None]
+    opacity = 255 * _opacity(abs(levels) - 1 / 255)  # none of the 256 is zero
+    return np.uint8(np.round(np.hstack([np.where(levels < 0, [0, 114, 178], [230, 159, 0]), opacity])))
+
+
+def _opacity(levels: np.ndarray) -> np.ndarray:
+    """Rises smoothly with levels in [0, 1], to 1 at 0.6."""
+    ramp = np.clip(levels / 0.6, 0, 1)
+    return ramp**2 * (3 - 2 * ramp)
 
 
 def color_bar(colormap: str) -> str:
