@@ -38,7 +38,6 @@ from cvlab.page.events import PICKED
 from cvlab.page.examples import example_files
 from cvlab.page.html import paragraph
 from cvlab.page.live import START
-from cvlab.page.many import WIDTHS, Row
 from cvlab.page.models import Models, offered_models
 from cvlab.page.panels import CHECKED, FOLLOWING, REDRAWN
 from cvlab.page.question import COLORMAPS, REGIONS, Question
@@ -147,11 +146,10 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
                     at.history = html()
         with gr.Tab("Many pictures"):
             with gr.Row():
-                at.files = gr.UploadButton("Choose pictures", file_count="multiple", variant="primary", elem_id="many")
+                buttons = ("Choose pictures", "multiple"), ("Choose a folder", "directory")
+                at.files = [gr.UploadButton(name, file_count=kind, variant="primary") for name, kind in buttons]
                 at.again = gr.Button("Again, with the model and stage that are chosen now")
-            at.gallery = html()
-            table = {"headers": list(Row._fields), "column_widths": [f"{width}px" for width in WIDTHS]}
-            at.rows = gr.Dataframe(**table, label="Results", interactive=False, wrap=True)
+            at.taken, at.gallery = gr.State([]), html(elem_id="gallery")
             at.table = gr.File(label="Table (CSV)", interactive=False, height=90)
         with gr.Tab("Report") as at.report:
             at.record = html()
@@ -216,7 +214,10 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
         return by_widget(events.run("broken", [asked[3]], request.session_hash, *asked))
 
     def many(files: list[str] | None, photo: str | None, name: str, *others: object) -> tuple:
-        return tuple(events.run("many", [name], files or [], photo, name, *others))
+        return *events.run("many", [name], files or [], photo, name, *others), files
+
+    def open_one(click: gr.EventData, taken: list[str]) -> str | None:
+        return dict(enumerate(taken, start=1)).get(click.number)
 
     def when(triggers: list, make: Callable, inputs: list, outputs: list, **options: object) -> object:
         # "always_last": the last choice made while an answer is on its way is not lost.
@@ -254,8 +255,10 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
     when([at.report.select, at.model.input], handler("drawing", ["record"]), asked, [at.record])
     when([at.save.click], handler("drawing", ["saved"]), asked, [at.saved])
     when([at.audited.select, at.model.input], handler("drawing", ["audit"]), asked, [at.audit])
-    explained = [at.gallery, at.rows, at.table]
-    when([at.files.upload, at.again.click], many, [at.files, *asked], explained, concurrency_limit=1)
+    explained = [at.gallery, at.table, at.taken]
+    for given, begun in ((at.taken, at.again.click), *((each, each.upload) for each in at.files)):
+        when([begun], many, [given, *asked], explained, concurrency_limit=1, concurrency_id="many")
+    when([at.gallery.select], open_one, [at.taken], [at.photo])
 
 
 def main() -> None:

@@ -105,17 +105,18 @@ class Events:
         beside = self._answer(second or photo, other or name, None, *values)
         return draw(self._answer(photo, name, None, *values), ("compared",), beside)
 
-    def many(self, files: Sequence[str], *asked: object) -> tuple[str, list | None, str | None]:
-        """Many photos: gallery, rows, and the path of their table."""
+    def many(self, files: Sequence[str], *asked: object) -> tuple[str, str | None]:
+        """Many photos: gallery and table as HTML, and the path of the table."""
         answer = self._answer(*asked)
 
         def progress(done: tuple[int, int]) -> None:
             self.report(*done, "Explaining pictures", "pictures")
 
         try:
-            return explain_files(answer.model, files, answer.given, progress, _folder())
+            shown, _, table = explain_files(answer.model, files, answer.given, progress, _folder())
+            return shown, table
         except (ValueError, OSError) as error:
-            return paragraph(sentence_of(error)), None, None
+            return paragraph(sentence_of(error)), None
 
     def choose_part(self, session: str, points: list, size: float, *asked: object) -> dict:
         """A click or a drag in the picture of "Break it"; `size` is that of a clicked part, in percent of the sides."""

@@ -68,6 +68,18 @@ element.addEventListener('keydown', event => {
   event.preventDefault();
 });
 
+// A row of "Many pictures", its picture or its button opens the picture in the other tabs.
+element.addEventListener('click', event => {
+  const within = event.target.closest('.open, tr, .pic')?.closest('.open, tr, figure');
+  const open = within?.matches('.open') ? within : within?.querySelector('.open');
+  if (!open || String(getSelection())) return;
+  trigger('select', {number: +open.dataset.number});
+  const predict = document.querySelector('#tabs [role=tab]');
+  predict.click();
+  predict.focus();
+  scrollTo(0, 0);
+});
+
 // Buttons: to ask for the verdict; to copy the text that follows (outside https only the older way works).
 element.addEventListener('click', async event => {
   const ask = event.target.closest('.ask'), button = event.target.closest('.copy');
@@ -131,6 +143,26 @@ on('change', event => {
   off[box.checked ? 'delete' : 'add'](box.name);
   outlines(document);
 });
+
+// The head of a column sorts the rows of its table, by numbers where there are some.
+on('click', event => {
+  const head = event.target.closest('.sort')?.parentNode;
+  if (!head) return;
+  const body = head.closest('table').tBodies[0], at = head.cellIndex, up = head.ariaSort != 'ascending' ? 1 : -1;
+  const text = row => row.cells[at].textContent;
+  const rows = [...body.rows].sort((a, b) => up * (text(a) - text(b) || text(a).localeCompare(text(b))));
+  for (const each of head.parentNode.cells) each.ariaSort = null;
+  head.ariaSort = up > 0 ? 'ascending' : 'descending';
+  body.append(...rows);
+});
+
+// The pictures of a folder keep its name, which may be their class: daisy/12.jpg is sent as daisy_12.jpg.
+document.addEventListener('change', event => {
+  if (!event.target.webkitdirectory) return;
+  const named = new DataTransfer(), name = file => file.webkitRelativePath.split('/').slice(-2).join('_');
+  for (const file of event.target.files) named.items.add(new File([file], name(file), {type: file.type}));
+  event.target.files = named.files;
+}, true);
 
 // A picture that is dropped or pasted is the photo, except on a field for pictures.
 const send = (event, files) => {
