@@ -38,6 +38,7 @@ from cvlab.page.events import PICKED
 from cvlab.page.examples import example_files
 from cvlab.page.html import paragraph
 from cvlab.page.live import START
+from cvlab.page.many import HINT
 from cvlab.page.models import Models, offered_models
 from cvlab.page.panels import CHECKED, FOLLOWING, REDRAWN
 from cvlab.page.question import COLORMAPS, REGIONS, Question
@@ -149,9 +150,10 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
                 buttons = ("Choose pictures", "multiple"), ("Choose a folder", "directory")
                 at.files = [gr.UploadButton(name, file_count=kind, variant="primary") for name, kind in buttons]
                 at.again = gr.Button("Again, with the model and stage that are chosen now")
-            at.taken, at.gallery = gr.State([]), html(elem_id="gallery")
+            at.taken, at.gallery = gr.State([]), html(paragraph(HINT), elem_id="gallery")
             at.table = gr.File(label="Table (CSV)", interactive=False, height=90)
         with gr.Tab("Report") as at.report:
+            at.beside = choice([("(none)", ""), *names], label="Second model beside it")
             at.record = html()
         with gr.Tab("Audit") as at.audited:
             at.audit = html()
@@ -189,29 +191,25 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
         shown = events.run("begin", [name], request.session_hash, query, before, photo, name, *others)
         return by_widget(shown | linked)
 
-    def handler(event: str, *given: object) -> Callable:
-        def handle(request: gr.Request, photo: str | None, name: str, *others: object) -> dict:
-            return by_widget(events.run(event, [name], request.session_hash, *given, photo, name, *others))
+    def handler(event: str, *given: object, ahead: int = 0, two: bool = False) -> Callable:
+        # So many inputs stand ahead of photo and model; of `two` models the first input is the other one.
+        def handle(request: gr.Request, *values: object) -> dict:
+            names = [values[ahead + 1]] + [values[0]] * bool(two and values[0])
+            return by_widget(events.run(event, names, request.session_hash, *given, *values))
 
         return handle
 
     def pick(click: gr.EventData, request: gr.Request, *asked: object) -> dict:
         return handler("pick", click.points)(request, *asked)
 
-    def compare(other: str, second: str | None, photo: str | None, name: str, *values: object) -> dict:
-        return by_widget(events.run("compare", [name, other or name], other, second, photo, name, *values))
-
     def choose_part(click: gr.EventData, request: gr.Request, *asked: object) -> dict:
-        return by_widget(events.run("choose_part", [asked[2]], request.session_hash, click.points, *asked))
+        return handler("choose_part", click.points, ahead=1)(request, *asked)
 
     def live(click: gr.EventData, request: gr.Request, name: str) -> dict:
         return by_widget(events.run("live", [name], request.session_hash, click.frame, click.scale, name))
 
     def change(request: gr.Request, tool: str, *asked: object) -> dict:
         return by_widget(events.run("change", [], request.session_hash, tool, *asked))
-
-    def broken(request: gr.Request, *asked: object) -> dict:
-        return by_widget(events.run("broken", [asked[3]], request.session_hash, *asked))
 
     def many(files: list[str] | None, photo: str | None, name: str, *others: object) -> tuple:
         return *events.run("many", [name], files or [], photo, name, *others), files
@@ -249,10 +247,11 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
         when([tool.click], change, changing, [at.photo, at.trail, at.clipboard, at.told])
     opened = at.breaking.select(lambda part: part or "", at.part, at.part, **quietly)
     for each in (opened.then, at.photo.change, at.model.input):
-        each(broken, [at.part, at.trail, *asked], [at.canvas, at.history, at.chip], **quietly)
+        each(handler("broken", ahead=2), [at.part, at.trail, *asked], [at.canvas, at.history, at.chip], **quietly)
     both = [at.other, at.second, at.photo, at.model, *settings.values()]
+    compare, reports = (handler("beside", panel, ahead=2, two=True) for panel in ("compared", "record"))
     when([at.other.input, at.second.change], compare, both, [at.compared])
-    when([at.report.select, at.model.input], handler("drawing", ["record"]), asked, [at.record])
+    when([at.report.select, at.model.input, at.beside.input], reports, [at.beside, *both[1:]], [at.record])
     when([at.save.click], handler("drawing", ["saved"]), asked, [at.saved])
     when([at.audited.select, at.model.input], handler("drawing", ["audit"]), asked, [at.audit])
     explained = [at.gallery, at.table, at.taken]

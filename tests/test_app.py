@@ -585,6 +585,10 @@ def test_the_report_tells_what_the_folder_holds(page: Page) -> None:
     expect(page.get_by_text("python train/classifier.py --out").filter(visible=True)).to_be_visible()
     page.get_by_text("The model's card").click()
     expect(page.locator("pre.card")).to_contain_text("## Limits")
+    choose(page, "Second model beside it", "flowers")
+    expect(page.get_by_role("heading", name="flowers")).to_be_visible()
+    expect(page.get_by_role("heading", name="Scores")).to_have_count(2)
+    expect(page.get_by_text("No difference can be told")).to_be_visible()
     tab(page, "Audit")
     expect(page.get_by_text("python train/audit.py FOLDER --data DIR")).to_be_visible()
 
@@ -668,7 +672,9 @@ def test_many_pictures_become_a_gallery_and_a_table(page: Page, scene: Path, tmp
     for act in (  # by mouse on a row, by keyboard at a row, by mouse on a figure, by keyboard at it
         lambda: page.get_by_role("cell", name="e.png", exact=True).click(),
         lambda: page.locator(".rows").get_by_role("button", name="Open d.png").press("Enter"),
-        lambda: page.locator("#gallery figure", has=page.get_by_label("Open e.png", exact=True)).locator(".pic").click(),
+        lambda: (
+            page.locator("#gallery figure", has=page.get_by_label("Open e.png", exact=True)).locator(".pic").click()
+        ),
         lambda: page.locator("#gallery figure").get_by_role("button", name="Open c.png").press("Enter"),
     ):
         before = page.locator("#first .heat").get_attribute("src")
@@ -693,7 +699,7 @@ def test_the_pictures_of_a_folder_are_named_after_it_and_one_is_opened_by_touch(
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Choose a folder").tap()
     chooser.value.set_files(tmp_path)
-    expect(page.get_by_text("Mistakes: 0 of the 2")).to_be_visible()
+    expect(page.get_by_text("Mistakes: 0 of 2")).to_be_visible()
     page.locator("#gallery figure", has=page.get_by_label("Open cross_1.png")).locator(".pic").tap()
     expect(page.locator("#sentence")).to_contain_text("Cross, ")
     page.close()

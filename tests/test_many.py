@@ -185,9 +185,9 @@ def test_pictures_beyond_the_limit_are_counted_and_not_opened(
 ) -> None:
     monkeypatch.setattr(many, "MOST_PICTURES", 2)
     files = [*sorted(folder.iterdir())[:2], *3 * [tmp_path / "gone.png"]]
-    _, rows, _ = explain_files(classifier, files, Question(), lambda _: None, tmp_path)
-    assert [row.file for row in rows] == ["00.png", "01.png", "the rest"]
-    assert rows[-1].sentence == "Only the first 2 of 5 pictures are taken."
+    gallery, rows, _ = explain_files(classifier, files, Question(), lambda _: None, tmp_path)
+    assert [row.file for row in rows] == ["00.png", "01.png"]
+    assert "No more than 2 are taken: 3 are left out." in gallery
 
 
 def test_labels_can_be_seen_and_are_short() -> None:

@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import sys
+import time
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from cvlab import checkpoint
 from cvlab.data import shapes
 from cvlab.explain import METHODS, explain, predict
 from cvlab.models import build
-from cvlab.page.compare import difference, relative_map, seen_by_both
+from cvlab.page.compare import difference, relative_map
 from cvlab.page.evidence import open_mask
 from cvlab.page.host import sentence_of
 from cvlab.page.html import quoted
@@ -28,7 +29,7 @@ from cvlab.page.panels import CHECKED, PANELS, draw
 from cvlab.page.picture import difference_layer
 from cvlab.page.question import Question, score_of
 from cvlab.page.visit import Answer, Visits
-from cvlab.page.words import percent, said
+from cvlab.page.words import percent, said, time_left
 from cvlab.transforms import WHOLE, Box, open_image, resize_logits, view
 from cvlab.trust import judge
 
@@ -154,9 +155,7 @@ def test_the_difference_of_two_maps_is_where_only_one_of_them_is_hot(visits: Vis
     """One of the whole photo, hot at the upper left and the lower right; the other saw the right half, hot below."""
     first = planted(visits.ask(photo, "pets", Question()), WHOLE, (0, 0, 5.0), (3, 3, 5.0))
     second = planted(visits.ask(photo, "pets", Question()), (0.5, 0, 0.5, 1), (3, 2, 2.0), (3, 3, 2.0))
-    part = seen_by_both(first.box, second.box)
-    assert part == (0.5, 0, 0.5, 1)
-    mine, theirs = relative_map(first, part), relative_map(second, part)
+    mine, theirs = relative_map(first, second.box), relative_map(second, second.box)  # what both saw
     assert (mine[-1, -1], theirs[-1, -1], mine[0, 0], theirs[0, 0]) == (1, 1, 0, 0)
     caption = difference(first, second).split("<figcaption>")[1]
     shares = [int(share) for share in re.findall(r"(\d+)%", caption)]
@@ -189,6 +188,15 @@ def test_two_models_are_compared_at_the_stage_that_both_have(visits: Visits, pho
     assert stage_of_second("pets", "", "riders") == "stage2"  # the default of the first
     assert stage_of_second("pets", "stage1", "riders") == "stage1"
     assert stage_of_second("riders", "stage3", "pets") == "stage2"  # which has no third
+
+
+def test_the_time_that_is_left_is_that_of_the_mean_pace() -> None:
+    """A quarter was done in 100 seconds."""
+    begun = time.monotonic() - 100
+    assert time_left(begun, 0, 40) == ""
+    assert time_left(begun, 10, 40) == ", 5 min left"
+    assert time_left(begun, 20, 40) == ", 2 min left"
+    assert time_left(begun, 40, 40) == ", 0 s left"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
 """The tab "Many pictures": what a model predicts for each and why, as a gallery and as a table.
 
-Each picture is answered as the tab Predict answers it, one after the other, and only its row and its figure are kept. A
-picture that cannot be opened gets a row with the reason. What deserves a look comes first: mistakes, then doubts. The
-true class is known where a file's name begins with it.
+Each picture is answered as the tab Predict answers it, one after the other. What deserves a look comes first: mistakes,
+where the name of a file begins with the true class, then doubts. What cannot be opened gets a row with the reason.
 """
 
 import csv
@@ -11,7 +10,6 @@ import io
 import re
 import unicodedata
 import zipfile
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +25,7 @@ from cvlab.page.host import sentence_of
 from cvlab.page.html import folded, in_grid, paragraph
 from cvlab.page.picture import captioned, heated, slider, with_photo
 from cvlab.page.question import COLORMAPS, Question
-from cvlab.page.words import SURE, plain
+from cvlab.page.words import SURE
 from cvlab.transforms import WHOLE, ImageError, open_image
 from cvlab.trust.diagnosis import diagnose
 from cvlab.trust.familiarity import FOREIGN
@@ -36,9 +34,10 @@ MOST_PICTURES = 1000
 MAX_NAME = 100  # characters of a label
 PHOTO_SIDE = 480  # pixels of a photo in the gallery
 MOST_SHOWN = 60  # pictures in the gallery; the table holds all
+WORDS = re.compile(r"[^\W\d_]+|\d+").findall  # of a name: letters or digits in a row
 # Why a picture deserves a look, in the order in which the pictures stand; the last one has no figure.
 REASONS = ("mistake", "unfamiliar", "several classes", "unsure", "warning", "", "not opened")
-HINT = "Doubts come first; mistakes before them, where a file's name begins with its true class: {}_12.jpg."
+HINT = "First come mistakes, if the name of a picture or its folder begins with the true class (daisy_12), then doubts."
 
 
 class Row(NamedTuple):
@@ -57,25 +56,21 @@ class Row(NamedTuple):
 
     @property
     def place(self) -> tuple[int, float, int]:
-        """What rows are sorted by: the reason to look, how strong it is, the number."""
-        strength = {"mistake": -(self.share or 0), "unfamiliar": self.familiar or 0}
-        strength |= dict.fromkeys(("several classes", "unsure"), self.share)
-        return REASONS.index(self.look), strength.get(self.look, 0), self.number
+        """What rows are sorted by: the surest of the mistakes come first, of the others the least sure."""
+        share = self.share or 0.0
+        return REASONS.index(self.look), -share if self.look == "mistake" else share, self.number
 
 
 def explain_files(
     model: Model, files: Sequence[str], question: Question, progress: Callable[[tuple[int, int]], object], folder: Path
 ) -> tuple[str, list[Row], str]:
-    """Explains what a model predicts for many pictures.
+    """Explains what a model predicts: gallery and table as HTML, the rows as the files, and the path of table.csv.
 
     Args:
         files: paths of pictures; those after the first MOST_PICTURES are not opened.
         question: its method is used, and its stage where the model has it.
         progress: told (pictures done, of how many) after each.
         folder: gets table.csv.
-
-    Returns:
-        Gallery and table as HTML, the rows in the order of the files, the path of table.csv.
 
     Raises:
         ValueError, OSError: no files, or the table cannot be written.
@@ -90,43 +85,29 @@ def explain_files(
         rows.append(row)
         shown = sorted([*shown, (row.place, figure)])[:MOST_SHOWN]  # no more are kept in memory
         progress((i, len(taken)))
-    told = _summary(rows, model)
-    if len(files) > len(taken):
-        rest = f"Only the first {len(taken)} of {len(files)} pictures are taken."
-        rows.append(Row(len(taken) + 1, "the rest", None, None, None, rest, look="not opened"))
     table = folder / "table.csv"
     write_bytes(table, to_csv(rows).encode("utf-8-sig"))
     figures = [figure for _, figure in shown if figure]
     drawn = slider("Heat", question.opacity) + in_grid(figures) if figures else ""
     listed = folded("All in a table", to_html(sorted(rows, key=lambda row: row.place)), "rows")
-    return paragraph(told) + listed + drawn, rows, str(table)
+    return paragraph(_summary(rows, len(files) - len(taken))) + listed + drawn, rows, str(table)
 
 
-def _summary(rows: Sequence[Row], model: Model) -> str:
+def _summary(rows: Sequence[Row], left_out: int) -> str:
     """How many pictures there are, and how many of each kind."""
-    named, counts = sum(bool(row.true) for row in rows), Counter(row.look for row in rows)
+    named, looks = sum(bool(row.true) for row in rows), [row.look for row in rows]
     told = [f"{len(rows)} pictures."]
-    if named:
-        told.append(
-            f"Mistakes: {counts['mistake']} of the {named} whose names begin with a class; the surest come first."
-        )
-    told += [f"{reason.capitalize()}: {counts[reason]}." for reason in REASONS[1:] if reason and counts[reason]]
-    if not named and model.task == "classification":
-        told.append(HINT.format(plain(model.class_names[0])))
-    if len(rows) > MOST_SHOWN:
-        told.append(f"The first {MOST_SHOWN} are shown; the table holds all.")
-    return " ".join(told)
+    told += [f"Mistakes: {looks.count('mistake')} of {named} named after a class."] * bool(named)
+    told += [f"{reason.capitalize()}: {looks.count(reason)}." for reason in REASONS[1:] if reason and reason in looks]
+    told += [f"The first {MOST_SHOWN} are shown; the table holds all."] * (len(rows) > MOST_SHOWN)
+    return " ".join(told + [f"No more than {MOST_PICTURES} are taken: {left_out} are left out."] * bool(left_out))
 
 
 def true_class(file: str, names: Sequence[str]) -> str:
     """The class that the name of a file begins with, word by word; the longest one, and empty where there is none."""
-    begins = _words(file)
-    found = [name for name in names if (words := _words(name)) and begins[: len(words)] == words]
+    begins = WORDS(file.casefold())
+    found = [name for name in names if (words := WORDS(name.casefold())) and begins[: len(words)] == words]
     return max((name for name in found if not name.isdecimal()), key=len, default="")  # files are numbered, too
-
-
-def _words(name: str) -> list[str]:
-    return re.findall(r"[^\W\d_]+|\d+", name.casefold())
 
 
 def explain_picture(model: Model, path: Path, question: Question, number: int) -> tuple[Row, str]:
@@ -164,9 +145,8 @@ def explain_picture(model: Model, path: Path, question: Question, number: int) -
     }
     look = next((reason for reason, holds in speaks.items() if holds), "")
     row = Row(number, file, name, share, largest, sentence, prediction.familiar, " or ".join(named), true, look)
-    says = f", not {true}" if look == "mistake" else ""
-    caption = f"{share:.1%}, peak {largest:.3g}. {look.capitalize()}"
-    figure = captioned(drawn, f"{number}: {name or 'nothing found'}{says}", caption, f"<p>{opener(row)}</p>")
+    title = f"{number}: {name or 'nothing found'}" + f", not {true}" * (look == "mistake")
+    figure = captioned(drawn, title, f"{share:.1%}, peak {largest:.3g}. {look.capitalize()}", f"<p>{opener(row)}</p>")
     return row, with_photo(figure, style=prediction.photo)
 
 

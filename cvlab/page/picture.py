@@ -71,7 +71,10 @@ def heat_layer(attribution: Tensor, colormap: str, stage: Stage | None = None, s
     heat = relative_heat(attribution, (side, side), stage)
     if max(attribution.shape[-2:]) > FINEST:
         heat = F.adaptive_max_pool2d(torch.from_numpy(heat)[None], FINEST)[0].numpy()
-    return _png(share * heat, _palette(colormap))
+    levels = Image.fromarray(np.uint8(np.round(255 * share * heat)))
+    palette = _palette(colormap)
+    levels.putpalette(palette[:, :3].tobytes())
+    return _source(levels, transparency=palette[:, 3].tobytes())
 
 
 def difference_layer(difference: np.ndarray) -> str:
@@ -79,15 +82,14 @@ def difference_layer(difference: np.ndarray) -> str:
 
     Orange and blue differ for every kind of colour-blindness (Okabe and Ito, "Color Universal Design", 2002).
     """
-    return _png((1 + difference) / 2, _diverging())
+    colours = np.where(difference[..., None] < 0, (0, 114, 178), (230, 159, 0))
+    opacity = _palette("inferno")[np.uint8(255 * abs(difference)), 3]
+    return _source(Image.fromarray(np.uint8(np.dstack([colours, opacity]))))
 
 
-def _png(levels: np.ndarray, palette: np.ndarray) -> str:
-    """Levels (H, W) in [0, 1] as the source of a picture; the palette (256, 4) gives colours and opacities."""
-    picture = Image.fromarray(np.uint8(np.round(255 * levels)))
-    picture.putpalette(palette[:, :3].tobytes())
+def _source(picture: Image.Image, **options: object) -> str:
     buffer = BytesIO()
-    picture.save(buffer, "PNG", transparency=palette[:, 3].tobytes(), compress_level=4)
+    picture.save(buffer, "PNG", compress_level=4, **options)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -95,21 +97,9 @@ def _png(levels: np.ndarray, palette: np.ndarray) -> str:
 def _palette(colormap: str) -> np.ndarray:
     """Colours and opacities of 256 levels. Weak evidence is faint: in dark colours it were a fog over the photo."""
     colours = matplotlib.colormaps[colormap](np.linspace(0.3, 1, 256))
-    colours[:, 3] = _opacity(np.linspace(0, 1, 256))
+    ramp = np.clip(np.linspace(0, 1, 256) / 0.6, 0, 1)
+    colours[:, 3] = ramp**2 * (3 - 2 * ramp)
     return np.uint8(np.round(255 * colours))
-
-
-def _diverging() -> np.ndarray:
-    """As `_palette`, from blue over nothing to orange."""
-    levels = np.linspace(-1, 1, 256)[:, None]
-    opacity = 255 * _opacity(abs(levels) - 1 / 255)  # none of the 256 is zero
-    return np.uint8(np.round(np.hstack([np.where(levels < 0, [0, 114, 178], [230, 159, 0]), opacity])))
-
-
-def _opacity(levels: np.ndarray) -> np.ndarray:
-    """Rises smoothly with levels in [0, 1], to 1 at 0.6."""
-    ramp = np.clip(levels / 0.6, 0, 1)
-    return ramp**2 * (3 - 2 * ramp)
 
 
 def color_bar(colormap: str) -> str:
