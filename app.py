@@ -150,8 +150,7 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
                 buttons = ("Choose pictures", "multiple"), ("Choose a folder", "directory")
                 at.files = [gr.UploadButton(name, file_count=kind, variant="primary") for name, kind in buttons]
                 at.again = gr.Button("Again, with the model and stage that are chosen now")
-            at.taken, at.gallery = gr.State([]), html(paragraph(HINT), elem_id="gallery")
-            at.table = gr.File(label="Table (CSV)", interactive=False, height=90)
+            at.hint, at.taken, at.gallery = html(paragraph(HINT), elem_id="hint"), gr.State([]), html(elem_id="gallery")
         with gr.Tab("Report") as at.report:
             at.beside = choice([("(none)", ""), *names], label="Second model beside it")
             at.record = html()
@@ -212,7 +211,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
         return by_widget(events.run("change", [], request.session_hash, tool, *asked))
 
     def many(files: list[str] | None, photo: str | None, name: str, *others: object) -> tuple:
-        return *events.run("many", [name], files or [], photo, name, *others), files
+        return events.run("many", [name], files or [], photo, name, *others), files
 
     def open_one(click: gr.EventData, taken: list[str]) -> str | None:
         return dict(enumerate(taken, start=1)).get(click.number)
@@ -250,13 +249,13 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
         each(handler("broken", ahead=2), [at.part, at.trail, *asked], [at.canvas, at.history, at.chip], **quietly)
     both = [at.other, at.second, at.photo, at.model, *settings.values()]
     compare, reports = (handler("beside", panel, ahead=2, two=True) for panel in ("compared", "record"))
-    when([at.other.input, at.second.change], compare, both, [at.compared])
+    when([at.other.input, at.second.change, at.photo.change, at.model.input], compare, both, [at.compared])
     when([at.report.select, at.model.input, at.beside.input], reports, [at.beside, *both[1:]], [at.record])
     when([at.save.click], handler("drawing", ["saved"]), asked, [at.saved])
     when([at.audited.select, at.model.input], handler("drawing", ["audit"]), asked, [at.audit])
-    explained = [at.gallery, at.table, at.taken]
+    alone = {"concurrency_limit": 1, "concurrency_id": "many", "show_progress_on": [at.hint]}
     for given, begun in ((at.taken, at.again.click), *((each, each.upload) for each in at.files)):
-        when([begun], many, [given, *asked], explained, concurrency_limit=1, concurrency_id="many")
+        when([begun], many, [given, *asked], [at.gallery, at.taken], **alone)
     when([at.gallery.select], open_one, [at.taken], [at.photo])
 
 

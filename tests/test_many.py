@@ -83,16 +83,17 @@ def test_a_photo_of_the_gallery_is_small(classifier: nn.Module, tmp_path: Path) 
 
 
 def test_progress_counts_every_picture_and_the_gallery_ends_where_the_table_goes_on(
-    classifier: nn.Module, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    classifier: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(many, "MOST_SHOWN", 5)
     told: list[tuple[int, int]] = []
-    gallery, rows, table = explain_files(classifier, sorted(folder.iterdir()), Question(), told.append, tmp_path)
+    gallery, rows = explain_files(classifier, sorted(folder.iterdir()), Question(), told.append)
     assert told == [(done, NUMBER) for done in range(1, NUMBER + 1)]
     assert gallery.count("<figure>") == 5
     assert "20 pictures." in gallery
     assert "The first 5 are shown; the table holds all." in gallery
-    lines = list(csv.DictReader(Path(table).read_text("utf-8-sig").splitlines()))
+    (table,) = re.findall('data:text/csv;base64,(.*?)"', gallery)
+    lines = list(csv.DictReader(base64.b64decode(table).decode("utf-8-sig").splitlines()))
     assert [line["file"] for line in lines] == [row.file for row in rows] == [f"{i:02d}.png" for i in range(NUMBER)]
     first = [str(row.number) for row in sorted(rows, key=lambda row: row.place) if row.prediction]
     assert re.findall('data-number="(.*?)"', gallery) == first + first[:5]  # the table, then the gallery
@@ -108,7 +109,7 @@ def test_mistakes_come_first_the_surest_first_then_doubts_and_what_is_no_picture
         wrong = "" if i in BAD else predict(classifier, view(open_image(path), classifier)).argmin().item()
         prefix = f"{classifier.class_names[wrong]}_" if i % 2 and i not in BAD else ""
         path.rename(named / f"{prefix}{path.name}")
-    _, rows, _ = explain_files(classifier, sorted(named.iterdir()), Question(), lambda _: None, tmp_path)
+    _, rows = explain_files(classifier, sorted(named.iterdir()), Question(), lambda _: None)
     rows = sorted(rows, key=lambda row: row.place)
     mistakes = [row for row in rows if row.look == "mistake"]
     assert rows[: len(mistakes)] == mistakes
@@ -169,7 +170,7 @@ def test_a_job_of_bad_pictures_alone_still_has_its_rows(classifier: nn.Module, t
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         archive.writestr("a.png", b"")
     bad = [tmp_path / "gone.png", tmp_path, tmp_path / "photos.zip"]
-    gallery, rows, _ = explain_files(classifier, bad, Question(), lambda _: None, tmp_path)
+    gallery, rows = explain_files(classifier, bad, Question(), lambda _: None)
     assert "<figure>" not in gallery
     assert "Not opened: 3." in gallery
     assert [row.prediction for row in rows] == [None] * 3
@@ -177,7 +178,7 @@ def test_a_job_of_bad_pictures_alone_still_has_its_rows(classifier: nn.Module, t
     words = ["Gone.png cannot be read", "cannot be read", "unpack it"]
     assert all(word in sentence for word, sentence in zip(words, sentences, strict=True))
     with pytest.raises(ValueError, match="Choose pictures"):
-        explain_files(classifier, [], Question(), lambda _: None, tmp_path)
+        explain_files(classifier, [], Question(), lambda _: None)
 
 
 def test_pictures_beyond_the_limit_are_counted_and_not_opened(
@@ -185,7 +186,7 @@ def test_pictures_beyond_the_limit_are_counted_and_not_opened(
 ) -> None:
     monkeypatch.setattr(many, "MOST_PICTURES", 2)
     files = [*sorted(folder.iterdir())[:2], *3 * [tmp_path / "gone.png"]]
-    gallery, rows, _ = explain_files(classifier, files, Question(), lambda _: None, tmp_path)
+    gallery, rows = explain_files(classifier, files, Question(), lambda _: None)
     assert [row.file for row in rows] == ["00.png", "01.png"]
     assert "No more than 2 are taken: 3 are left out." in gallery
 
@@ -197,17 +198,15 @@ def test_labels_can_be_seen_and_are_short() -> None:
     assert clean("x" * 10_000 + ".png").endswith("x.png")
 
 
-def test_at_a_stage_that_is_not_there_the_default_one_is_read(
-    classifier: nn.Module, folder: Path, tmp_path: Path
-) -> None:
+def test_at_a_stage_that_is_not_there_the_default_one_is_read(classifier: nn.Module, folder: Path) -> None:
     def rows(stage: str) -> list[Row]:
-        return explain_files(classifier, [folder / "00.png"], Question(stage=stage), lambda _: None, tmp_path)[1]
+        return explain_files(classifier, [folder / "00.png"], Question(stage=stage), lambda _: None)[1]
 
     assert rows("stage9") == rows(default_stage(classifier)) != rows("stage1")
 
 
-def test_the_same_file_may_come_twice(classifier: nn.Module, folder: Path, tmp_path: Path) -> None:
+def test_the_same_file_may_come_twice(classifier: nn.Module, folder: Path) -> None:
     files = 2 * [folder / "00.png"]
-    gallery, (first, second), _ = explain_files(classifier, files, Question(), lambda _: None, tmp_path)
+    gallery, (first, second) = explain_files(classifier, files, Question(), lambda _: None)
     assert first[1:] == second[1:]
     assert gallery.count("<figure>") == 2

@@ -192,7 +192,7 @@ def test_two_reports_stand_side_by_side_with_the_difference_on_the_same_pictures
         ({"a": True, "c": False}, {}, "other pictures"),
         ({"a": True}, {}, "other pictures"),
         ({"a": 0.5, "b": 0.25}, {"iou": {"value": 0.5, "low": 0.4, "high": 0.6}}, "another task"),
-        ({}, {}, "second keeps no score"),
+        ({}, {}, "no single picture of second"),
         ({"a": MARK, "b": []}, {}, "cannot be shown"),
         ("x", {}, "cannot be shown"),
     ],

@@ -9,7 +9,7 @@
 The parts are cut with the seed of the training, so nothing in test was trained on. Every reading of test is noted in
 test_reads.jsonl. OUT is --out, else the model's folder, else (for a model of the Hub) runs/hub/USER/NAME.
 
-OUT/metrics.json, OUT/report/         scores, and README.md with tables and pictures; photographs in report/photos/
+OUT/metrics.json, OUT/report/         scores, also of each picture by its hash, README.md, pictures; photos in photos/
 OUT/report/val/, report/NAME-test/    the same of other parts or other data, if OUT is the default or holds a model
 """
 

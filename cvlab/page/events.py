@@ -108,18 +108,17 @@ class Events:
         two = self._answer(photo, name, None, *values), self._answer(second or photo, other or name, None, *values)
         return draw(two[0], [panel], two[1])
 
-    def many(self, files: Sequence[str], *asked: object) -> tuple[str, str | None]:
-        """Many photos: gallery and table as HTML, and the path of the table."""
+    def many(self, files: Sequence[str], *asked: object) -> str:
+        """Many photos: gallery and table as HTML."""
         answer, begun = self._answer(*asked), time.monotonic()
 
         def progress(done: tuple[int, int]) -> None:
             self.report(*done, f"Explaining pictures{time_left(begun, *done)}", "pictures")
 
         try:
-            shown, _, table = explain_files(answer.model, files, answer.given, progress, _folder())
-            return shown, table
+            return explain_files(answer.model, files, answer.given, progress)[0]
         except (ValueError, OSError) as error:
-            return paragraph(sentence_of(error)), None
+            return paragraph(sentence_of(error))
 
     def choose_part(self, session: str, points: list, size: float, *asked: object) -> dict:
         """A click or a drag in the picture of "Break it"; `size` is that of a clicked part, in percent of the sides."""

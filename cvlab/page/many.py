@@ -4,6 +4,7 @@ Each picture is answered as the tab Predict answers it, one after the other. Wha
 where the name of a file begins with the true class, then doubts. What cannot be opened gets a row with the reason.
 """
 
+import base64
 import csv
 import html
 import io
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import torch
 
 from cvlab.explain import default_stage, peak
-from cvlab.files import printable, write_bytes
+from cvlab.files import printable
 from cvlab.models import Model
 from cvlab.models.model import MOST_NAMES
 from cvlab.page.evidence import predict_photo
@@ -62,18 +63,17 @@ class Row(NamedTuple):
 
 
 def explain_files(
-    model: Model, files: Sequence[str], question: Question, progress: Callable[[tuple[int, int]], object], folder: Path
-) -> tuple[str, list[Row], str]:
-    """Explains what a model predicts: gallery and table as HTML, the rows as the files, and the path of table.csv.
+    model: Model, files: Sequence[str], question: Question, progress: Callable[[tuple[int, int]], object]
+) -> tuple[str, list[Row]]:
+    """Explains what a model predicts: gallery and table as HTML, and the rows in the order of the files.
 
     Args:
         files: paths of pictures; those after the first MOST_PICTURES are not opened.
         question: its method is used, and its stage where the model has it.
         progress: told (pictures done, of how many) after each.
-        folder: gets table.csv.
 
     Raises:
-        ValueError, OSError: no files, or the table cannot be written.
+        ValueError: no files.
     """
     if not files:
         raise ValueError("Choose pictures.")
@@ -85,12 +85,12 @@ def explain_files(
         rows.append(row)
         shown = sorted([*shown, (row.place, figure)])[:MOST_SHOWN]  # no more are kept in memory
         progress((i, len(taken)))
-    table = folder / "table.csv"
-    write_bytes(table, to_csv(rows).encode("utf-8-sig"))
+    content = base64.b64encode(to_csv(rows).encode("utf-8-sig")).decode()
+    saved = f'<p><a download="table.csv" href="data:text/csv;base64,{content}">Save the table (CSV)</a></p>'
     figures = [figure for _, figure in shown if figure]
     drawn = slider("Heat", question.opacity) + in_grid(figures) if figures else ""
     listed = folded("All in a table", to_html(sorted(rows, key=lambda row: row.place)), "rows")
-    return paragraph(_summary(rows, len(files) - len(taken))) + listed + drawn, rows, str(table)
+    return paragraph(_summary(rows, len(files) - len(taken))) + listed + saved + drawn, rows
 
 
 def _summary(rows: Sequence[Row], left_out: int) -> str:

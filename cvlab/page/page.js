@@ -70,9 +70,9 @@ element.addEventListener('keydown', event => {
 
 // A row of "Many pictures", its picture or its button opens the picture in the other tabs.
 element.addEventListener('click', event => {
-  const within = event.target.closest('.open, tr, .pic')?.closest('.open, tr, figure');
-  const open = within?.matches('.open') ? within : within?.querySelector('.open');
-  if (!open || String(getSelection())) return;
+  const button = event.target.closest('.open');
+  const open = button ?? event.target.closest('tr, .pic')?.closest('tr, figure')?.querySelector('.open');
+  if (!open || !button && String(getSelection())) return;  // text of a row is being copied
   trigger('select', {number: +open.dataset.number});
   const predict = document.querySelector('#tabs [role=tab]');
   predict.click();

@@ -48,9 +48,9 @@ def _difference(first: str, second: str, own: Path, other: Path) -> str:
     mine, theirs = (json.loads(read_text(folder / "metrics.json") or "{}") for folder in (own, other))
     ours, others = mine.get("pictures", {}), theirs.get("pictures", {})
     if not (ours and others):
-        return paragraph(f"No difference can be told: {second if ours else first} keeps no score of each picture.")
+        return paragraph(f"No difference: train/evaluate.py scored no single picture of {second if ours else first}.")
     if ours.keys() != others.keys() or ("iou" in mine) != ("iou" in theirs):
-        return paragraph("No difference can be told: the scores are of other pictures, or of another task.")
+        return paragraph("No difference: the scores are of other pictures, or of another task.")
     rows = (np.array([scores[picture] for picture in ours], float) for scores in (ours, others))
     told = "{:+.4f} (95% interval {:+.4f} to {:+.4f})".format(*paired_interval(*rows, np.mean))
     score = "Mean iou of a picture" if "iou" in mine else "Accuracy"
