@@ -150,7 +150,7 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
                 buttons = ("Choose pictures", "multiple"), ("Choose a folder", "directory")
                 at.files = [gr.UploadButton(name, file_count=kind, variant="primary") for name, kind in buttons]
                 at.again = gr.Button("Again, with the model and stage that are chosen now")
-            at.hint, at.taken, at.gallery = html(paragraph(HINT), elem_id="hint"), gr.State([]), html(elem_id="gallery")
+            at.pace, at.taken, at.gallery = html(elem_id="pace"), gr.State([]), html(paragraph(HINT), elem_id="gallery")
         with gr.Tab("Report") as at.report:
             at.beside = choice([("(none)", ""), *names], label="Second model beside it")
             at.record = html()
@@ -253,7 +253,7 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
     when([at.report.select, at.model.input, at.beside.input], reports, [at.beside, *both[1:]], [at.record])
     when([at.save.click], handler("drawing", ["saved"]), asked, [at.saved])
     when([at.audited.select, at.model.input], handler("drawing", ["audit"]), asked, [at.audit])
-    alone = {"concurrency_limit": 1, "concurrency_id": "many", "show_progress_on": [at.hint]}
+    alone = {"concurrency_limit": 1, "concurrency_id": "many", "show_progress_on": [at.pace]}
     for given, begun in ((at.taken, at.again.click), *((each, each.upload) for each in at.files)):
         when([begun], many, [given, *asked], [at.gallery, at.taken], **alone)
     when([at.gallery.select], open_one, [at.taken], [at.photo])
