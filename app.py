@@ -39,7 +39,7 @@ from cvlab.page.examples import example_files
 from cvlab.page.html import paragraph
 from cvlab.page.lesson import fill
 from cvlab.page.live import START
-from cvlab.page.many import WIDTHS, Row
+from cvlab.page.many import HINT
 from cvlab.page.models import Models, offered_models
 from cvlab.page.panels import CHECKED, FOLLOWING, REDRAWN
 from cvlab.page.question import COLORMAPS, REGIONS, Question
@@ -159,13 +159,12 @@ def layout(names: Sequence[str]) -> SimpleNamespace:
                     at.history = html()
         with gr.Tab("Many pictures"):
             with gr.Row():
-                at.files = gr.UploadButton("Choose pictures", file_count="multiple", variant="primary", elem_id="many")
+                buttons = ("Choose pictures", "multiple"), ("Choose a folder", "directory")
+                at.files = [gr.UploadButton(name, file_count=kind, variant="primary") for name, kind in buttons]
                 at.again = gr.Button("Again, with the model and stage that are chosen now")
-            at.gallery = html()
-            table = {"headers": list(Row._fields), "column_widths": [f"{width}px" for width in WIDTHS]}
-            at.rows = gr.Dataframe(**table, label="Results", interactive=False, wrap=True)
-            at.table = gr.File(label="Table (CSV)", interactive=False, height=90)
+            at.pace, at.taken, at.gallery = html(elem_id="pace"), gr.State([]), html(paragraph(HINT), elem_id="gallery")
         with gr.Tab("Report") as at.report:
+            at.beside = choice([("(none)", ""), *names], label="Second model beside it")
             at.record = html()
             with gr.Row():
                 at.export = gr.Button("Make model.onnx, to run it without torch", size="sm")
@@ -204,20 +203,19 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
         shown = events.run("begin", [name], request.session_hash, query, before, photo, name, *others)
         return by_widget(shown | linked)
 
-    def handler(event: str, *given: object) -> Callable:
-        def handle(request: gr.Request, photo: str | None, name: str, *others: object) -> dict:
-            return by_widget(events.run(event, [name], request.session_hash, *given, photo, name, *others))
+    def handler(event: str, *given: object, ahead: int = 0, two: bool = False) -> Callable:
+        # So many inputs stand ahead of photo and model; of `two` models the first input is the other one.
+        def handle(request: gr.Request, *values: object) -> dict:
+            names = [values[ahead + 1]] + [values[0]] * bool(two and values[0])
+            return by_widget(events.run(event, names, request.session_hash, *given, *values))
 
         return handle
 
     def pick(click: gr.EventData, request: gr.Request, *asked: object) -> dict:
         return handler("pick", click.points)(request, *asked)
 
-    def compare(other: str, second: str | None, photo: str | None, name: str, *values: object) -> dict:
-        return by_widget(events.run("compare", [name, other or name], other, second, photo, name, *values))
-
     def choose_part(click: gr.EventData, request: gr.Request, *asked: object) -> dict:
-        return by_widget(events.run("choose_part", [asked[2]], request.session_hash, click.points, *asked))
+        return handler("choose_part", click.points, ahead=1)(request, *asked)
 
     def learn(click: gr.EventData, request: gr.Request, place: list | None) -> dict:
         clicked = getattr(click, "do", ""), getattr(click, "points", [])
@@ -228,9 +226,6 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
 
     def change(request: gr.Request, tool: str, *asked: object) -> dict:
         return by_widget(events.run("change", [], request.session_hash, tool, *asked))
-
-    def broken(request: gr.Request, *asked: object) -> dict:
-        return by_widget(events.run("broken", [asked[3]], request.session_hash, *asked))
 
     def export(photo: str | None, name: str, *others: object) -> tuple:
         path, told = events.run("onnx", [name], photo, name, *others)
@@ -246,7 +241,10 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
         return kept[click.index]
 
     def many(files: list[str] | None, photo: str | None, name: str, *others: object) -> tuple:
-        return tuple(events.run("many", [name], files or [], photo, name, *others))
+        return events.run("many", [name], files or [], photo, name, *others), files
+
+    def open_one(click: gr.EventData, taken: list[str]) -> str | None:
+        return dict(enumerate(taken, start=1)).get(click.number)
 
     def when(triggers: list, make: Callable, inputs: list, outputs: list, **options: object) -> object:
         # "always_last": the last choice made while an answer is on its way is not lost.
@@ -282,17 +280,20 @@ def wire(page: gr.Blocks, at: SimpleNamespace, events: SafeEvents) -> None:
         when([tool.click], change, changing, [at.photo, at.trail, at.clipboard, at.told])
     opened = at.breaking.select(lambda part: part or "", at.part, at.part, **quietly)
     for each in (opened.then, at.photo.change, at.model.input):
-        each(broken, [at.part, at.trail, *asked], [at.canvas, at.history, at.chip], **quietly)
+        each(handler("broken", ahead=2), [at.part, at.trail, *asked], [at.canvas, at.history, at.chip], **quietly)
     learned = [at.lessons.select, at.steps.select, at.lesson.select]
     when(learned, learn, [at.place], [at.place, at.lesson, at.photo, at.model, at.chip])
     both = [at.other, at.second, at.photo, at.model, *settings.values()]
-    when([at.other.input, at.second.change], compare, both, [at.compared])
-    when([at.report.select, at.model.input], handler("drawing", ["record"]), asked, [at.record])
+    compare, reports = (handler("beside", panel, ahead=2, two=True) for panel in ("compared", "record"))
+    when([at.other.input, at.second.change, at.photo.change, at.model.input], compare, both, [at.compared])
+    when([at.report.select, at.model.input, at.beside.input], reports, [at.beside, *both[1:]], [at.record])
     when([at.export.click], export, asked, [at.onnx, at.onnx_told], concurrency_limit=1)
     when([at.save.click], handler("drawing", ["saved"]), asked, [at.saved])
     when([at.audited.select, at.model.input], handler("drawing", ["audit"]), asked, [at.audit])
-    explained = [at.gallery, at.rows, at.table]
-    when([at.files.upload, at.again.click], many, [at.files, *asked], explained, concurrency_limit=1)
+    alone = {"concurrency_limit": 1, "concurrency_id": "many", "show_progress_on": [at.pace]}
+    for given, begun in ((at.taken, at.again.click), *((each, each.upload) for each in at.files)):
+        when([begun], many, [given, *asked], [at.gallery, at.taken], **alone)
+    when([at.gallery.select], open_one, [at.taken], [at.photo])
 
 
 def main() -> None:

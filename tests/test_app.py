@@ -572,7 +572,10 @@ def test_two_models_and_two_pictures_are_compared(page: Page, scene: Path) -> No
     tab(page, "Compare")
     choose(page, "Second model", "flowers")
     expect(page.get_by_text(re.compile(r"^Agreement of the two maps: r = -?\d\.\d\d;"))).to_be_visible()
-    expect(figures(page)).to_have_count(2)
+    expect(figures(page)).to_have_count(3)
+    before = picture(page, f"Heat of {CLASSIFIER} minus heat of flowers")
+    choose_example(page, "star")  # another photo is compared, too
+    expect(page.get_by_alt_text(f"Heat of {CLASSIFIER} minus")).not_to_have_attribute("src", before)
     choose(page, "Second model", "(the same)")
     page.locator("#second input[type=file]").set_input_files(scene)
     expect(page.get_by_text("the peaks of the two pictures can be compared")).to_be_visible()
@@ -586,6 +589,10 @@ def test_the_report_tells_what_the_folder_holds(page: Page) -> None:
     expect(page.get_by_text("python train/classifier.py --out").filter(visible=True)).to_be_visible()
     page.get_by_text("The model's card").click()
     expect(page.locator("pre.card")).to_contain_text("## Limits")
+    choose(page, "Second model beside it", "flowers")
+    expect(page.get_by_role("heading", name="flowers")).to_be_visible()
+    expect(page.get_by_role("heading", name="Scores")).to_have_count(2)
+    expect(page.get_by_text("No difference: ")).to_be_visible()
     tab(page, "Audit")
     expect(page.get_by_text("python train/audit.py FOLDER --data DIR")).to_be_visible()
 
@@ -665,14 +672,53 @@ def test_many_pictures_become_a_gallery_and_a_table(page: Page, scene: Path, tmp
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Choose pictures").click()
     chooser.value.set_files([scene, *(tmp_path / name for name in ("b.txt", *names))])
-    expect(page.get_by_text("7 pictures.", exact=True)).to_be_visible()
+    expect(page.get_by_text("7 pictures.")).to_be_visible()
     expect(figures(page)).to_have_count(6)
     with page.expect_download() as download:
         page.locator("a[download='table.csv']").click()
     rows = list(csv.DictReader(Path(download.value.path()).read_text("utf-8-sig").splitlines()))
     assert [row["file"] for row in rows] == [scene.name, "b.txt", *names]
-    found = [row for row in rows if row["prediction"]]
-    expect(figures(page).locator("strong")).to_have_text([re.compile(f"^{row['number']}:") for row in found])
+    page.get_by_text("All in a table").click()
+    sort, shares = page.get_by_role("button", name="share"), page.locator(".rows td:nth-child(4)")
+    for order in ("ascending", "descending"):
+        sort.press("Enter")
+        expect(page.get_by_role("columnheader", name="share")).to_have_attribute("aria-sort", order)
+        shown = [float(text or 0) for text in shares.all_inner_texts()]
+        assert shown == sorted(shown, reverse=order == "descending")
+    for act in (  # by mouse on a row, by keyboard at a row, by mouse on a figure, by keyboard at it
+        lambda: page.get_by_role("cell", name="e.png", exact=True).click(),
+        lambda: page.locator(".rows").get_by_role("button", name="Open d.png").press("Enter"),
+        lambda: (
+            page.locator("#gallery figure", has=page.get_by_label("Open e.png", exact=True)).locator(".pic").click()
+        ),
+        lambda: page.locator("#gallery figure").get_by_role("button", name="Open c.png").press("Enter"),
+    ):
+        before = page.locator("#first .heat").get_attribute("src")
+        act()
+        expect(page.get_by_role("tab", name="Predict")).to_have_attribute("aria-selected", "true")
+        expect(page.get_by_role("tab", name="Predict")).to_be_focused()
+        expect(page.locator("#first .heat")).not_to_have_attribute("src", before)
+        tab(page, "Many pictures")
+
+
+def test_the_pictures_of_a_folder_are_named_after_it_and_one_is_opened_by_touch(
+    browser: Browser, url: str, tmp_path: Path
+) -> None:
+    scenes = {scene.label: scene.image for scene in (shapes.scene(seed, 128) for seed in range(4015, 4035))}
+    for label, name in enumerate(("circle", "cross")):
+        (tmp_path / name).mkdir()
+        scenes[label].save(tmp_path / name / "1.png")
+    page = browser.new_page(viewport={"width": 390, "height": 844}, has_touch=True)
+    page.goto(f"{url}?model={CLASSIFIER}")
+    expect(page.locator("[data-name=about]")).to_contain_text("Tells apart: circle")
+    tab(page, "Many pictures")
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Choose a folder").tap()
+    chooser.value.set_files(tmp_path)
+    expect(page.get_by_text("Mistakes: 0 of 2")).to_be_visible()
+    page.locator("#gallery figure", has=page.get_by_label("Open cross_1.png")).locator(".pic").tap()
+    expect(page.locator("#sentence")).to_contain_text("Cross, ")
+    page.close()
 
 
 def test_a_link_restores_model_and_settings(page: Page, url: str) -> None:

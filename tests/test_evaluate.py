@@ -88,6 +88,11 @@ def test_other_parts_and_other_data_leave_the_published_figures(
         assert Image.open(model / "report" / folder / "photos" / "grad_cam.png").width > 100
     reads = [json.loads(line) for line in (model / "test_reads.jsonl").read_text().splitlines()]
     assert [Path(line["command"][3]) for line in reads] == [data, others]  # val is no reading of test
+    pictures = [read(each / "metrics.json")["pictures"] for each in (model, model / "report" / "pictures-test")]
+    recorded = checkpoint.load(model).config["data"]["fingerprints"]["test"]
+    assert sorted(pictures[0]) == recorded
+    assert not pictures[0].keys() & pictures[1].keys()
+    assert sum(pictures[0].values()) / 6 == read(model / "metrics.json")["accuracy"]["value"]
 
 
 def test_a_report_elsewhere_is_that_of_the_part_that_was_asked_for(

@@ -6,14 +6,16 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
 from cvlab import checkpoint
 from cvlab.checkpoint import card
 from cvlab.data import shapes
+from cvlab.metrics import paired_interval
 from cvlab.models import build
-from cvlab.page.record import audit_panel, record_panel
+from cvlab.page.record import audit_panel, record_panel, side_by_side
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "<img src=x onerror=alert(1)>"
@@ -161,6 +163,45 @@ def test_what_an_audit_found_is_told_and_its_photographs_are_not_published(folde
         assert ("audit/suspect-1.png" in text) == linked
         assert "is fixed in place" in text
         assert MARK not in text
+
+
+def measured(folder: Path, pictures: object, **more: object) -> Path:
+    folder.mkdir()
+    (folder / "metrics.json").write_text(json.dumps({"part": "test", "n": 4, "pictures": pictures} | more))
+    return folder
+
+
+def test_two_reports_stand_side_by_side_with_the_difference_on_the_same_pictures(tmp_path: Path) -> None:
+    """Of 8 pictures, one has 7 right, the other 3, among them the one that the first has wrong."""
+    ours = {f"{i}": i != 0 for i in range(8)}
+    theirs = {f"{i}": i < 3 for i in reversed(range(8))}
+    first, second = measured(tmp_path / "a", ours), measured(tmp_path / "b", theirs)
+    shown = side_by_side({MARK: first, "b": second})
+    value, low, high = paired_interval(np.array([*ours.values()], float), np.arange(8) < 3.0, np.mean)
+    assert value == 0.5
+    assert f"+0.5000 (95% interval {low:+.4f} to {high:+.4f})" in shown
+    assert shown.count("Measured on 4 pictures") == 2
+    assert MARK not in shown
+    assert "-0.5000 (" in side_by_side({"b": second, "a": first})
+
+
+@pytest.mark.parametrize(
+    ("pictures", "more", "reason"),
+    [
+        ({"a": True, "b": False}, {}, "95% interval"),
+        ({"a": True, "c": False}, {}, "other pictures"),
+        ({"a": True}, {}, "other pictures"),
+        ({"a": 0.5, "b": 0.25}, {"iou": {"value": 0.5, "low": 0.4, "high": 0.6}}, "another task"),
+        ({}, {}, "no single picture of second"),
+        ({"a": MARK, "b": []}, {}, "cannot be shown"),
+        ("x", {}, "cannot be shown"),
+    ],
+)
+def test_a_difference_that_cannot_be_told_is_not(tmp_path: Path, pictures: object, more: dict, reason: str) -> None:
+    first, second = measured(tmp_path / "a", {"a": True, "b": True}), measured(tmp_path / "b", pictures, **more)
+    shown = side_by_side({"first": first, "second": second})
+    assert reason in shown
+    assert ("95% interval -" in shown or "95% interval +" in shown) == (reason == "95% interval")
 
 
 @pytest.mark.parametrize("text", ["", MARK, "{}", "[]", '{"iou": 1}', "[" * 10**5, '{"tried": [{}], "n": "<b>"}'])

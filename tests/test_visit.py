@@ -1,7 +1,10 @@
 """cvlab.page.visit and its panels: answered once, drawn as asked, and a sentence where there is no answer."""
 
+import base64
+import io
 import re
 import sys
+import time
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +20,17 @@ from cvlab import checkpoint
 from cvlab.data import shapes
 from cvlab.explain import METHODS, explain, predict
 from cvlab.models import build
+from cvlab.page.compare import difference, relative_map
 from cvlab.page.evidence import open_mask
 from cvlab.page.host import sentence_of
 from cvlab.page.html import quoted
 from cvlab.page.models import TOLERANCE, Models, bytes_of, faster_copy
 from cvlab.page.panels import CHECKED, PANELS, draw
+from cvlab.page.picture import difference_layer
 from cvlab.page.question import Question, score_of
 from cvlab.page.visit import Answer, Visits
-from cvlab.page.words import percent, said
-from cvlab.transforms import open_image, resize_logits, view
+from cvlab.page.words import percent, said, time_left
+from cvlab.transforms import WHOLE, Box, open_image, resize_logits, view
 from cvlab.trust import judge
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -132,8 +137,44 @@ def test_the_same_model_and_picture_twice_agree(visits: Visits, photo: str) -> N
 
     visits.models.offered["twin"] = visits.models.offered["pets"] + "/."
     assert "r = 1.00" in compared("twin")
+    assert "Heat of both: 100%." in compared("twin")
     assert "compare like with like" in compared("riders")
     assert "<figure>" not in compared("pets")
+
+
+def planted(answer: Answer, box: Box, *hot: tuple[int, int, float]) -> Answer:
+    """The answer with a map of 4 x 4 positions over a part of the photo, 0 but at (row, column, value)."""
+    heat = torch.zeros(1, 1, 4, 4)
+    for row, column, value in hot:
+        heat[0, 0, row, column] = value
+    answer.evidence = replace(answer.evidence, maps={"grad_cam": {answer.stage: heat}}, box=box)
+    return answer
+
+
+def test_the_difference_of_two_maps_is_where_only_one_of_them_is_hot(visits: Visits, photo: str) -> None:
+    """One of the whole photo, hot at the upper left and the lower right; the other saw the right half, hot below."""
+    first = planted(visits.ask(photo, "pets", Question()), WHOLE, (0, 0, 5.0), (3, 3, 5.0))
+    second = planted(visits.ask(photo, "pets", Question()), (0.5, 0, 0.5, 1), (3, 2, 2.0), (3, 3, 2.0))
+    mine, theirs = relative_map(first, second.box), relative_map(second, second.box)  # what both saw
+    assert (mine[-1, -1], theirs[-1, -1], mine[0, 0], theirs[0, 0]) == (1, 1, 0, 0)
+    caption = difference(first, second).split("<figcaption>")[1]
+    shares = [int(share) for share in re.findall(r"(\d+)%", caption)]
+    expected = [(mine - theirs).clip(0), (theirs - mine).clip(0), np.minimum(mine, theirs)]
+    expected = [round(100 * each.sum() / np.maximum(mine, theirs).sum()) for each in expected if each.max() > 0.02]
+    assert shares == expected
+    assert 98 <= sum(shares) <= 102
+    apart = planted(visits.ask(photo, "pets", Question()), (0, 0, 0.5, 1), (0, 0, 1.0))
+    assert "<figure>" not in difference(second, apart)
+    blank = planted(visits.ask(photo, "pets", Question()), WHOLE)
+    assert "%" not in difference(blank, blank).split("<figcaption>")[1]
+
+
+def test_a_difference_is_orange_above_zero_blue_below_and_see_through_at_zero() -> None:
+    url = difference_layer(np.array([[-1.0, 0.0, 1.0]]))
+    ((blue, zero, orange),) = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGBA"))
+    assert (zero[3], blue[3], orange[3]) == (0, 255, 255)
+    assert blue[2] > blue[0]
+    assert orange[0] > orange[2]
 
 
 def test_two_models_are_compared_at_the_stage_that_both_have(visits: Visits, photo: str, tmp_path: Path) -> None:
@@ -147,6 +188,15 @@ def test_two_models_are_compared_at_the_stage_that_both_have(visits: Visits, pho
     assert stage_of_second("pets", "", "riders") == "stage2"  # the default of the first
     assert stage_of_second("pets", "stage1", "riders") == "stage1"
     assert stage_of_second("riders", "stage3", "pets") == "stage2"  # which has no third
+
+
+def test_the_time_that_is_left_is_that_of_the_mean_pace() -> None:
+    """A quarter was done in 100 seconds."""
+    begun = time.monotonic() - 100
+    assert time_left(begun, 0, 40) == ""
+    assert time_left(begun, 10, 40) == ", 5 min left"
+    assert time_left(begun, 20, 40) == ", 2 min left"
+    assert time_left(begun, 40, 40) == ", 0 s left"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@
 The parts are cut with the seed of the training, so nothing in test was trained on. Every reading of test is noted in
 test_reads.jsonl. OUT is --out, else the model's folder, else (for a model of the Hub) runs/hub/USER/NAME.
 
-OUT/metrics.json, OUT/report/         scores, and README.md with tables and pictures; photographs in report/photos/
+OUT/metrics.json, OUT/report/         scores, also of each picture by its hash, README.md, pictures; photos in photos/
 OUT/report/val/, report/NAME-test/    the same of other parts or other data, if OUT is the default or holds a model
 """
 
@@ -136,6 +136,7 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
     loss = measure.mean_loss(F.cross_entropy(logits, labels, reduction="none"))
     found = {"part": args.part, "n": len(labels), "accuracy": measure.share_of(right), "loss": loss}
     found |= metrics.balanced_scores(labels, predicted) | {"classes": {name: table[name] for name in names}}
+    found["pictures"] = dict(zip(parts.keys(args.part), right.tolist(), strict=True))
     measure.add_calibration(found, model, logits, labels)
     measure.add_sets(found, model, probs, labels)
     if other:
@@ -193,6 +194,7 @@ def evaluate_segmenter(model: Model, other: Model | None, parts: Parts, args: ar
             curve = {"iou on val": (thresholds, ious)}
             pictures["threshold.png"] = partial(plots.lines_picture, curve, model.threshold, "threshold")
     per_image = np.array([metrics.mean_iou(each[None]) for each in by_class])
+    found["pictures"] = dict(zip(parts.keys(args.part), per_image.tolist(), strict=True))
     order = np.argsort(per_image, kind="stable").tolist()
     for name, chosen in (("worst", order[:4]), ("best", order[::-1][:4])):
         shown = [views[i] for i in chosen], [masks[i] for i in chosen], per_image[chosen]

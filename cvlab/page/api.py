@@ -4,22 +4,25 @@ Names and parameters of the endpoints are part of the contract with those progra
 """
 
 import contextvars
+import time
 from pathlib import Path
 
 import gradio as gr
 
 from cvlab.checkpoint import hub
 from cvlab.page.upload import photo_input
+from cvlab.page.words import time_left
 from cvlab.page.worker import SafeEvents
 
 
 def fetch_with_progress(model_id: str) -> Path:
     """`hub.pull`, with the bytes counted on the page of the visitor who waits for them."""
-    progress, here = gr.Progress(), contextvars.copy_context()
+    progress, here, begun = gr.Progress(), contextvars.copy_context(), time.monotonic()
 
     def show(arrived: int, expected: int) -> None:
         # The download calls this in threads of its own, which do not know whose page it is.
-        here.copy().run(progress, (arrived, expected), desc=f"Fetching {model_id}", unit="bytes")
+        told = f"Fetching {model_id}{time_left(begun, arrived, expected)}"
+        here.copy().run(progress, (arrived, expected), desc=told, unit="bytes")
 
     return hub.pull(model_id, show)
 

@@ -6,6 +6,7 @@ model, true mask and the values of a `Question`.
 """
 
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -34,6 +35,7 @@ from cvlab.page.picture import MAX_SIDE
 from cvlab.page.question import Question, from_query, mask_of, picked, settings_of
 from cvlab.page.unet import CLASSIFIER
 from cvlab.page.visit import Answer, Visits
+from cvlab.page.words import time_left
 from cvlab.render import enlarged, heatmap_picture, mask_overlay, overlay, to_picture
 from cvlab.transforms import open_image, resize_logits, resize_mask
 
@@ -126,22 +128,23 @@ class Events:
                 return {}
         return draw(answer, CHECKED)
 
-    def compare(self, other: str, second: str | None, photo: str | None, name: str, *values: object) -> dict:
-        """Two models, or two photos."""
-        beside = self._answer(second or photo, other or name, None, *values)
-        return draw(self._answer(photo, name, None, *values), ("compared",), beside)
+    def beside(self, session: str, panel: str, other: str, second: str | None, *asked: object) -> dict:
+        """A panel about two models, or two photos; an empty one is the first one again."""
+        photo, name, *values = asked
+        two = self._answer(photo, name, None, *values), self._answer(second or photo, other or name, None, *values)
+        return draw(two[0], [panel], two[1])
 
-    def many(self, files: Sequence[str], *asked: object) -> tuple[str, list | None, str | None]:
-        """Many photos: gallery, rows, and the path of their table."""
-        answer = self._answer(*asked)
+    def many(self, files: Sequence[str], *asked: object) -> str:
+        """Many photos: gallery and table as HTML."""
+        answer, begun = self._answer(*asked), time.monotonic()
 
         def progress(done: tuple[int, int]) -> None:
-            self.report(*done, "Explaining pictures", "pictures")
+            self.report(*done, f"Explaining pictures{time_left(begun, *done)}", "pictures")
 
         try:
-            return explain_files(answer.model, files, answer.given, progress, _folder())
+            return explain_files(answer.model, files, answer.given, progress)[0]
         except (ValueError, OSError) as error:
-            return paragraph(sentence_of(error)), None, None
+            return paragraph(sentence_of(error))
 
     def onnx(self, *asked: object) -> tuple[str | None, str]:
         """The path of the model as model.onnx, or why there is none."""

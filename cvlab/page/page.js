@@ -104,6 +104,16 @@ element.addEventListener('click', event => {
   if (button.dataset.open) openTab(button.dataset.open);
 });
 
+// A row of "Many pictures", its picture or its button opens the picture in the other tabs.
+element.addEventListener('click', event => {
+  const button = event.target.closest('.open');
+  const open = button ?? event.target.closest('tr, .pic')?.closest('tr, figure')?.querySelector('.open');
+  if (!open || !button && String(getSelection())) return;  // text of a row is being copied
+  trigger('select', {number: +open.dataset.number});
+  openTab('Predict').focus();
+  scrollTo(0, 0);
+});
+
 // Buttons: to ask for the verdict; to copy the text that follows (outside https only the older way works).
 element.addEventListener('click', async event => {
   const ask = event.target.closest('.ask'), button = event.target.closest('.copy');
@@ -178,6 +188,26 @@ if (location.hash == '#lesson') {
   const waiting = setInterval(() => { if (openTab('Lesson')) clearInterval(waiting); }, 200);
 }
 
+// The head of a column sorts the rows of its table, by numbers where there are some.
+on('click', event => {
+  const head = event.target.closest('.sort')?.parentNode;
+  if (!head) return;
+  const body = head.closest('table').tBodies[0], at = head.cellIndex, up = head.ariaSort != 'ascending' ? 1 : -1;
+  const text = row => row.cells[at].textContent;
+  const rows = [...body.rows].sort((a, b) => up * (text(a) - text(b) || text(a).localeCompare(text(b))));
+  for (const each of head.parentNode.cells) each.ariaSort = null;
+  head.ariaSort = up > 0 ? 'ascending' : 'descending';
+  body.append(...rows);
+});
+
+// The pictures of a folder keep its name, which may be their class: daisy/12.jpg is sent as daisy_12.jpg.
+document.addEventListener('change', event => {
+  if (!event.target.webkitdirectory) return;
+  const named = new DataTransfer(), name = file => file.webkitRelativePath.split('/').slice(-2).join('_');
+  for (const file of event.target.files) named.items.add(new File([file], name(file), {type: file.type}));
+  event.target.files = named.files;
+}, true);
+
 // A picture that is dropped or pasted is the photo, except on a field for pictures.
 const send = (event, files) => {
   const input = document.querySelector('#strip input[type=file]');
@@ -220,7 +250,7 @@ on('click', event => {
   const pic = copy.querySelector('.pic');
   for (const name of ['role', 'tabindex', 'aria-label']) pic.removeAttribute(name);
   pic.classList.remove('picker');
-  view.className = 'view photos';
+  view.className = figure.closest('.photos').className.replace('main', '') + ' view';
   view.setAttribute('aria-label', 'The picture, enlarged');
   tools.className = 'tools';
   view.append(tools, copy);
@@ -260,7 +290,9 @@ const save = async figure => {
     }
   });
   pen.globalAlpha = before.opacity;
+  pen.filter = before.filter;
   pen.drawImage(photo, 0, 0, width, height);
+  pen.filter = 'none';
   const heat = pic.querySelector('.heat'), shown = getComputedStyle(heat), by = width / pic.clientWidth;
   pen.globalAlpha = shown.opacity;
   pen.drawImage(heat, heat.offsetLeft * by, heat.offsetTop * by, heat.offsetWidth * by, heat.offsetHeight * by);

@@ -20,7 +20,7 @@ from cvlab.page.html import bars, code_block, figure, folded, in_grid, number, p
 from cvlab.page.photos import address_of
 from cvlab.page.picture import captioned, slider, with_photo
 from cvlab.page.question import to_query
-from cvlab.page.record import audit_panel, record_panel
+from cvlab.page.record import audit_panel, record_panel, side_by_side
 from cvlab.page.saved import document, download
 from cvlab.page.snippet import as_python
 from cvlab.page.unet import contributions, errors, region_picker, stages, three_stages
@@ -192,10 +192,10 @@ def code(answer: Answer) -> str:
     return paragraph(SAME_MAP) + code_block(lines)
 
 
-def record(answer: Answer, panel: Callable[[Path], str] = record_panel) -> str:
-    """The scores, training and card in the folder of the model, or another panel of it."""
-    _ = answer.model  # opening it checks what stands in its folder
-    return panel(answer.folder)
+def record(answer: Answer, second: Answer | None = None, panel: Callable[[Path], str] = record_panel) -> str:
+    """The scores, training and card in the folder of the model, or another panel of it; also of two models."""
+    folders = {each.name: each.folder for each in (answer, second) if each and each.model}  # which checks its folder
+    return side_by_side(folders) if len(folders) > 1 else panel(answer.folder)
 
 
 PANELS: dict[str, Callable[..., str]] = {

@@ -74,8 +74,22 @@ def heat_layer(attribution: Tensor, colormap: str, stage: Stage | None = None, s
     levels = Image.fromarray(np.uint8(np.round(255 * share * heat)))
     palette = _palette(colormap)
     levels.putpalette(palette[:, :3].tobytes())
+    return _source(levels, transparency=palette[:, 3].tobytes())
+
+
+def difference_layer(difference: np.ndarray) -> str:
+    """A difference (H, W) in [-1, 1] as a PNG: orange above zero, blue below, see-through at zero.
+
+    Orange and blue differ for every kind of colour-blindness (Okabe and Ito, "Color Universal Design", 2002).
+    """
+    colours = np.where(difference[..., None] < 0, (0, 114, 178), (230, 159, 0))
+    opacity = _palette("inferno")[np.uint8(255 * abs(difference)), 3]
+    return _source(Image.fromarray(np.uint8(np.dstack([colours, opacity]))))
+
+
+def _source(picture: Image.Image, **options: object) -> str:
     buffer = BytesIO()
-    levels.save(buffer, "PNG", transparency=palette[:, 3].tobytes(), compress_level=4)
+    picture.save(buffer, "PNG", compress_level=4, **options)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

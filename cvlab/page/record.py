@@ -6,12 +6,17 @@ not valid says so instead of hiding the others.
 """
 
 import html
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from cvlab.checkpoint.card import SECTIONS, Section, audit, read_text, title_and_alt_text
 from cvlab.checkpoint.config import opened
+from cvlab.metrics import paired_interval
 from cvlab.page.html import code_block, figure, folded, in_grid, paragraph, table
 from cvlab.transforms import open_image
 
@@ -29,6 +34,27 @@ def record_panel(folder: Path) -> str:
 def audit_panel(folder: Path) -> str:
     """What an audit found, or how to ask for one."""
     return _shown(audit, folder) or paragraph("Does it cheat? Ask: python train/audit.py FOLDER --data DIR")
+
+
+def side_by_side(folders: Mapping[str, Path]) -> str:
+    """What the folders of two models tell, by the names of the models, and how far their scores differ."""
+    told = [f"<div><h2>{html.escape(name)}</h2>{record_panel(folder)}</div>" for name, folder in folders.items()]
+    (first, own), (second, other) = folders.items()
+    return _shown(partial(_difference, first, second, own), other) + f'<div class="two">{"".join(told)}</div>'
+
+
+def _difference(first: str, second: str, own: Path, other: Path) -> str:
+    """The difference of the scores of two models on the same pictures, or why there is none to tell."""
+    mine, theirs = (json.loads(read_text(folder / "metrics.json") or "{}") for folder in (own, other))
+    ours, others = mine.get("pictures", {}), theirs.get("pictures", {})
+    if not (ours and others):
+        return paragraph(f"No difference: train/evaluate.py scored no single picture of {second if ours else first}.")
+    if ours.keys() != others.keys() or ("iou" in mine) != ("iou" in theirs):
+        return paragraph("No difference: the scores are of other pictures, or of another task.")
+    rows = (np.array([scores[picture] for picture in ours], float) for scores in (ours, others))
+    told = "{:+.4f} (95% interval {:+.4f} to {:+.4f})".format(*paired_interval(*rows, np.mean))
+    score = "Mean iou of a picture" if "iou" in mine else "Accuracy"
+    return paragraph(f"{score} of {first} minus that of {second}, on the same {len(ours)} pictures: {told}.")
 
 
 def _shown(part: Callable[[Path], Section | str], folder: Path) -> str:

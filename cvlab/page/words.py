@@ -1,5 +1,6 @@
 """The answer in plain sentences: what the model thinks, and where it looked."""
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -116,6 +117,12 @@ def either(names: Sequence[str], most: int = 8) -> str:
     """Names as in: a, b or c. Beyond the first `most` their number is told."""
     shown = [plain(name) for name in names[:most]] + [f"{len(names) - most} more"] * (len(names) > most)
     return " or ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
+
+
+def time_left(begun: float, done: int, of: int) -> str:
+    """How long the rest takes at the mean pace since `begun`, of time.monotonic(), as the end of a sentence."""
+    seconds = (time.monotonic() - begun) * (of - done) / max(done, 1)
+    return (f", {seconds / 60:.0f} min left" if seconds >= 90 else f", {seconds:.0f} s left") * (done > 0)
 
 
 def upper(text: str) -> str:
