@@ -136,7 +136,7 @@ def evaluate_classifier(model: Model, other: Model | None, parts: Parts, args: a
     loss = measure.mean_loss(F.cross_entropy(logits, labels, reduction="none"))
     found = {"part": args.part, "n": len(labels), "accuracy": measure.share_of(right), "loss": loss}
     found |= metrics.balanced_scores(labels, predicted) | {"classes": {name: table[name] for name in names}}
-    found["pictures"] = dict(zip(parts.keys(args.part), right.tolist(), strict=True))
+    measure.add_pictures(found, parts.samples[args.part], right.tolist())
     measure.add_calibration(found, model, logits, labels)
     measure.add_sets(found, model, probs, labels)
     if other:
@@ -194,7 +194,7 @@ def evaluate_segmenter(model: Model, other: Model | None, parts: Parts, args: ar
             curve = {"iou on val": (thresholds, ious)}
             pictures["threshold.png"] = partial(plots.lines_picture, curve, model.threshold, "threshold")
     per_image = np.array([metrics.mean_iou(each[None]) for each in by_class])
-    found["pictures"] = dict(zip(parts.keys(args.part), per_image.tolist(), strict=True))
+    measure.add_pictures(found, parts.samples[args.part], per_image.tolist())
     order = np.argsort(per_image, kind="stable").tolist()
     for name, chosen in (("worst", order[:4]), ("best", order[::-1][:4])):
         shown = [views[i] for i in chosen], [masks[i] for i in chosen], per_image[chosen]

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from cvlab import metrics, plots
 from cvlab.checkpoint import annotate, card
+from cvlab.data.duplicates import fingerprint
 from cvlab.data.evaluation import foreign_views, read_views
 from cvlab.data.parts import Parts
 from cvlab.explain import predicted_masks
@@ -108,6 +109,12 @@ def add_unknown(found: dict, pictures: dict, model: Model, views: Tensor, folder
         area, curves[name] = roc_auc_score(truth, both), roc_curve(truth, both)[:2]
         found[f"refused {name}"] = share_of(refused) | {"n": len(scores), "roc_area": area}
     pictures["unknown.png"] = partial(plots.lines_picture, curves, FOREIGN, "share of own pictures refused")
+
+
+def add_pictures(found: dict, samples: Sequence, values: list[bool | float]) -> None:
+    """Adds right or wrong, or the iou, of each picture by the hash of its file, or the seed of its scene."""
+    names = [str(each) if isinstance(each, int) else fingerprint(each[0]) for each in samples]
+    found["pictures"] = dict(zip(names, values, strict=True))
 
 
 def add_comparison(found: dict, other: str, score: str, ours: Tensor, theirs: Tensor, score_of: Callable) -> None:

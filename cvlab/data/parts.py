@@ -59,10 +59,6 @@ class Parts:
         """What config.json records, so that a later evaluation knows which pictures were trained on."""
         return {"name": self.name, **self.split, "fingerprints": self.fingerprints}
 
-    def keys(self, part: str) -> list[str]:
-        """What tells the pictures of a part from others: hashes of the files' contents, or the seeds of scenes."""
-        return [str(each) if isinstance(each, int) else fingerprint(each[0]) for each in self.samples[part]]
-
     def as_recorded(self, fingerprints: dict[str, list[str]]) -> int:
         """Moves every picture into the part that a training recorded for it; others stay in their part.
 
@@ -338,5 +334,5 @@ def _separated(parts: Parts, copies: Copies, allow_leaks: bool, left_out: dict[P
 
 
 def _with_fingerprints(parts: Parts) -> Parts:
-    parts.fingerprints = {part: sorted(parts.keys(part)) for part in PARTS}
+    parts.fingerprints = {part: sorted(fingerprint(sample[0]) for sample in parts.samples[part]) for part in PARTS}
     return parts
