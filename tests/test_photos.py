@@ -189,7 +189,7 @@ def page(url: str) -> Iterator[Page]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 390, "height": 844}, has_touch=True)
         page.goto(f"{url}?model=shapes-classifier")
-        expect(page.locator("#sentence h2")).to_contain_text("%")
+        expect(page.locator("#sentence h2")).to_contain_text("%", timeout=30_000)
         yield page
         browser.close()
 
