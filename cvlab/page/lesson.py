@@ -55,7 +55,7 @@ def turn(visits: Visits, did: str, points: list, place: list | None, save: Calla
     if field in ("step", "scene"):
         step, scene, part = (int(value), 0, "") if field == "step" else (step, int(value), "")
     elif field == "part" or points:
-        part = value or chosen(points[-1:], SIZE)
+        part = FOOLED[scene][1] if field == "part" else chosen(points[-1:], SIZE)
     elif place:  # its tab is opened again: what is there stays
         return {}
     try:
@@ -133,7 +133,7 @@ def stages(visits: Visits, scene: int, part: str) -> str:
 
 def fool(visits: Visits, scene: int, part: str) -> str:
     """A heart is put into a scene: in the first one it changes the answer, in the second one only the heat."""
-    seed, works = FOOLED[scene]
+    seed, _ = FOOLED[scene]
     before = after = visits.ask(scene_file(seed), CLASSIFIER, Question())
     name, share = likeliest(before)
     found, lines, at = "", (), MIDDLE
@@ -145,7 +145,7 @@ def fool(visits: Visits, scene: int, part: str) -> str:
     shown = marks(after)
     picture = layers(fill("fool_label"), **shown | {"lines": shown["lines"] + lines}, picks=SIDE, at=at)
     known = {"name": name, "share": percent(share), "task": fill(f"fool{scene}"), "photo": after.prediction.photo}
-    return fill("fool", picture=picture, found=found, works=works, other=1 - scene, **known)
+    return fill("fool", picture=picture, found=found, other=1 - scene, **known)
 
 
 def tried(before: Answer, after: Answer, part: str, mask: np.ndarray) -> str:
