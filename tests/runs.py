@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -78,12 +79,22 @@ def as_process(script: str, *words: object, check: bool = True, **settings: obje
     return answer
 
 
+def module_of(script: str) -> ModuleType:
+    """train/SCRIPT.py, imported once; a benchmark of the same name may have come first."""
+    if Path(importlib.import_module(script).__file__).parent != TRAIN:
+        del sys.modules[script]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(TRAIN)
+            importlib.import_module(script)
+    return sys.modules[script]
+
+
 def here(script: str, *words: object) -> None:
     """train/SCRIPT.py in this process: importing torch takes longer than a small training. Errors are raised."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"train/{script}.py", *map(str, words)])
         try:
-            importlib.import_module(script).main()
+            module_of(script).main()
         finally:
             importlib.import_module("resume").release()  # as when a process ends
 
@@ -93,7 +104,7 @@ def last_words(script: str, *words: object) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"train/{script}.py", *map(str, words)])
         with pytest.raises(SystemExit) as end:
-            importlib.import_module("cli").run(importlib.import_module(script).main)
+            importlib.import_module("cli").run(module_of(script).main)
     importlib.import_module("resume").release()
     return str(end.value)
 

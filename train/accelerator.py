@@ -36,8 +36,9 @@ def processes(alone: bool = False) -> PartialState:
     return found
 
 
-def goes_on(found: PartialState) -> bool:
-    """Ends what `processes` share; True in the first one, which writes."""
+def goes_on() -> bool:
+    """Ends what several processes do together; True in the first one, which writes."""
+    found = PartialState()
     found.wait_for_everyone()
     found.destroy_process_group()
     return found.is_main_process

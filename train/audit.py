@@ -124,7 +124,7 @@ def main() -> None:
         counts = answered.sum(1)
         found["iou"] = interval(segmentation_scores(counts)["iou"], bootstrap_intervals(counts)["iou"])
         page = partial(worst_page, model, title, shown, true, 1 - lacks, listed)
-    if not goes_on(sharing):
+    if not goes_on():
         return
     note_test_read(out, parts.name)
     write_text(out / "audit.json", to_json(found, indent=1) + "\n")

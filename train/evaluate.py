@@ -66,7 +66,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.checkpoint is None:
         parser.error("which model? Give the folder of a checkpoint, or a name on the Hub.")
-    sharing = processes(alone=bool(args.calibrate or args.trust or args.images))
+    processes(alone=bool(args.calibrate or args.trust or args.images))
     model = checkpoint.load_own(args.checkpoint)
     if args.calibrate:
         model = calibrate(args.checkpoint, parts_of(model, args.data, "val")[0], args.others)
@@ -95,7 +95,7 @@ def main() -> None:
 
     evaluate = evaluate_classifier if model.task == "classification" else evaluate_segmenter
     found, pictures = evaluate(model, other, parts, args)
-    if not goes_on(sharing):
+    if not goes_on():
         return
     if args.part == "test":
         note_test_read(out, parts.name)

@@ -166,7 +166,7 @@ def explain_part(model: Model, args: argparse.Namespace, stages: list[str]) -> N
         arrays = {f"{m}/{s}": maps[:, 0].numpy() for m, of in explanation.maps.items() for s, maps in of.items()}
         write_arrays(paths[i], {"lines": np.array(lines), **arrays})
 
-    if not goes_on(sharing):
+    if not goes_on():
         return
     manifest = []
     for path in sorted((args.out / "maps").glob("*.npz")):  # one batch after the other

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerator import save_state, start_tracking, track
+from accelerator import goes_on, save_state, start_tracking, track
 from calibration import calibrate
 from PIL import Image
 from resume import OF_A_MODEL, delete, record, release, saved_states
@@ -179,7 +179,7 @@ class Run:
 
     def finish(self, model: Model) -> None:
         """Writes manifest and card, says what to do with the model, and publishes it if --push asks."""
-        if not self.accelerator.is_main_process:
+        if not goes_on():
             return
         if not self.best_epoch:
             raise ValueError("The loss on val was not a number in any epoch, so no model was kept: use a smaller --lr.")

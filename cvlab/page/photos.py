@@ -68,10 +68,10 @@ def fetch(address: str, owners: Sequence[str] = ()) -> str:
     return str(path)
 
 
-def address_of(photo: str) -> str:
-    """Where a photo was fetched from; empty for any other one."""
-    path = Path(photo).with_name(ADDRESS)
-    return path.read_text("utf-8") if path.is_file() else ""
+def address_of(photo: str | None) -> str:
+    """Where a photo was fetched from; empty for any other one, and for none."""
+    path = Path(photo or ADDRESS).with_name(ADDRESS)
+    return path.read_text("utf-8") if photo and path.is_file() else ""
 
 
 def _download(address: str) -> bytes:
