@@ -278,7 +278,7 @@ def test_a_segmenter_finds_what_only_channel_4_shows(tmp_path: Path) -> None:
         save(tmp_path / "data" / "images" / str(i), (pixels / 255).astype(np.float32), i % 3)
         Image.fromarray(mask).save(tmp_path / "data" / "masks" / f"{i}.png")
     words = [*runs.SMALL_SEGMENTER, "--epochs", 8, "--batch-size", 4, "--lr", 0.02, "--no-augment"]
-    words += ["--in-channels", 5, "--range", 0, 1]
+    words += ["--channels", 5, "--range", 0, 1]
     runs.here("segmenter", "--data", tmp_path / "data", "--out", tmp_path / "run", *words)
     assert max(line["val_iou"] for line in runs.history(tmp_path / "run")) > 0.8
     runs.here("explain", tmp_path / "run", tmp_path / "data" / "images" / "0.npy", "--out", tmp_path / "maps")

@@ -124,7 +124,9 @@ def parser(script: str, doc: str, **defaults: object) -> Parser:
     add("--color-jitter", type=float, default=0.3, help="full augmentation: how far colours change; 0: not at all")
     add("--erase", type=float, default=0.0, help="full augmentation: share of pictures with one of 16 cells greyed")
     add = parser.add_argument_group("pictures that are no photos", argument_default=argparse.SUPPRESS).add_argument
-    add("--in-channels", type=int, metavar="N", help="pictures are TIFF or .npy of N channels")
+    # --channels of transfer.py is that of its head.
+    names = ["--in-channels"] + ["--channels"] * (script != "transfer")
+    add(*names, type=int, metavar="N", help="pictures are TIFF or .npy of N channels")
     add("--show", type=int, nargs=3, metavar=("R", "G", "B"), help="what people see of them; else 1 2 3, or 1 alone")
     add("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="black and white; needed for all but uint8")
     add = parser.add_argument_group("training").add_argument
