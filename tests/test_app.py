@@ -533,6 +533,8 @@ def test_the_keyboard_alone_asks_about_a_place(unet: Page) -> None:
         unet.keyboard.press("ArrowRight")
     unet.keyboard.press("Enter")
     expect(unet.get_by_label("Places")).to_have_value("38,32")
+    expect(unet.locator("#sentence")).to_contain_text("38,32")
+    expect(picker).to_be_focused()  # the arrow keys go on from there
     unet.get_by_label("Places").fill("3,4")
     unet.keyboard.press("Enter")
     expect(unet.get_by_text(re.compile("at 3,4")).filter(visible=True).first).to_be_visible()
