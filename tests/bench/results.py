@@ -277,9 +277,13 @@ SWEEPS = {
         Change({"loss": "focal"}, "focal", "Its usual alpha, 0.25, weights the object a third of the rest."),
         Change({"loss": "bce+dice"}, "binary cross-entropy + Dice", "Single pixels and the overlap."),
     ],
-    "lessons-photos": [Change({"per_class": f"{n} 50"}, f"{n} photos a class, from scratch", "") for n in PHOTOS],
+    "lessons-photos": [
+        Change({"per_class": f"{n} 50"}, f"{n} photos a class, from scratch", "Other photos in val for each number.")
+        for n in PHOTOS
+    ],
     "lessons-photos-transfer": [
-        Change({"per_class": f"{n} 50"}, f"{n} photos a class, pretrained and frozen", "") for n in PHOTOS
+        Change({"per_class": f"{n} 50"}, f"{n} photos a class, pretrained", "A layer on a frozen EfficientNet-Lite0.")
+        for n in PHOTOS
     ],
     "lessons-data": [
         Change({"data": "clean"}, "200 photos a class", "Five flowers at 64 pixels."),
