@@ -50,7 +50,7 @@ class Site(BaseHTTPRequestHandler):
             self.end_headers()
             return
         if self.path == "/claims.png":
-            length = photos.MOST_MB * 2**20 + 1
+            length = photos.MAX_UPLOAD_MB * 2**20 + 1
         self.send_response(404 if self.path == "/none.png" else 200)
         if self.path != "/endless.png":
             self.send_header("Content-Length", str(length or len(content)))

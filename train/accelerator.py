@@ -60,11 +60,11 @@ def accelerator_for(
     tracker = vars(args).get("track")
     if tracker and find_spec(tracker) is None:
         raise ValueError(f"--track {tracker} needs: pip install {tracker}")
-    processes = PartialState(cpu=cpu)
+    every = PartialState(cpu=cpu)
     precision = read_json(state / "progress.json")["precision"] if state else args.precision
-    if precision == "auto" and processes.device.type == "cuda":
+    if precision == "auto" and every.device.type == "cuda":
         precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    elif precision == "auto" and processes.is_main_process:
+    elif precision == "auto" and every.is_main_process:
         precision = fastest_precision(model, batch[0], lambda logits: criterion(logits, batch[1]))
     (precision,) = broadcast_object_list([precision])  # all do as the first one
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=args.seed)

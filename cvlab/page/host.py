@@ -22,6 +22,7 @@ from cvlab.files import printable
 ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = re.compile(r"GRADIO_.*(PORTS?|WORKERS|EVENTS|FREQUENCY|DEBUG)|HF_HUB_.*_TIMEOUT")  # variables that hold one
 WORKER_OF = "CVLAB_WORKER_OF"  # the variable that tells a worker the folder of its page
+MAX_UPLOAD_MB = 40  # of a picture that is sent or fetched
 KEPT = 7200  # seconds after which a photo that a killed page left behind is deleted
 GONE = "This photo was deleted after an hour: drop it again."
 

@@ -15,13 +15,13 @@ from PIL import Image
 
 from cvlab.checkpoint import hub
 from cvlab.files import printable, write_bytes, write_text
-from cvlab.page.host import own_folder
+from cvlab.page.host import MAX_UPLOAD_MB, own_folder
 from cvlab.page.html import quoted
 from cvlab.render import picture_url
 from cvlab.transforms import ImageError, open_image
 
 HOSTS = "CVLAB_HOSTS"  # the variable that names the hosts of photos, such as "upload.wikimedia.org,*.school.edu"
-MOST_MB, SECONDS = 40, 20.0  # of a download
+SECONDS = 20.0  # of a download
 MOST_KEPT, SIDE = 24, 64  # photos of the strip, pixels of a side
 ADDRESS = ".address"  # the file beside a fetched photo that tells where it comes from
 
@@ -59,7 +59,7 @@ def fetch(address: str, owners: Sequence[str] = ()) -> str:
         ValueError: it is not allowed, too large, or did not arrive.
     """
     address = address.strip()
-    found = hub.pull_file(address, MOST_MB * 2**20, owners)
+    found = hub.pull_file(address, MAX_UPLOAD_MB * 2**20, owners)
     content = found.read_bytes() if found else _download(address)
     folder = own_folder() / "uploads" / hashlib.sha256(address.encode()).hexdigest()
     path = folder / (printable(Path(urlsplit(address).path).name)[-100:] or "photo")
@@ -79,16 +79,16 @@ def _download(address: str) -> bytes:
     if not any(fnmatchcase(host, each.lower()) for each in hosts):
         others = f" or {', '.join(hosts)}" if any(hosts) else ""
         raise ValueError(f"This page takes photos from the Hugging Face Hub{others} only, not from {quoted(host)}.")
-    too_large = ValueError(f"The photo is too large: the limit is {MOST_MB} MB.")
+    too_large = ValueError(f"The photo is too large: the limit is {MAX_UPLOAD_MB} MB.")
     content, until = bytearray(), time.monotonic() + SECONDS
     try:
         with httpx.stream("GET", address, timeout=SECONDS, headers={"accept-encoding": "identity"}) as response:
             response.raise_for_status()  # also of a redirection: it may lead to another host
-            if int(response.headers.get("content-length", 0)) > MOST_MB * 2**20:
+            if int(response.headers.get("content-length", 0)) > MAX_UPLOAD_MB * 2**20:
                 raise too_large
             for some in response.iter_raw():
                 content += some
-                if len(content) > MOST_MB * 2**20:
+                if len(content) > MAX_UPLOAD_MB * 2**20:
                     raise too_large
                 if time.monotonic() > until:
                     raise httpx.ReadTimeout(f"it takes longer than {SECONDS:g} s")

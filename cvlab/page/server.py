@@ -11,9 +11,8 @@ from starlette.routing import Route
 
 from cvlab.memory import share_arenas
 from cvlab.page.examples import example_files
-from cvlab.page.host import sentence_of, without_paths
+from cvlab.page.host import MAX_UPLOAD_MB, sentence_of, without_paths
 from cvlab.page.limits import Limits, is_public
-from cvlab.page.upload import MAX_UPLOAD_MB
 
 HERE = Path(__file__).resolve().parent
 CSS, SERVED = HERE / "page.css", (HERE / "llms.txt", HERE / "teacher.html")  # for assistants, and for teachers

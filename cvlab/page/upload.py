@@ -15,9 +15,8 @@ from gradio.data_classes import GradioRootModel, ImageData
 
 from cvlab.files import write_bytes
 from cvlab.page.examples import example_files
-from cvlab.page.host import own_folder
+from cvlab.page.host import MAX_UPLOAD_MB, own_folder
 
-MAX_UPLOAD_MB = 40
 UPLOADS = own_folder() / "uploads"
 gr.set_static_paths([*example_files()])
 
